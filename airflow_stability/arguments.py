@@ -1,0 +1,70 @@
+"""What callers may pass: the number of credits, the organization id. Knows no HTTP and no Airflow.
+
+Gate, client, sensor and operators all check with these, so each rule stands once; a DAG file can load
+them without loading an HTTP library.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from decimal import Decimal
+from numbers import Real
+
+#: What an HTTP header can carry as one word. The vendor's ids look like ``org-123456``.
+_ORGANIZATION = re.compile(r"[!-~]{1,256}")
+
+
+def check_credits(value: object, *, argument: str = "minimum_credits") -> float:
+    """Return a number of credits, or of a string that is a number, as a float.
+
+    :param value: a number or a string such as ``"12.5"``.
+    :param argument: the name that the error text uses.
+    :raises ValueError: it is no number, a boolean, not finite, or negative.
+    """
+    number = math.nan
+    if isinstance(value, str) or (isinstance(value, (Real, Decimal)) and not isinstance(value, bool)):
+        try:
+            number = float(value)
+        except (ValueError, OverflowError):
+            number = math.nan
+    if not math.isfinite(number) or number < 0:
+        raise ValueError(
+            f"{argument} must be a finite number of credits, 0 or more, or a string that is one; "
+            f"got {_shown(value)}."
+        )
+    return number
+
+
+def check_organization(value: object) -> str | None:
+    """Return an organization id fit for the ``Organization`` header, or None for "the key's default".
+
+    :param value: an id such as ``org-123456``, or None.
+    :raises ValueError: it is no string, empty, or holds what a header cannot carry.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str) and _ORGANIZATION.fullmatch(value):
+        return value
+    raise ValueError(
+        "organization must be an id such as org-123456, without blanks; leave it out (None) for the key's "
+        f"default organization; got {_shown(value)}."
+    )
+
+
+def is_template(value: object) -> bool:
+    """Tell whether Airflow still has to render this value, so that it cannot be checked yet.
+
+    True for a Jinja template and for whatever resolves at run time (an XComArg, a mapped argument).
+    """
+    return "{{" in value or "{%" in value if isinstance(value, str) else hasattr(value, "resolve")
+
+
+def format_credits(credits: float) -> str:
+    """Write credits without rounding: ``50``, ``0.6336833840314097``."""
+    return repr(float(credits)).removesuffix(".0")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:79] + "…"

@@ -1,0 +1,338 @@
+"""StabilityClient: the two calls of the Stability user API, and a way to the rest of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import requests
+from pydantic import BaseModel
+from requests.auth import AuthBase
+from urllib3.exceptions import HTTPError
+
+from airflow_stability import __version__
+from airflow_stability.client import settings
+from airflow_stability.client.answers import clean, error_from_answer, malformed, parse_answer
+from airflow_stability.client.models import Account, Balance
+from airflow_stability.client.retry import build_retrying
+from airflow_stability.client.transport import Session, TimeLimit, UnreadableAnswerError, read_limited
+from airflow_stability.errors import (
+    StabilityConfigurationError,
+    StabilityError,
+    StabilityNetworkError,
+    StabilityNotFoundError,
+    StabilityPermanentError,
+    StabilityRedirectError,
+    StabilityTimeoutError,
+    StabilityTransientError,
+)
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+DEFAULT_BASE_URL = "https://api.stability.ai"
+DEFAULT_CLIENT_ID = "airflow-provider-stability"
+
+#: Bytes that an answer of the user endpoints, or an error, may have. Real ones have a few hundred.
+LARGEST_ANSWER = 1024 * 1024
+
+# base URL -> the API version that answered there last, for all clients of the process.
+_answering: dict[str, str] = {}
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class StabilityClient:
+    """Calls the Stability API with one API key. For one thread at a time; use it as a context manager.
+
+    Every call has an end: connecting may take ``request_timeout``, the answer as a whole another, and
+    repeated attempts together ``retry_deadline`` plus the last attempt. Only GET is ever repeated.
+    Redirects are never followed. The environment's proxy and CA settings count, as requests reads them.
+
+    :param api_key: the API key. Surrounding blanks and a pasted ``Bearer`` in front are dropped.
+    :param base_url: where the API is; a path in front of the API's own is kept, for gateways.
+    :param api_version: ``v1alpha`` or ``v1``, or ``auto``: v1alpha first, and v1 where v1alpha refuses;
+        the one that answered is asked first from then on, in this process and for this base URL.
+    :param organization: id such as ``org-123456`` for every balance that names none; None for the key's
+        default organization.
+    :param request_timeout: seconds for connecting, and for the complete answer after that.
+    :param retry_deadline: seconds that one call may spend on retries; 0 for a single attempt.
+    :param client_id: sent as ``Stability-Client-ID``, except to v1alpha, which knows no such header.
+    :param user_agent: replaces the ``User-Agent``, which otherwise names this package and its version.
+    :param proxy: URL of a proxy; counts before the environment's.
+    :param ca_bundle: file or folder of CA certificates; counts before the environment's.
+    :param allow_http: plain http to another host than loopback is refused without it, since the key would
+        travel in clear.
+    :raises StabilityConfigurationError: an argument that cannot work; also a ValueError.
+    """
+
+    def __init__(
+        self,
+        api_key: str,
+        *,
+        base_url: str = DEFAULT_BASE_URL,
+        api_version: str = "auto",
+        organization: str | None = None,
+        request_timeout: float = 10.0,
+        retry_deadline: float = 120.0,
+        client_id: str = DEFAULT_CLIENT_ID,
+        user_agent: str | None = None,
+        proxy: str | None = None,
+        ca_bundle: str | None = None,
+        allow_http: bool = False,
+    ) -> None:
+        key = settings.check_api_key(api_key)
+        self._keys = {"v1alpha": _KeyAuth(key), "v1": _KeyAuth(f"Bearer {key}")}
+        self._secrets = [key]
+        self.base_url = settings.check_base_url(base_url, allow_http=allow_http)
+        self.api_version = settings.check_api_version(api_version)
+        self.organization = settings.check_organization(organization)
+        self.request_timeout = settings.check_seconds("request_timeout", request_timeout)
+        self.retry_deadline = settings.check_seconds("retry_deadline", retry_deadline, zero=True)
+        #: The API version that the last account or balance of this client came from.
+        self.answered_version: str | None = None
+        self._client_headers = {
+            "Stability-Client-ID": settings.check_header("client_id", client_id),
+            "Stability-Client-Version": __version__,
+        }
+        if user_agent is None:
+            user_agent = f"airflow-provider-stability/{__version__} {requests.utils.default_user_agent()}"
+        self._session = Session()
+        self._session.headers["User-Agent"] = settings.check_header("user_agent", user_agent)
+        # An answer that unpacks to gigabytes has to be asked for; so it is not.
+        self._session.headers["Accept-Encoding"] = "identity"
+        self._proxies: dict[str, str] = {}
+        if proxy is not None:
+            password = settings.check_proxy(proxy)
+            self._secrets += [password] if password else []
+            self._proxies = {"http": proxy, "https": proxy}
+        self._ca_bundle = settings.check_ca_bundle(ca_bundle)
+
+    def __repr__(self) -> str:
+        return (
+            f"StabilityClient(base_url={self.base_url!r}, api_version={self.api_version!r}, "
+            f"organization={self.organization!r})"
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the pooled connections. The client can still be used and then opens new ones."""
+        self._session.close()
+
+    def get_account(self) -> Account:
+        """Return the account that the key belongs to (``GET /user/account``). Costs no credits.
+
+        :raises StabilityTransientError: no answer within ``retry_deadline``; it may pass.
+        :raises StabilityPermanentError: the API refuses; under ``auto``, both versions of it.
+        """
+        return self._get("user/account", Account, {})
+
+    def get_balance(self, organization: str | None = None) -> Balance:
+        """Return an organization's balance (``GET /user/balance``). Costs no credits.
+
+        A top-up takes 1 to 15 minutes to show in it.
+
+        :param organization: id such as ``org-123456``; None for the client's, else the key's default.
+        :raises StabilityTransientError: no answer within ``retry_deadline``; it may pass.
+        :raises StabilityPermanentError: the API refuses; under ``auto``, both versions of it.
+        """
+        organization = settings.check_organization(organization) or self.organization
+        return self._get("user/balance", Balance, {"Organization": organization} if organization else {})
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        timeout: float | None = None,
+        headers: dict[str, str] | None = None,
+        **kwargs: Any,
+    ) -> requests.Response:
+        """Call any other path of the API with the same key, limits and errors. Only GET is repeated.
+
+        :param method: HTTP method, such as ``POST``.
+        :param path: path such as ``/v2beta/stable-image/generate/core``.
+        :param timeout: seconds instead of ``request_timeout`` for this call: generating takes longer than
+            reading a balance.
+        :param headers: further headers. The ``Organization`` header is not sent unless named here.
+        :param kwargs: what ``requests.Request`` takes: ``params``, ``data``, ``json``, ``files``.
+        :returns: the answer, its body read, with a status from 200 to 299.
+        :raises StabilityPaymentRequiredError: 402, the organization has too few credits for this call.
+        :raises StabilityTransientError: it may pass.
+        :raises StabilityPermanentError: the API refuses, or the arguments cannot be sent.
+        """
+        if not path.startswith("/"):
+            raise StabilityConfigurationError(
+                f"path must begin with / and is appended to {self.base_url}; got {path[:80]!r}."
+            )
+        method = method.upper()
+        version = "v1alpha" if path.startswith("/v1alpha/") else "v1"
+        seconds = self.request_timeout if timeout is None else settings.check_seconds("timeout", timeout)
+
+        def attempt() -> requests.Response:
+            response, _ = self._send(
+                method, path, version=version, timeout=seconds, headers=headers or {}, **kwargs
+            )
+            return response
+
+        if method != "GET":
+            return attempt()
+        return build_retrying(self.retry_deadline)(attempt)
+
+    def _get(self, path: str, model: type[_Model], headers: dict[str, str]) -> _Model:
+        return build_retrying(self.retry_deadline)(lambda: self._ask_versions(path, model, headers))
+
+    def _ask_versions(self, path: str, model: type[_Model], headers: dict[str, str]) -> _Model:
+        """Ask the one API version that is set, or both until one does not refuse."""
+        refusals: list[StabilityPermanentError] = []
+        for version in self._versions():
+            call = f"/{version}/{path}"
+            try:
+                response, body = self._send(
+                    "GET",
+                    call,
+                    version=version,
+                    timeout=self.request_timeout,
+                    headers={"Accept": "application/json", **headers},
+                    largest=LARGEST_ANSWER,
+                )
+                answer = parse_answer(model, response.headers, body, call=f"GET {call}")
+            except StabilityPermanentError as refusal:
+                refusals.append(refusal)
+            except StabilityTransientError:
+                if refusals:  # the other version refused, this one may answer later: begin with it then
+                    _answering[self.base_url] = version
+                raise
+            else:
+                if self.api_version == "auto":
+                    _answering[self.base_url] = version
+                self.answered_version = version
+                return answer
+        raise refusals[0] if len(refusals) == 1 else _both_refused(refusals)
+
+    def _versions(self) -> tuple[str, ...]:
+        if self.api_version != "auto":
+            return (self.api_version,)
+        first = _answering.get(self.base_url, settings.API_VERSIONS[0])
+        return (first, *(version for version in settings.API_VERSIONS if version != first))
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        version: str,
+        timeout: float,
+        headers: dict[str, str],
+        largest: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[requests.Response, bytes]:
+        """Make one attempt, and return a 2xx answer with its body.
+
+        :param version: which form the key and the client's identity are sent in.
+        :param largest: bytes that the body may have and, where it is set, that only 200 will do.
+        """
+        if version != "v1alpha":
+            headers = {**self._client_headers, **headers}
+        call = f"{method} {path}"
+        prepared = self._prepare(method, path, headers=headers, auth=self._keys[version], **kwargs)
+        environment = self._session.merge_environment_settings(
+            prepared.url, dict(self._proxies), True, self._ca_bundle, None
+        )
+        # Whatever is raised here is raised after the block: an exception of requests that came along as
+        # its context would carry the request, and with it the key, to whoever collects tracebacks.
+        failure: StabilityError | None = None
+        body = b""
+        with TimeLimit(2 * timeout) as limit:
+            try:
+                response = self._session.send(prepared, timeout=timeout, allow_redirects=False, **environment)
+                with response:
+                    body = _read(response, largest)
+            except requests.Timeout:
+                limit.expired = True
+            except UnreadableAnswerError as unreadable:
+                failure = malformed(
+                    f"{call} answered {response.status_code}, but the body {unreadable}",
+                    status=response.status_code,
+                )
+            except (OSError, HTTPError, ValueError) as error:  # OSError: requests' exceptions are among them
+                failure = self._network_error(call, error)
+        if limit.expired:
+            failure = StabilityTimeoutError(
+                f"{call} got no complete answer: waited {timeout:g} s to connect or for the answer. "
+                f"{StabilityTimeoutError.advice}"
+            )
+        if failure is None:
+            succeeded = response.status_code == 200 if largest else 200 <= response.status_code <= 299
+            if succeeded:
+                return response, body
+            failure = error_from_answer(
+                response.status_code, response.headers, body, call=call, secrets=self._secrets
+            )
+        raise failure
+
+    def _prepare(self, method: str, path: str, **kwargs: Any) -> requests.PreparedRequest:
+        try:
+            request = requests.Request(method, self.base_url + path, **kwargs)
+            return self._session.prepare_request(request)
+        except (ValueError, UnicodeError, requests.RequestException) as error:
+            reason = clean(str(error), self._secrets)
+        raise StabilityConfigurationError(f"{method} {path[:80]!r} cannot be sent: {reason}.")
+
+    def _network_error(self, call: str, error: BaseException) -> StabilityNetworkError:
+        while error.__cause__ or error.__context__:  # the innermost says it in the fewest words
+            error = error.__cause__ or error.__context__  # type: ignore[assignment]
+        reason = clean(f"{type(error).__name__}: {error}", self._secrets).rstrip(".")
+        return StabilityNetworkError(
+            f"{call} got no complete answer from {self.base_url}: {reason}. {StabilityNetworkError.advice}"
+        )
+
+
+class _KeyAuth(AuthBase):
+    """Sets the Authorization header. Keeps the key out of the session's headers, and out of every repr."""
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def __call__(self, r: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Set the header on a request that is being prepared."""
+        r.headers["Authorization"] = self._value
+        return r
+
+
+def _read(response: requests.Response, largest: int | None) -> bytes:
+    if response.is_redirect:
+        return b""  # where it points to is in its header
+    if largest is None and response.ok:
+        return response.content
+    if response.headers.get("Content-Encoding", "identity") != "identity":
+        raise UnreadableAnswerError("is compressed, which was not asked for")
+    return read_limited(response, largest or LARGEST_ANSWER)
+
+
+def _both_refused(refusals: list[StabilityPermanentError]) -> StabilityPermanentError:
+    """Join what both API versions answered into one error of the kind that tells more.
+
+    "Not found" and a redirect only say that this version is not served there; the other answer is then
+    about the key. Between two equals the later version counts: keys work there today.
+    """
+    refusals.sort(key=lambda refusal: isinstance(refusal, StabilityNotFoundError | StabilityRedirectError))
+    telling = refusals[0]
+    if all(type(refusal) is type(telling) for refusal in refusals):
+        telling = refusals[-1]
+    facts = [str(refusal).removesuffix(refusal.advice).rstrip() for refusal in refusals]
+    return type(telling)(
+        f"Both API versions refused. {' '.join(facts)} {telling.advice}",
+        status=telling.status,
+        error_id=telling.error_id,
+        name=telling.name,
+        message=telling.message,
+        retry_after=telling.retry_after,
+        temporary=telling.temporary,
+    )

@@ -1,0 +1,127 @@
+"""What a client may be set to: each rule once, each with one sentence for whoever set it wrong.
+
+Everything here raises StabilityConfigurationError, which is also a ValueError, and shows no secret.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from airflow_stability.arguments import check_organization as _check_organization
+from airflow_stability.errors import StabilityConfigurationError
+
+#: ``auto`` asks them in this order until one is known to answer.
+API_VERSIONS = ("v1alpha", "v1")
+
+
+def check_api_version(api_version: str) -> str:
+    """Return ``auto`` or the name of an API version."""
+    if api_version not in ("auto", *API_VERSIONS):
+        raise StabilityConfigurationError(f"api_version must be auto, v1alpha or v1; got {api_version!r}.")
+    return api_version
+
+
+def check_api_key(api_key: object) -> str:
+    """Return the key without surrounding blanks and without a pasted ``Bearer`` in front.
+
+    :raises StabilityConfigurationError: there is none, or it holds what an HTTP header cannot carry.
+    """
+    if not isinstance(api_key, str) or not api_key.strip():
+        raise StabilityConfigurationError(
+            "The API key is missing: keys are made at https://platform.stability.ai/account/keys."
+        )
+    key = re.sub(r"^bearer\s+", "", api_key.strip(), flags=re.IGNORECASE)
+    odd = re.search(r"[^!-~]", key)
+    if odd:
+        raise StabilityConfigurationError(
+            f"The API key has a blank, control or non-ASCII character at position {odd.start() + 1} of "
+            f"{len(key)}: paste it again."
+        )
+    return key
+
+
+def check_base_url(base_url: str, *, allow_http: bool = False) -> str:
+    """Return the URL of the API without a slash at its end.
+
+    :raises StabilityConfigurationError: it is no such URL, or plain http to another host than loopback.
+    """
+    problem = "is not a URL such as https://api.stability.ai"
+    try:
+        parts = urlsplit(base_url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    if host and re.search(r"[^!-~]", base_url):
+        host, problem = None, "has a blank, control or non-ASCII character"
+    elif host and parts.scheme not in ("http", "https"):
+        host, problem = None, "is neither http nor https"
+    elif host and ("@" in parts.netloc or parts.query or parts.fragment):
+        host, problem = None, "has a user, a query or a fragment, which the API's address has not"
+    if not host:
+        shown = re.sub(r"//[^/]*@", "//***@", base_url)[:80]
+        raise StabilityConfigurationError(f"The API's address {shown!r} {problem}.")
+    if parts.scheme == "http" and not allow_http and not _is_loopback(host):
+        raise StabilityConfigurationError(
+            f"Plain http to {host} would send the API key in clear: use https, or set allow_http."
+        )
+    return base_url.rstrip("/")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def check_organization(organization: str | None) -> str | None:
+    """Return the organization id, or None for the key's default organization."""
+    try:
+        return _check_organization(organization)
+    except ValueError as error:
+        problem = str(error)
+    raise StabilityConfigurationError(problem)
+
+
+def check_seconds(name: str, value: float, *, zero: bool = False) -> float:
+    """Return a number of seconds, up to a day.
+
+    :param zero: whether 0 is allowed too.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and (0 < value <= 86400 or (zero and value == 0)):
+        return float(value)
+    raise StabilityConfigurationError(
+        f"{name} must be a number of seconds, {'0 or more' if zero else 'above 0'} and up to 86400; "
+        f"got {value!r}."
+    )
+
+
+def check_header(name: str, value: str) -> str:
+    """Return the value of a header that a person set."""
+    if re.fullmatch(r"[ -~]{1,256}", value):
+        return value
+    raise StabilityConfigurationError(
+        f"{name} must be 1 to 256 printable ASCII characters; got {value[:80]!r}."
+    )
+
+
+def check_proxy(proxy: str) -> str | None:
+    """Return the password in a proxy's URL, if it has one: a secret as well."""
+    try:
+        parts = urlsplit(proxy)
+        if parts.scheme and parts.hostname:
+            return parts.password
+    except ValueError:
+        pass
+    raise StabilityConfigurationError("proxy must be a URL such as http://proxy.example.com:3128.")
+
+
+def check_ca_bundle(ca_bundle: str | None) -> str | None:
+    """Return the path of a CA file or folder that exists."""
+    if ca_bundle is not None and not Path(ca_bundle).exists():
+        raise StabilityConfigurationError(f"ca_bundle names no file or folder here: {ca_bundle!r}.")
+    return ca_bundle

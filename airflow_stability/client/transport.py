@@ -1,0 +1,142 @@
+"""One HTTP exchange with limits: an end as a whole, a largest size, no redirect. Knows no Stability API.
+
+requests limits the wait for each piece of an answer, not the answer: a server that sends a byte a second
+would hold a call for ever. Here a timer cuts the socket when the whole took too long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any, Self
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.poolmanager import PoolManager
+
+_current: ContextVar[TimeLimit | None] = ContextVar("stability_time_limit", default=None)
+
+
+class UnreadableAnswerError(Exception):
+    """A body that is not read, or not to its end; the text completes "the body ..."."""
+
+
+class TimeLimit:
+    """Ends every exchange begun inside ``with TimeLimit(seconds) as limit`` when the time is up.
+
+    The exchange then fails, or seems to have ended early: ask ``limit.expired`` after either. Looking up
+    the host name cannot be cut; the resolver's own limits apply there.
+
+    :param seconds: how long the exchange may take as a whole.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.expired = False
+        self._socket: socket.socket | None = None
+        self._lock = threading.Lock()
+        self._timer = threading.Timer(seconds, self._cut)
+        self._timer.daemon = True
+
+    def __enter__(self) -> Self:
+        self._token = _current.set(self)
+        self._timer.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        with self._lock:
+            # A timer that fires just now must not cut a connection that went back to the pool.
+            self._socket = None
+        _current.reset(self._token)
+
+    def watch(self, connected: socket.socket | None) -> None:
+        """Remember the socket that the exchange runs over."""
+        with self._lock:
+            self._socket = connected
+        if self.expired:
+            self._cut()
+
+    def _cut(self) -> None:
+        with self._lock:
+            self.expired = True
+            if self._socket is not None:
+                with contextlib.suppress(OSError):  # it may be gone already
+                    # Not SSLSocket.shutdown, which drops the TLS state that the reader is using.
+                    socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+
+class _WatchedHTTPConnection(HTTPConnection):
+    def getresponse(self) -> Any:
+        _watch(self.sock)
+        return super().getresponse()
+
+
+class _WatchedHTTPSConnection(HTTPSConnection):
+    def getresponse(self) -> Any:
+        _watch(self.sock)
+        return super().getresponse()
+
+
+def _watch(connected: socket.socket | None) -> None:
+    limit = _current.get()
+    if limit is not None:
+        limit.watch(connected)
+
+
+class _WatchedHTTPPool(HTTPConnectionPool):
+    ConnectionCls = _WatchedHTTPConnection
+
+
+class _WatchedHTTPSPool(HTTPSConnectionPool):
+    ConnectionCls = _WatchedHTTPSConnection
+
+
+class _WatchedAdapter(HTTPAdapter):
+    """requests' own adapter, with connections that tell the time limit which socket they use."""
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        _use_watched_pools(self.poolmanager)
+
+    def proxy_manager_for(self, proxy: Any, **kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(proxy, **kwargs)
+        _use_watched_pools(manager)
+        return manager
+
+
+def _use_watched_pools(manager: PoolManager) -> None:
+    manager.pool_classes_by_scheme = {"http": _WatchedHTTPPool, "https": _WatchedHTTPSPool}
+
+
+class Session(requests.Session):
+    """A pooled session that follows no redirect and never reads the body of one by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mount("https://", _WatchedAdapter())
+        self.mount("http://", _WatchedAdapter())
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Say that there is none: requests would read a redirect's whole body to prepare the next call."""
+        return
+
+
+def read_limited(response: requests.Response, largest: int) -> bytes:
+    """Read the body of a streamed answer.
+
+    :param largest: bytes that it may have at the most.
+    :raises UnreadableAnswerError: it has more; the rest is not read.
+    """
+    body = bytearray()
+    for chunk in response.iter_content(64 * 1024):
+        body += chunk
+        if len(body) > largest:
+            raise UnreadableAnswerError(f"has more than {largest} bytes")
+    return bytes(body)

@@ -1,0 +1,142 @@
+"""What can go wrong between this package and the Stability API. Imports nothing.
+
+Callers ask one question, "may this pass?", and the tree's two branches answer it::
+
+    StabilityError
+    ├── StabilityTransientError              may pass by itself: ask again later
+    │   ├── StabilityNetworkError            no connection, a reset, a TLS failure
+    │   ├── StabilityTimeoutError            no complete answer in time
+    │   ├── StabilityRateLimitError          429: the key is locked out for a while
+    │   ├── StabilityUnavailableError        408, 425, 5xx, or `temporary: true` in the body
+    │   ├── StabilityMalformedAnswerError    an answer that is not what the API documents
+    │   └── StabilityBlockedError            a 403 that is not the API's own: a firewall speaking
+    └── StabilityPermanentError              will not pass until somebody changes something
+        ├── StabilityConfigurationError      a setting that cannot work (also a ValueError)
+        ├── StabilityAuthenticationError     401: the API key is missing or refused
+        ├── StabilityPaymentRequiredError    402: not enough credits for this call
+        ├── StabilityPermissionError         403: the key may not do this
+        ├── StabilityNotFoundError           404, 410
+        ├── StabilityRedirectError           3xx: never followed, the key would go along
+        └── StabilityRequestError            every other 4xx
+"""
+
+from __future__ import annotations
+
+
+class StabilityError(Exception):
+    """Any failure of a call to the Stability API. Its text never holds the API key.
+
+    :param text: what happened, on which path, with the error id, and what to do about it.
+    :param status: HTTP status of the answer; None where there was no answer.
+    :param error_id: the vendor's identifier of this one failure: what their support asks for.
+    :param name: the vendor's short name of the failure, such as ``rate_limit_exceeded``.
+    :param message: the vendor's own words, cut at 500 characters and without control characters.
+    :param retry_after: seconds before which another attempt makes no sense; None where nothing is known.
+    :param temporary: the server's own advice on trying again; None where it gave none.
+    """
+
+    #: What a person can do about it; the last sentence of the text.
+    advice = ""
+
+    def __init__(
+        self,
+        text: str,
+        *,
+        status: int | None = None,
+        error_id: str | None = None,
+        name: str | None = None,
+        message: str | None = None,
+        retry_after: float | None = None,
+        temporary: bool | None = None,
+    ) -> None:
+        super().__init__(text)
+        self.status = status
+        self.error_id = error_id
+        self.name = name
+        self.message = message
+        self.retry_after = retry_after
+        self.temporary = temporary
+
+
+class StabilityTransientError(StabilityError):
+    """A failure that may pass by itself. It says nothing about the key or the balance."""
+
+
+class StabilityNetworkError(StabilityTransientError):
+    """The API could not be reached, or the connection broke."""
+
+    advice = "Check the network, the proxy and the CA settings if it goes on."
+
+
+class StabilityTimeoutError(StabilityTransientError):
+    """The API did not answer completely in time."""
+
+    advice = "Raise request_timeout if the API is only slow."
+
+
+class StabilityRateLimitError(StabilityTransientError):
+    """Status 429. The vendor locks the key out for 60 seconds after 150 requests in 10 seconds."""
+
+    advice = "The key is locked out for a while: ask less often, or use one key per deployment."
+
+
+class StabilityUnavailableError(StabilityTransientError):
+    """The server cannot serve this now: 408, 425, 5xx, or it calls the failure temporary."""
+
+    advice = "This usually passes; send the error id to the vendor's support if it goes on."
+
+
+class StabilityMalformedAnswerError(StabilityTransientError):
+    """The answer is not what the API documents: cut short, HTML, or a value of the wrong type."""
+
+    advice = "Something between here and the API may be answering in its place: check proxy and host."
+
+
+class StabilityBlockedError(StabilityTransientError):
+    """A 403 without the API's error body: a firewall or gateway refused, not the API."""
+
+    advice = "A firewall or gateway refused the request, not the API: check the route to the host."
+
+
+class StabilityPermanentError(StabilityError):
+    """A failure that stays until somebody changes something."""
+
+
+class StabilityConfigurationError(StabilityPermanentError, ValueError):
+    """A setting that cannot work, found before anything was sent."""
+
+
+class StabilityAuthenticationError(StabilityPermanentError):
+    """Status 401: the API key is missing, mistyped, revoked or not known to this API version."""
+
+    advice = "Check the API key; keys are made at https://platform.stability.ai/account/keys."
+
+
+class StabilityPaymentRequiredError(StabilityPermanentError):
+    """Status 402: the organization has too few credits for this call."""
+
+    advice = "Buy credits at https://platform.stability.ai/account/credits."
+
+
+class StabilityPermissionError(StabilityPermanentError):
+    """Status 403 from the API itself: the key may not do this."""
+
+    advice = "Check that the key's account is a member of the organization and may do this."
+
+
+class StabilityNotFoundError(StabilityPermanentError):
+    """Status 404 or 410: there is no such thing at this host, or no longer."""
+
+    advice = "Check host and api_version, and the organization id if one is set."
+
+
+class StabilityRedirectError(StabilityPermanentError):
+    """A redirect. It is not followed, because the API key would be sent along."""
+
+    advice = "Redirects are not followed, the key would go along: set host to the API's real address."
+
+
+class StabilityRequestError(StabilityPermanentError):
+    """Any other 4xx: the API cannot take this request as it is."""
+
+    advice = "Check the arguments of the call."

@@ -1,0 +1,62 @@
+"""Every branch on an Airflow version, with its reason. All other modules import these names from here.
+
+The package does not depend on ``apache-airflow-providers-common-compat``, which exists for this: managed
+Airflow installs providers under Airflow's own constraints, and the version that those pin for Airflow
+2.11 and 3.0 lacks half of these names.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from airflow import __version__ as airflow_version
+
+AIRFLOW_VERSION = tuple(int(part) for part in airflow_version.split(".")[:2])
+
+if TYPE_CHECKING or AIRFLOW_VERSION >= (3, 0):
+    # Airflow 3: DAG authors' and providers' names live in the Task SDK.
+    from airflow.sdk import BaseHook, BaseOperator, BaseSensorOperator, Connection, Context, PokeReturnValue
+else:
+    from airflow.hooks.base import BaseHook
+    from airflow.models import BaseOperator, Connection
+    from airflow.sensors.base import BaseSensorOperator, PokeReturnValue
+    from airflow.utils.context import Context
+
+if TYPE_CHECKING or AIRFLOW_VERSION >= (3, 2):
+    # Moved there in 3.2; taken from airflow.exceptions, they warn.
+    from airflow.sdk.exceptions import (
+        AirflowFailException,
+        AirflowNotFoundException,
+        AirflowSensorTimeout,
+        AirflowSkipException,
+    )
+else:
+    from airflow.exceptions import (
+        AirflowFailException,
+        AirflowNotFoundException,
+        AirflowSensorTimeout,
+        AirflowSkipException,
+    )
+
+if TYPE_CHECKING or AIRFLOW_VERSION >= (3, 1):
+    # A task of Airflow 3 has a supervisor that writes its log: this one tells the supervisor too.
+    from airflow.sdk.log import mask_secret
+elif AIRFLOW_VERSION >= (3, 0):
+    from airflow.sdk.execution_time.secrets_masker import mask_secret
+else:
+    from airflow.utils.log.secrets_masker import mask_secret
+
+__all__ = [
+    "AIRFLOW_VERSION",
+    "AirflowFailException",
+    "AirflowNotFoundException",
+    "AirflowSensorTimeout",
+    "AirflowSkipException",
+    "BaseHook",
+    "BaseOperator",
+    "BaseSensorOperator",
+    "Connection",
+    "Context",
+    "PokeReturnValue",
+    "mask_secret",
+]

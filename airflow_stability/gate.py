@@ -1,0 +1,169 @@
+"""When credit suffices: the one decision that every sensor mode shares. Knows no HTTP and no Airflow.
+
+A driver (poke, reschedule, trigger) observes the balance or a failure and tells the gate; the gate
+answers with a :class:`Decision`. The rules:
+
+- The gate opens when the credits are more than the minimum; as many as the minimum is not enough.
+- A transient failure never opens it and never fails it: unknown is not poor.
+- A permanent failure fails it, but a key that has worked for this gate gets ten minutes of grace first,
+  because replacing a key takes a moment.
+- No poll before the server allows one.
+- It speaks when it starts to wait, at each change, every hour, and at the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import Enum
+
+from airflow_stability.arguments import check_credits, check_organization, format_credits
+from airflow_stability.errors import StabilityError, StabilityPermanentError
+
+#: How long a key that has worked before may be refused until the gate fails.
+GRACE = timedelta(minutes=10)
+
+#: A waiting gate says something at least this often.
+SPEAK_EVERY = timedelta(hours=1)
+
+
+class Verdict(Enum):
+    """What a driver has to do next."""
+
+    OPEN = "open"
+    WAIT = "wait"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the gate made of one observation.
+
+    :param verdict: open, wait or fail.
+    :param text: why, in a sentence: for the log, and for the failure.
+    :param speak: whether the log should have the text, or has heard it before.
+    :param credits: the balance that opened the gate.
+    """
+
+    verdict: Verdict
+    text: str
+    speak: bool
+    credits: float | None = None
+
+
+class Gate:
+    """One gate and what it remembers between observations.
+
+    :param minimum_credits: it opens on more credits than this: a number, or a string that is one.
+    :param organization: whose balance is observed, for the texts; None for the key's default.
+    :param grace: how long a key that has worked may be refused.
+    :raises ValueError: one of the arguments cannot be what it should.
+    """
+
+    def __init__(
+        self, minimum_credits: object, *, organization: str | None = None, grace: timedelta = GRACE
+    ) -> None:
+        self.minimum_credits = check_credits(minimum_credits)
+        self.organization = check_organization(organization)
+        self.grace = grace
+        self._not_before: datetime | None = None
+        self._balance: tuple[float, datetime] | None = None
+        self._key_works = False
+        self._refused_since: datetime | None = None
+        self._failures = 0
+        self._last_failure: StabilityError | None = None
+        self._said: tuple[object, ...] | None = None
+        self._said_at: datetime | None = None
+
+    def seconds_until_poll(self, now: datetime) -> float:
+        """Return for how many seconds yet the server wants no call; 0.0 when it may be asked."""
+        if self._not_before is None:
+            return 0.0
+        return max((self._not_before - now).total_seconds(), 0.0)
+
+    def key_changed(self) -> None:
+        """Take note that another key is used from now on: it has not worked yet."""
+        self._key_works = False
+        self._refused_since = None
+        self._not_before = None  # a lock-out belongs to a key
+
+    def observe_balance(self, credits: float, now: datetime) -> Decision:
+        """Decide on a balance.
+
+        :param credits: the balance as the API sent it.
+        :param now: aware time at which it was read.
+        """
+        self._balance = (credits, now)
+        self._key_works = True
+        self._refused_since = self._not_before = self._last_failure = None
+        self._failures = 0
+        if credits > self.minimum_credits:
+            return Decision(Verdict.OPEN, f"{self._has(credits)}: the gate opens.", True, credits)
+        return self._wait(f"{self._has(credits)}.", ("poor", credits), now)
+
+    def observe_failure(self, error: StabilityError, now: datetime) -> Decision:
+        """Decide on a failure to read the balance.
+
+        :param error: what went wrong.
+        :param now: aware time after the call.
+        """
+        self._failures += 1
+        self._last_failure = error
+        self._not_before = None if error.retry_after is None else now + timedelta(seconds=error.retry_after)
+        kind = (type(error), error.status, error.name)
+        if not isinstance(error, StabilityPermanentError):
+            return self._wait(f"the balance is unknown, {self._needs()}. {error}{self._history()}", kind, now)
+
+        self._refused_since = self._refused_since or now
+        grace_ends = self._refused_since + self.grace
+        if self._key_works and now < grace_ends:
+            text = (
+                "the key has worked before and may be about to be replaced; if it is still refused at "
+                f"{_clock(grace_ends)}, the gate fails. {error}"
+            )
+            return self._wait(text, kind, now)
+        worked = " The key had worked before." if self._key_works else ""
+        return Decision(Verdict.FAIL, f"{error}{worked}", True)
+
+    def timeout_text(self, seconds: float) -> str:
+        """Say why the gate did not open in time: too little credit, or no answer.
+
+        :param seconds: the time that it was given.
+        """
+        text = f"Timed out after {seconds:g} s: "
+        if self._last_failure is not None:
+            return (
+                f"{text}no answer about the balance, {self._needs()}.{self._history()} "
+                f"The last failure: {self._last_failure}"
+            )
+        if self._balance is None:
+            return f"{text}the balance was never asked for, {self._needs()}."
+        return (
+            f"{text}{self._has(self._balance[0])}. Buy credits at "
+            "https://platform.stability.ai/account/credits; a top-up takes 1 to 15 minutes to show."
+        )
+
+    def _wait(self, why: str, what: tuple[object, ...], now: datetime) -> Decision:
+        news = what != self._said
+        speak = news or self._said_at is None or now - self._said_at >= SPEAK_EVERY
+        if speak:
+            self._said, self._said_at = what, now
+        return Decision(Verdict.WAIT, f"{'Waiting' if news else 'Still waiting'}: {why}", speak)
+
+    def _has(self, credits: float) -> str:
+        whose = f"organization {self.organization}" if self.organization else "the key's default organization"
+        return f"{whose} has {format_credits(credits)} credits, {self._needs()}"
+
+    def _needs(self) -> str:
+        return f"needs more than {format_credits(self.minimum_credits)}"
+
+    def _history(self) -> str:
+        polls = "1 poll" if self._failures == 1 else f"{self._failures} polls"
+        if self._balance is None:
+            return f" No balance was read yet; {polls} failed."
+        credits, at = self._balance
+        return f" Last balance {format_credits(credits)} at {_clock(at)}; {polls} failed since."
+
+
+def _clock(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M:%S %Z}"

@@ -1,0 +1,178 @@
+"""StabilityHook: from an Airflow connection to a client for the Stability API."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow_stability.compat import AirflowNotFoundException, BaseHook, mask_secret
+from airflow_stability.errors import (
+    StabilityConfigurationError,
+    StabilityError,
+    StabilityTransientError,
+)
+
+if TYPE_CHECKING:
+    # At run time the client is loaded when the first connection is made: a DAG file that imports the
+    # hook must not load an HTTP library at each parse.
+    from airflow_stability.client import Account, Balance, StabilityClient
+    from airflow_stability.compat import Connection
+
+
+class StabilityHook(BaseHook):
+    """Calls the Stability API with the API key of an Airflow connection.
+
+    :param stability_conn_id: a connection of type ``stability``; its password is the API key.
+    :param retry_deadline: seconds that one call may spend on retries, 0 for a single attempt; None for
+        the connection's ``retry_deadline``, which is 120 unless set.
+    """
+
+    conn_name_attr = "stability_conn_id"
+    default_conn_name = "stability_default"
+    conn_type = "stability"
+    hook_name = "Stability AI"
+
+    def __init__(
+        self, stability_conn_id: str = default_conn_name, *, retry_deadline: float | None = None
+    ) -> None:
+        super().__init__()
+        self.stability_conn_id = stability_conn_id
+        self.retry_deadline = retry_deadline
+        self._client: StabilityClient | None = None
+        self._connection: Connection | None = None
+
+    def get_conn(self) -> StabilityClient:
+        """Return the client; the connection is read at the first call.
+
+        :raises AirflowNotFoundException: there is no such connection.
+        :raises StabilityConfigurationError: a field of the connection cannot work.
+        :raises StabilityTransientError: the connection could not be read just now.
+        """
+        if self._client is None:
+            self._client = self._make_client(self._connection or self._read_connection())
+        return self._client
+
+    def get_account(self) -> Account:
+        """Return the account that the API key belongs to. Costs no credits.
+
+        :raises StabilityError: see :meth:`StabilityClient.get_account`.
+        """
+        return self.get_conn().get_account()
+
+    def get_balance(self, organization: str | None = None) -> Balance:
+        """Return the credit balance of an organization. Costs no credits.
+
+        :param organization: id such as ``org-123456``; None for the connection's, else the key's default.
+        :raises StabilityError: see :meth:`StabilityClient.get_balance`.
+        """
+        return self.get_conn().get_balance(organization)
+
+    def reload(self) -> bool:
+        """Read the connection again, and use it from the next call on if it has changed.
+
+        A key may be rotated while a task waits. A connection from an environment variable cannot change
+        inside a running process; those from the database or a secrets backend can.
+
+        :returns: whether it has changed.
+        """
+        before = self._connection
+        after = self._read_connection()
+        if before is not None and _settings(before) == _settings(after):
+            return False
+        self.close()
+        return True
+
+    def close(self) -> None:
+        """Close the client's connections; the next call makes a new client."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Ask for account and balance, for the Test button of Airflow's connection form. Costs no credits.
+
+        :returns: whether the connection works, and a text for the person: whose account it is, its
+            organizations, the balance, and the API version that answered; or what is wrong.
+        """
+        try:
+            return True, self._describe()
+        except (StabilityError, AirflowNotFoundException) as error:
+            return False, str(error)
+        finally:
+            self.close()
+
+    def _describe(self) -> str:
+        from airflow_stability.hooks.connection import unknown_fields
+
+        self.retry_deadline = 0  # somebody is waiting in front of the form
+        client = self.get_conn()
+        account = client.get_account()
+        known = {membership.id: membership for membership in account.organizations}
+        listed = ", ".join(
+            f"{membership.name} ({membership.id}{', default' if membership.is_default else ''})"
+            for membership in account.organizations
+        )
+        if client.organization and client.organization not in known:
+            raise StabilityConfigurationError(
+                f"The account {account.id} is no member of the organization {client.organization} that the "
+                f"connection names. It has: {listed or 'none'}."
+            )
+        balance = client.get_balance()
+        default = account.default_organization
+        whose = client.organization or (default.id if default else "the default organization")
+        sentences = [
+            f"Account {account.id} ({account.email}).",
+            f"Organizations: {listed or 'none'}.",
+            f"Balance of {whose}: {balance.credits!r} credits.",
+            f"API version {client.answered_version} answered.",
+        ]
+        if client.api_version == "auto" and client.answered_version == "v1":
+            sentences.append("Set extra.api_version to v1 to save asking v1alpha first.")
+        if client.organization and default and client.organization != default.id:
+            sentences.append(
+                f"Warning: image generation bills the key's default organization {default.id}, but this "
+                f"connection watches {client.organization}: use a key whose default it is."
+            )
+        if self._connection and (unknown := unknown_fields(self._connection.extra_dejson)):
+            sentences.append(f"Warning: extra has fields that mean nothing here: {', '.join(unknown)}.")
+        return " ".join(sentences)
+
+    def _read_connection(self) -> Connection:
+        failure: StabilityError
+        try:
+            self._connection = self.get_connection(self.stability_conn_id)
+        except AirflowNotFoundException:
+            raise
+        except (TypeError, ValueError) as error:
+            failure = StabilityConfigurationError(
+                f"Connection {self.stability_conn_id!r} is neither a connection URI nor the JSON of one "
+                f"({type(error).__name__})."
+            )
+        except Exception as error:  # whatever Airflow's database, API or secrets backend raises
+            failure = StabilityTransientError(
+                f"Connection {self.stability_conn_id!r} could not be read just now "
+                f"({type(error).__name__}); the log of Airflow has more."
+            )
+        else:
+            return self._connection
+        raise failure  # outside of the handler: the original's text or context may hold the key
+
+    def _make_client(self, connection: Connection) -> StabilityClient:
+        from airflow_stability.hooks.connection import client_from_connection, unknown_fields
+
+        if connection.password:
+            mask_secret(connection.password)
+        extra: dict[str, Any] = connection.extra_dejson
+        if unknown := unknown_fields(extra):
+            self.log.warning(
+                "Connection %r: extra has fields that mean nothing here: %s.",
+                self.stability_conn_id,
+                ", ".join(unknown),
+            )
+        client = client_from_connection(connection, extra, retry_deadline=self.retry_deadline)
+        for secret in client.secrets:
+            mask_secret(secret)
+        return client
+
+
+def _settings(connection: Connection) -> tuple[object, ...]:
+    return (connection.password, connection.host, connection.port, connection.schema, connection.extra)

@@ -1,0 +1,112 @@
+"""Operators that read the Stability user API and push what it says to XCom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from airflow_stability.arguments import check_organization, format_credits, is_template
+from airflow_stability.compat import AirflowFailException, BaseOperator, Context
+from airflow_stability.errors import StabilityPermanentError
+from airflow_stability.hooks.stability import StabilityHook
+
+if TYPE_CHECKING:
+    from airflow_stability.client import StabilityClient
+
+#: What stands in XCom instead of an e-mail address.
+REDACTED = "***"
+
+
+class StabilityAccountOperator(BaseOperator):
+    """Pushes the account that the API key belongs to.
+
+    A dict of ``id``, ``email``, ``profile_picture`` (None where there is none) and ``organizations``, a list
+    of dicts of ``id``, ``name``, ``role`` and ``is_default``. The e-mail address is personal
+    data: XCom is kept in Airflow's database and shown in its pages.
+
+    :param stability_conn_id: a connection of type ``stability`` (templated).
+    :param redact_email: push ``***`` instead of the e-mail address.
+    """
+
+    template_fields: Sequence[str] = ("stability_conn_id",)
+    ui_color = "#d9d2f2"
+
+    def __init__(
+        self,
+        *,
+        stability_conn_id: str = StabilityHook.default_conn_name,
+        redact_email: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.stability_conn_id = stability_conn_id
+        self.redact_email = redact_email
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Return the account as a dict of plain JSON types.
+
+        :raises AirflowFailException: a failure that will not pass; Airflow's retries are not used for it.
+        :raises StabilityTransientError: a failure that may pass; Airflow's retries count.
+        """
+        with _client(self.stability_conn_id) as client:
+            account = client.get_account()
+        self.log.info("Account %s is in %d organizations.", account.id, len(account.organizations))
+        pushed = account.model_dump(mode="json")
+        if self.redact_email:
+            pushed["email"] = REDACTED
+        return pushed
+
+
+class StabilityBalanceOperator(BaseOperator):
+    """Pushes the balance of an organization: ``{"credits": float, "organization": str | None}``.
+
+    :param organization: id such as ``org-123456``; None for the connection's organization, else the key's
+        default (templated). What is pushed names the one that was asked for; None is the key's default.
+    :param stability_conn_id: a connection of type ``stability`` (templated).
+    :raises ValueError: an organization that cannot be an id; for a template, when the task runs.
+    """
+
+    template_fields: Sequence[str] = ("organization", "stability_conn_id")
+    ui_color = "#d9d2f2"
+
+    def __init__(
+        self,
+        *,
+        organization: str | None = None,
+        stability_conn_id: str = StabilityHook.default_conn_name,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not is_template(organization):
+            check_organization(organization)
+        self.organization = organization
+        self.stability_conn_id = stability_conn_id
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Return the balance and the organization that it belongs to.
+
+        :raises ValueError: a rendered organization that cannot be an id.
+        :raises AirflowFailException: a failure that will not pass; Airflow's retries are not used for it.
+        :raises StabilityTransientError: a failure that may pass; Airflow's retries count.
+        """
+        organization = check_organization(self.organization)
+        with _client(self.stability_conn_id) as client:
+            organization = organization or client.organization
+            credits = client.get_balance(organization).credits
+        self.log.info(
+            "%s has %s credits.", organization or "The default organization", format_credits(credits)
+        )
+        return {"credits": credits, "organization": organization}
+
+
+@contextmanager
+def _client(stability_conn_id: str) -> Iterator[StabilityClient]:
+    """Open the connection's client, and end the task without retries where the failure will not pass."""
+    hook = StabilityHook(stability_conn_id)
+    try:
+        yield hook.get_conn()
+    except StabilityPermanentError as error:
+        raise AirflowFailException(str(error)) from None
+    finally:
+        hook.close()

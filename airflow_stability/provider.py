@@ -1,0 +1,36 @@
+"""What Airflow learns about this package when it looks for providers. Imports nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def get_provider_info() -> dict[str, Any]:
+    """Return the provider's metadata, for the entry point ``apache_airflow_provider``."""
+    integration = "Stability AI"
+    return {
+        "package-name": "airflow-provider-stability",
+        "name": integration,
+        "description": "Gates pipelines on the credit balance of Stability AI, and reads its account.",
+        "integrations": [
+            {
+                "integration-name": integration,
+                "external-doc-url": "https://platform.stability.ai/docs/api-reference",
+                "tags": ["service"],
+            }
+        ],
+        "hooks": [{"integration-name": integration, "python-modules": ["airflow_stability.hooks.stability"]}],
+        "sensors": [
+            {"integration-name": integration, "python-modules": ["airflow_stability.sensors.stability"]}
+        ],
+        "operators": [
+            {"integration-name": integration, "python-modules": ["airflow_stability.operators.stability"]}
+        ],
+        "connection-types": [
+            {
+                "connection-type": "stability",
+                "hook-class-name": "airflow_stability.hooks.stability.StabilityHook",
+                "hook-name": integration,
+            }
+        ],
+    }

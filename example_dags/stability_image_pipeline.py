@@ -1,0 +1,78 @@
+"""Wait for credit, generate an image for each prompt, report what was made and what is left.
+
+The gate takes no worker slot between two looks at the balance (mode ``reschedule``). Generating is one
+task per prompt, so that a failure repeats one image and not all of them; an image that is there already is
+not paid for again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from datetime import datetime
+from pathlib import Path
+
+from airflow_stability.hooks.stability import StabilityHook
+from airflow_stability.sensors.stability import StabilityBalanceSensor
+
+try:
+    from airflow.sdk import dag, task
+except ImportError:  # Airflow 2.11
+    from airflow.decorators import dag, task
+
+CREDITS_PER_IMAGE = 3
+
+
+@dag(
+    schedule=None,
+    start_date=datetime(2026, 1, 1),
+    catchup=False,
+    tags=["stability"],
+    params={
+        "prompts": ["a lighthouse in a storm", "a paper boat on a calm lake", "a fox reading a newspaper"],
+        "output_folder": str(Path(tempfile.gettempdir()) / "stability_images"),
+    },
+    doc_md=__doc__,
+)
+def stability_image_pipeline():
+    wait_for_credit = StabilityBalanceSensor(
+        task_id="wait_for_credit",
+        # The gate opens on more credits than this, so that a little is left when the images are paid.
+        minimum_credits=f"{{{{ params.prompts | length * {CREDITS_PER_IMAGE} }}}}",
+        mode="reschedule",
+        poke_interval=10,
+        timeout=6 * 60 * 60,
+    )
+
+    @task
+    def list_prompts(params=None) -> list[str]:
+        return params["prompts"]
+
+    @task(max_active_tis_per_dagrun=2, retries=2)
+    def generate_image(prompt: str, params=None, run_id=None) -> str:
+        name = hashlib.sha256(f"{run_id} {prompt}".encode()).hexdigest()[:16]
+        image = Path(params["output_folder"]) / f"{name}.png"
+        if not image.exists():
+            with StabilityHook().get_conn() as client:
+                answer = client.request(
+                    "POST",
+                    "/v2beta/stable-image/generate/core",
+                    headers={"Accept": "image/*"},
+                    files={"prompt": (None, prompt), "output_format": (None, "png")},
+                    timeout=120,
+                )
+            image.parent.mkdir(parents=True, exist_ok=True)
+            image.write_bytes(answer.content)
+        return str(image)
+
+    @task
+    def report(images: list[str]) -> None:
+        balance = StabilityHook().get_balance()
+        print(f"{len(list(images))} images, {balance.credits} credits left:", *images, sep="\n")
+
+    prompts = list_prompts()
+    wait_for_credit >> prompts
+    report(generate_image.expand(prompt=prompts))
+
+
+stability_image_pipeline()

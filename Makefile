@@ -1,0 +1,84 @@
+# Everything that a person or CI runs here. Each target sets up what it needs: a fresh machine needs make and
+# a Python from 3.11, nothing else. What is set up stays below this folder.
+
+# The Airflow that `demo`, `lint` and a plain `make test` use, and all that are supported.
+AIRFLOW ?= 3.3
+AIRFLOWS := 2.11 3.3
+
+# The release that stands for each, and the Pythons that it runs on.
+RELEASE_2.11 := 2.11.2
+RELEASE_3.3 := 3.3.2
+PYTHON_2.11 := >=3.11,<3.13
+PYTHON_3.3 := >=3.11,<3.14
+
+VENV = .venvs/airflow-$(AIRFLOW)
+BIN = $(VENV)/bin
+# uv's only use is speed and --exclude-newer; one that is on the PATH will do.
+UV := $(or $(shell command -v uv 2>/dev/null),.venvs/uv/bin/uv)
+
+export PYTHONUTF8 := 1
+unexport PYTHONPATH AIRFLOW_HOME
+# Without compiled modules each start of an Airflow process takes twice as long.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help demo test test-all lint format build check-wheel constraints clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo                run the image pipeline on a real Airflow against the simulator"
+	@echo "make demo KEEP=1         the same, and leave Airflow's web pages up"
+	@echo "make test                all tests, on Airflow $(AIRFLOW)"
+	@echo "make test AIRFLOW=2.11   all tests, on another Airflow: $(AIRFLOWS)"
+	@echo "make test-all            all tests, on every one of them"
+	@echo "make lint                ruff, ruff format and mypy strict"
+	@echo "make format              let ruff mend what it can"
+	@echo "make build               wheel and source distribution, into dist/"
+	@echo "make check-wheel         build, install the wheel alone, and look at it through Airflow"
+	@echo "make constraints         rewrite .ci/constraints-*.txt"
+	@echo "make clean               delete all that these targets made"
+
+demo: $(VENV)/installed
+	@$(BIN)/python .ci/demo.py $(if $(KEEP),--keep)
+
+test: $(VENV)/installed
+	@EXPECTED_AIRFLOW=$(AIRFLOW) $(BIN)/python -m pytest $(ARGS)
+
+test-all:
+	@set -e; for airflow in $(AIRFLOWS); do $(MAKE) --no-print-directory test AIRFLOW=$$airflow; done
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+build: $(VENV)/installed
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+
+check-wheel: build $(UV)
+	bash .ci/check-wheel $(UV) "$(PYTHON_$(AIRFLOW))" .ci/constraints-$(AIRFLOW).txt
+
+constraints: $(UV)
+	$(UV) run --no-project --python ">=3.11" python .ci/constraints.py $(UV) \
+		$(foreach airflow,$(AIRFLOWS),$(airflow)=$(RELEASE_$(airflow)))
+
+clean:
+	rm -rf .venvs .demo dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.venvs/uv/bin/uv:
+	@echo "Installing uv into .venvs/uv"
+	@python3 -m venv .venvs/uv || { echo "python3 cannot make a venv: install the package python3-venv."; exit 1; }
+	@.venvs/uv/bin/python -m pip install --quiet --disable-pip-version-check uv
+
+# pip's and uv's other settings (an index, a proxy) are the machine's own and count.
+$(VENV)/installed: pyproject.toml .ci/constraints-$(AIRFLOW).txt | $(UV)
+	@test -n "$(RELEASE_$(AIRFLOW))" || { echo "AIRFLOW must be one of $(AIRFLOWS), not $(AIRFLOW)."; exit 1; }
+	@echo "Installing Airflow $(RELEASE_$(AIRFLOW)) into $(VENV): about a minute, the first time"
+	@$(UV) venv --quiet --clear --python "$(PYTHON_$(AIRFLOW))" $(VENV)
+	@$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python \
+		--constraints .ci/constraints-$(AIRFLOW).txt apache-airflow --editable ".[simulator]" --group dev
+	@touch $@

@@ -1,0 +1,46 @@
+"""What every test stands on: an Airflow home of its own, and the Airflow that was asked for."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Before anything imports Airflow, which reads its environment once: no test may see this machine's settings,
+# nor leave anything in its home.
+for name in [name for name in os.environ if name.startswith("AIRFLOW")]:
+    del os.environ[name]
+HOME = Path(tempfile.mkdtemp(prefix="airflow-stability-tests-"))
+atexit.register(shutil.rmtree, HOME, ignore_errors=True)
+os.environ.update(
+    AIRFLOW_HOME=str(HOME),
+    AIRFLOW__CORE__LOAD_EXAMPLES="False",
+    AIRFLOW__CORE__DAGS_FOLDER=str(HOME / "dags"),
+    AIRFLOW__LOGGING__LOGGING_LEVEL="INFO",
+    AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE="False",
+)
+# A proxy of this machine has no part in what goes to loopback.
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
+
+
+def pytest_report_header() -> str:
+    import platform
+
+    from airflow import __version__
+
+    return f"Airflow {__version__} on Python {platform.python_version()}"
+
+
+def pytest_configure() -> None:
+    import pytest
+    from airflow import __version__
+
+    expected = os.environ.get("EXPECTED_AIRFLOW")
+    if expected and not __version__.startswith(f"{expected}."):
+        pytest.exit(
+            f"These tests were to run on Airflow {expected}, but this is {__version__}.", returncode=2
+        )

@@ -1,0 +1,99 @@
+"""Airflow in this process, with a database of its own, and simulators on real sockets."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_stability.compat import AIRFLOW_VERSION
+from airflow_stability.simulator import StabilitySimulator
+from tests.conftest import HOME, ROOT
+
+
+@pytest.fixture
+def simulator() -> Iterator[StabilitySimulator]:
+    with StabilitySimulator() as simulator:
+        yield simulator
+
+
+@pytest.fixture(scope="session")
+def airflow_database() -> None:
+    """Make Airflow's database, and a folder of DAGs: the examples and those of the tests."""
+    command = [sys.executable, "-m", "airflow", "db", "migrate"]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    dags = HOME / "dags"
+    dags.mkdir()
+    for folder in (ROOT / "example_dags", Path(__file__).parent / "dags"):
+        for file in folder.glob("*.py"):
+            shutil.copy(file, dags)
+
+
+@pytest.fixture(scope="session")
+def set_connection(airflow_database: None) -> Callable[[str, str], None]:
+    """Return a function that puts a connection, given as a URI, into Airflow's database."""
+    from airflow.models import Connection
+    from airflow.utils.session import create_session
+
+    def set_connection(conn_id: str, uri: str) -> None:
+        with create_session() as session:
+            session.query(Connection).filter(Connection.conn_id == conn_id).delete()
+            session.add(Connection(conn_id=conn_id, uri=uri))
+
+    return set_connection
+
+
+@pytest.fixture(scope="session")
+def run_dag(airflow_database: None) -> Callable[..., DagRunResult]:
+    """Return a function that runs a DAG of the DAG folder to its end in this process."""
+
+    def run_dag(dag_id: str, conf: dict[str, Any] | None = None) -> DagRunResult:
+        return DagRunResult(load_dag(dag_id).test(run_conf=conf))
+
+    return run_dag
+
+
+class DagRunResult:
+    """What a finished DAG run left in Airflow's database."""
+
+    def __init__(self, dag_run: Any) -> None:
+        self.dag_id, self.run_id = dag_run.dag_id, dag_run.run_id
+        self.state = str(dag_run.state)
+        self.states = {ti.task_id: str(ti.state) for ti in dag_run.get_task_instances()}
+        self.tries = {ti.task_id: ti.try_number for ti in dag_run.get_task_instances()}
+
+    def xcom(self, task_id: str, key: str = "return_value") -> Any:
+        """Return what a task pushed."""
+        return self.xcoms(task_id, key)[0]
+
+    def xcoms(self, task_id: str, key: str = "return_value") -> list[Any]:
+        """Return what the instances of a mapped task pushed."""
+        from airflow.utils.session import create_session
+        from sqlalchemy import text
+
+        query = text(
+            "SELECT value FROM xcom WHERE dag_id = :dag_id AND run_id = :run_id AND task_id = :task_id "
+            "AND key = :key ORDER BY map_index"
+        )
+        wanted = {"dag_id": self.dag_id, "run_id": self.run_id, "task_id": task_id, "key": key}
+        with create_session() as session:
+            # SQLite keeps a bare JSON number as a number.
+            rows = [value for (value,) in session.execute(query, wanted)]
+            return [value if isinstance(value, int | float) else json.loads(value) for value in rows]
+
+
+def load_dag(dag_id: str) -> Any:
+    """Return a DAG of the DAG folder."""
+    if AIRFLOW_VERSION >= (3, 2):
+        from airflow.dag_processing.dagbag import DagBag
+    else:
+        from airflow.models.dagbag import DagBag
+    bag = DagBag(dag_folder=str(HOME / "dags"))
+    assert not bag.import_errors
+    return bag.dags[dag_id]

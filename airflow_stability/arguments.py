@@ -31,7 +31,7 @@ def check_credits(value: object, *, argument: str = "minimum_credits") -> float:
     if not math.isfinite(number) or number < 0:
         raise ValueError(
             f"{argument} must be a finite number of credits, 0 or more, or a string that is one; "
-            f"got {_shown(value)}."
+            f"got {show(value)}."
         )
     return number
 
@@ -48,7 +48,7 @@ def check_organization(value: object) -> str | None:
         return value
     raise ValueError(
         "organization must be an id such as org-123456, without blanks; leave it out (None) for the key's "
-        f"default organization; got {_shown(value)}."
+        f"default organization; got {show(value)}."
     )
 
 
@@ -65,6 +65,7 @@ def format_credits(credits: float) -> str:
     return repr(float(credits)).removesuffix(".0")
 
 
-def _shown(value: object) -> str:
+def show(value: object) -> str:
+    """Return a value as error texts show it: quoted, at most 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else text[:79] + "…"

@@ -98,7 +98,7 @@ class Gate:
         self._refused_since = self._not_before = self._last_failure = None
         self._failures = 0
         if credits > self.minimum_credits:
-            return Decision(Verdict.OPEN, f"{self._has(credits)}: the gate opens.", True, credits)
+            return Decision(Verdict.OPEN, f"The gate opens: {self._has(credits)}.", True, credits)
         return self._wait(f"{self._has(credits)}.", ("poor", credits), now)
 
     def observe_failure(self, error: StabilityError, now: datetime) -> Decision:

@@ -6,6 +6,7 @@ Every text of the other side passes through :func:`clean` before it gets into ou
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -35,9 +36,18 @@ LONGEST_FOREIGN_TEXT = 500
 
 # Controls, line separators, marks that turn text around on a terminal, halves of surrogate pairs (JSON can
 # hold those, UTF-8 logs cannot).
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]+")
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]+"
+)
 
 _Model = TypeVar("_Model", bound=BaseModel)
+
+
+class Secrets(tuple[str, ...]):
+    """What no text may hold. Shows none of it itself: some tools show the variables of a traceback."""
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} secrets>"
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,7 @@ class ErrorBody:
 def clean(text: str, secrets: Collection[str]) -> str:
     """Make foreign text fit for a log line: no control characters, no secret, at most 500 characters."""
     text = _UNPRINTABLE.sub(" ", text).strip()
-    for secret in secrets:
+    for secret in sorted(secrets, key=len, reverse=True):  # one may be a part of another
         text = text.replace(secret, "***")
     return text if len(text) <= LONGEST_FOREIGN_TEXT else text[: LONGEST_FOREIGN_TEXT - 1] + "…"
 
@@ -115,7 +125,7 @@ def error_from_answer(
         text += f" (error id {said.error_id})"
     text += "."
     if told is not None:
-        text += f" It allows no new attempt for {told:g} s."
+        text += f" It allows no new attempt for {math.ceil(told)} s."
     return kind(
         f"{text} {kind.advice}".rstrip(),
         status=status,
@@ -127,7 +137,9 @@ def error_from_answer(
     )
 
 
-def parse_answer(model: type[_Model], headers: Mapping[str, str], body: bytes, *, call: str) -> _Model:
+def parse_answer(
+    model: type[_Model], headers: Mapping[str, str], body: bytes, *, call: str, secrets: Collection[str]
+) -> _Model:
     """Return the model that the body of a 200 holds.
 
     :raises StabilityMalformedAnswerError: it holds something else. The text names the fields, not their
@@ -140,8 +152,8 @@ def parse_answer(model: type[_Model], headers: Mapping[str, str], body: bytes, *
             f"{'.'.join(map(str, problem['loc'])) or 'body'}: {problem['msg']}"
             for problem in error.errors(include_url=False, include_context=False, include_input=False)
         ]
-    what = clean("; ".join(problems), ())
-    sent_as = clean(headers.get("Content-Type") or "no content type", ())
+    what = clean("; ".join(problems), secrets)
+    sent_as = clean(headers.get("Content-Type") or "no content type", secrets)
     raise malformed(
         f"{call} answered 200, but the body ({sent_as}) is no {model.__name__}: {what}", status=200
     )

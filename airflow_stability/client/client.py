@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from typing import TYPE_CHECKING, Any, Self, TypeVar
+from urllib.request import getproxies
 
 import requests
 from pydantic import BaseModel
@@ -11,7 +14,7 @@ from urllib3.exceptions import HTTPError
 
 from airflow_stability import __version__
 from airflow_stability.client import settings
-from airflow_stability.client.answers import clean, error_from_answer, malformed, parse_answer
+from airflow_stability.client.answers import Secrets, clean, error_from_answer, malformed, parse_answer
 from airflow_stability.client.models import Account, Balance
 from airflow_stability.client.retry import build_retrying
 from airflow_stability.client.transport import Session, TimeLimit, UnreadableAnswerError, read_limited
@@ -82,7 +85,6 @@ class StabilityClient:
     ) -> None:
         key = settings.check_api_key(api_key)
         self._keys = {"v1alpha": _KeyAuth(key), "v1": _KeyAuth(f"Bearer {key}")}
-        self._secrets = [key]
         self.base_url = settings.check_base_url(base_url, allow_http=allow_http)
         self.api_version = settings.check_api_version(api_version)
         self.organization = settings.check_organization(organization)
@@ -102,9 +104,13 @@ class StabilityClient:
         self._session.headers["Accept-Encoding"] = "identity"
         self._proxies: dict[str, str] = {}
         if proxy is not None:
-            password = settings.check_proxy(proxy)
-            self._secrets += [password] if password else []
+            settings.check_proxy(proxy)
             self._proxies = {"http": proxy, "https": proxy}
+        elif self.base_url.startswith("http:") and not allow_http:
+            # It is this machine that is asked, in clear: not by way of another.
+            self._session.trust_env = False
+        proxies = (proxy or "", *getproxies().values())
+        self._secrets = Secrets([key, *(secret for url in proxies for secret in settings.proxy_secrets(url))])
         self._ca_bundle = settings.check_ca_bundle(ca_bundle)
 
     def __repr__(self) -> str:
@@ -120,6 +126,11 @@ class StabilityClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What must be masked wherever texts are logged: the key, and a proxy's password if there is one."""
+        return self._secrets
 
     def close(self) -> None:
         """Close the pooled connections. The client can still be used and then opens new ones."""
@@ -172,6 +183,10 @@ class StabilityClient:
                 f"path must begin with / and is appended to {self.base_url}; got {path[:80]!r}."
             )
         method = method.upper()
+        if not re.fullmatch("[A-Z]+", method):
+            raise StabilityConfigurationError(
+                f"method must be one of HTTP's, such as POST; got {method[:80]!r}."
+            )
         version = "v1alpha" if path.startswith("/v1alpha/") else "v1"
         seconds = self.request_timeout if timeout is None else settings.check_seconds("timeout", timeout)
 
@@ -202,7 +217,9 @@ class StabilityClient:
                     headers={"Accept": "application/json", **headers},
                     largest=LARGEST_ANSWER,
                 )
-                answer = parse_answer(model, response.headers, body, call=f"GET {call}")
+                answer = parse_answer(
+                    model, response.headers, body, call=f"GET {call}", secrets=self._secrets
+                )
             except StabilityPermanentError as refusal:
                 refusals.append(refusal)
             except StabilityTransientError:
@@ -240,54 +257,62 @@ class StabilityClient:
         """
         if version != "v1alpha":
             headers = {**self._client_headers, **headers}
-        call = f"{method} {path}"
+        call = clean(f"{method} {path}", self._secrets)
         prepared = self._prepare(method, path, headers=headers, auth=self._keys[version], **kwargs)
-        environment = self._session.merge_environment_settings(
-            prepared.url, dict(self._proxies), True, self._ca_bundle, None
-        )
         # Whatever is raised here is raised after the block: an exception of requests that came along as
         # its context would carry the request, and with it the key, to whoever collects tracebacks.
         failure: StabilityError | None = None
+        response: requests.Response | None = None
         body = b""
+        handled = sys.exception()  # the caller's own, if this is called while one is handled
         with TimeLimit(2 * timeout) as limit:
             try:
-                response = self._session.send(prepared, timeout=timeout, allow_redirects=False, **environment)
+                response = self._session.send(
+                    prepared,
+                    timeout=timeout,
+                    allow_redirects=False,
+                    # Not in a variable: a proxy's password would be shown where tracebacks show those.
+                    **self._session.merge_environment_settings(
+                        prepared.url, dict(self._proxies), True, self._ca_bundle, None
+                    ),
+                )
                 with response:
                     body = _read(response, largest)
-            except requests.Timeout:
-                limit.expired = True
             except UnreadableAnswerError as unreadable:
-                failure = malformed(
-                    f"{call} answered {response.status_code}, but the body {unreadable}",
-                    status=response.status_code,
-                )
+                failure = malformed(f"{call} answered 200, but the body {unreadable}", status=200)
             except (OSError, HTTPError, ValueError) as error:  # OSError: requests' exceptions are among them
-                failure = self._network_error(call, error)
-        if limit.expired:
+                reason = _innermost(error, handled)
+                limit.expired |= isinstance(reason, TimeoutError | requests.Timeout)
+                failure = self._network_error(call, reason)
+        if response is not None and not _succeeded(response, user_endpoint=largest is not None):
+            # What the status says counts, whatever became of the body.
+            failure = error_from_answer(
+                response.status_code, response.headers, body, call=call, secrets=self._secrets
+            )
+        elif limit.expired:
             failure = StabilityTimeoutError(
                 f"{call} got no complete answer: waited {timeout:g} s to connect or for the answer. "
                 f"{StabilityTimeoutError.advice}"
             )
-        if failure is None:
-            succeeded = response.status_code == 200 if largest else 200 <= response.status_code <= 299
-            if succeeded:
-                return response, body
-            failure = error_from_answer(
-                response.status_code, response.headers, body, call=call, secrets=self._secrets
-            )
-        raise failure
+        if failure is not None:
+            raise failure
+        assert response is not None
+        return response, body
 
     def _prepare(self, method: str, path: str, **kwargs: Any) -> requests.PreparedRequest:
         try:
             request = requests.Request(method, self.base_url + path, **kwargs)
-            return self._session.prepare_request(request)
+            prepared = self._session.prepare_request(request)
+            for value in prepared.headers.values():
+                if isinstance(value, str):
+                    value.encode("latin-1")  # as http.client will, too late to call it a wrong argument
+            return prepared
         except (ValueError, UnicodeError, requests.RequestException) as error:
             reason = clean(str(error), self._secrets)
-        raise StabilityConfigurationError(f"{method} {path[:80]!r} cannot be sent: {reason}.")
+        shown = clean(path, self._secrets)[:80]
+        raise StabilityConfigurationError(f"{method} {shown!r} cannot be sent: {reason}.")
 
     def _network_error(self, call: str, error: BaseException) -> StabilityNetworkError:
-        while error.__cause__ or error.__context__:  # the innermost says it in the fewest words
-            error = error.__cause__ or error.__context__  # type: ignore[assignment]
         reason = clean(f"{type(error).__name__}: {error}", self._secrets).rstrip(".")
         return StabilityNetworkError(
             f"{call} got no complete answer from {self.base_url}: {reason}. {StabilityNetworkError.advice}"
@@ -306,10 +331,21 @@ class _KeyAuth(AuthBase):
         return r
 
 
+def _succeeded(response: requests.Response, *, user_endpoint: bool) -> bool:
+    return response.status_code == 200 if user_endpoint else 200 <= response.status_code <= 299
+
+
+def _innermost(error: BaseException, handled: BaseException | None) -> BaseException:
+    """Return the exception that all began with: it says it in the fewest words."""
+    while (cause := error.__cause__ or error.__context__) is not None and cause is not handled:
+        error = cause
+    return error
+
+
 def _read(response: requests.Response, largest: int | None) -> bytes:
     if response.is_redirect:
         return b""  # where it points to is in its header
-    if largest is None and response.ok:
+    if largest is None and _succeeded(response, user_endpoint=False):
         return response.content
     if response.headers.get("Content-Encoding", "identity") != "identity":
         raise UnreadableAnswerError("is compressed, which was not asked for")

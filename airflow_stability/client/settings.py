@@ -8,9 +8,10 @@ from __future__ import annotations
 import ipaddress
 import re
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from airflow_stability.arguments import check_organization as _check_organization
+from airflow_stability.arguments import show
 from airflow_stability.errors import StabilityConfigurationError
 
 #: ``auto`` asks them in this order until one is known to answer.
@@ -19,8 +20,10 @@ API_VERSIONS = ("v1alpha", "v1")
 
 def check_api_version(api_version: str) -> str:
     """Return ``auto`` or the name of an API version."""
-    if api_version not in ("auto", *API_VERSIONS):
-        raise StabilityConfigurationError(f"api_version must be auto, v1alpha or v1; got {api_version!r}.")
+    if not isinstance(api_version, str) or api_version not in ("auto", *API_VERSIONS):
+        raise StabilityConfigurationError(
+            f"api_version must be auto, v1alpha or v1; got {show(api_version)}."
+        )
     return api_version
 
 
@@ -29,11 +32,15 @@ def check_api_key(api_key: object) -> str:
 
     :raises StabilityConfigurationError: there is none, or it holds what an HTTP header cannot carry.
     """
-    if not isinstance(api_key, str) or not api_key.strip():
+    key = (
+        re.sub(r"^bearer(\s+|$)", "", api_key.strip(), flags=re.IGNORECASE)
+        if isinstance(api_key, str)
+        else ""
+    )
+    if not key:
         raise StabilityConfigurationError(
             "The API key is missing: keys are made at https://platform.stability.ai/account/keys."
         )
-    key = re.sub(r"^bearer\s+", "", api_key.strip(), flags=re.IGNORECASE)
     odd = re.search(r"[^!-~]", key)
     if odd:
         raise StabilityConfigurationError(
@@ -50,7 +57,7 @@ def check_base_url(base_url: str, *, allow_http: bool = False) -> str:
     """
     problem = "is not a URL such as https://api.stability.ai"
     try:
-        parts = urlsplit(base_url)
+        parts = urlsplit(base_url if isinstance(base_url, str) else "")
         host, _ = parts.hostname, parts.port
     except ValueError:
         host = None
@@ -58,11 +65,12 @@ def check_base_url(base_url: str, *, allow_http: bool = False) -> str:
         host, problem = None, "has a blank, control or non-ASCII character"
     elif host and parts.scheme not in ("http", "https"):
         host, problem = None, "is neither http nor https"
-    elif host and ("@" in parts.netloc or parts.query or parts.fragment):
+    elif host and ("@" in parts.netloc or re.search("[?#]", base_url)):
         host, problem = None, "has a user, a query or a fragment, which the API's address has not"
     if not host:
-        shown = re.sub(r"//[^/]*@", "//***@", base_url)[:80]
-        raise StabilityConfigurationError(f"The API's address {shown!r} {problem}.")
+        # A key may stand in either place, by mistake.
+        shown = re.sub(r"^(\w+://)?.*@", r"\1***@", re.split("[?#]", str(base_url))[0], flags=re.DOTALL)
+        raise StabilityConfigurationError(f"The API's address {show(shown)} {problem}.")
     if parts.scheme == "http" and not allow_http and not _is_loopback(host):
         raise StabilityConfigurationError(
             f"Plain http to {host} would send the API key in clear: use https, or set allow_http."
@@ -96,32 +104,42 @@ def check_seconds(name: str, value: float, *, zero: bool = False) -> float:
         return float(value)
     raise StabilityConfigurationError(
         f"{name} must be a number of seconds, {'0 or more' if zero else 'above 0'} and up to 86400; "
-        f"got {value!r}."
+        f"got {show(value)}."
     )
 
 
 def check_header(name: str, value: str) -> str:
     """Return the value of a header that a person set."""
-    if re.fullmatch(r"[ -~]{1,256}", value):
+    if isinstance(value, str) and re.fullmatch(r"[ -~]{1,256}", value):
         return value
     raise StabilityConfigurationError(
-        f"{name} must be 1 to 256 printable ASCII characters; got {value[:80]!r}."
+        f"{name} must be 1 to 256 printable ASCII characters; got {show(value)}."
     )
 
 
-def check_proxy(proxy: str) -> str | None:
-    """Return the password in a proxy's URL, if it has one: a secret as well."""
+def check_proxy(proxy: str) -> str:
+    """Return the URL of a proxy. The error does not show it: it may hold a password."""
     try:
-        parts = urlsplit(proxy)
-        if parts.scheme and parts.hostname:
-            return parts.password
+        parts = urlsplit(proxy if isinstance(proxy, str) else "")
+        if parts.scheme and parts.hostname and parts.port != 0:
+            return proxy
     except ValueError:
         pass
     raise StabilityConfigurationError("proxy must be a URL such as http://proxy.example.com:3128.")
 
 
+def proxy_secrets(proxy: str) -> list[str]:
+    """Return the password in a proxy's URL, as it stands there and as it is meant."""
+    user, at, _ = proxy.rpartition("@")  # not urlsplit: a broken URL holds its password just as well
+    password = user.split("//")[-1].partition(":")[2] if at else ""
+    return sorted({password, unquote(password)} - {""})
+
+
 def check_ca_bundle(ca_bundle: str | None) -> str | None:
     """Return the path of a CA file or folder that exists."""
-    if ca_bundle is not None and not Path(ca_bundle).exists():
-        raise StabilityConfigurationError(f"ca_bundle names no file or folder here: {ca_bundle!r}.")
-    return ca_bundle
+    try:
+        if ca_bundle is None or Path(ca_bundle).exists():
+            return ca_bundle
+    except (TypeError, ValueError, OSError):
+        pass
+    raise StabilityConfigurationError(f"ca_bundle names no file or folder here: {show(ca_bundle)}.")

@@ -7,9 +7,12 @@ would hold a call for ever. Here a timer cuts the socket when the whole took too
 from __future__ import annotations
 
 import contextlib
+import http.client
+import io
 import socket
 import threading
 from contextvars import ContextVar
+from http.cookiejar import DefaultCookiePolicy
 from types import TracebackType
 from typing import Any, Self
 
@@ -53,38 +56,80 @@ class TimeLimit:
         self._timer.cancel()
         with self._lock:
             # A timer that fires just now must not cut a connection that went back to the pool.
-            self._socket = None
+            self._forget()
         _current.reset(self._token)
 
-    def watch(self, connected: socket.socket | None) -> None:
-        """Remember the socket that the exchange runs over."""
+    def watch(self, connected: socket.socket) -> None:
+        """Remember the socket that the exchange runs over.
+
+        A second descriptor of it, rather: a TLS handshake takes the first one away from its socket object,
+        and shutting a TLS socket down drops the state that its reader is using.
+        """
         with self._lock:
-            self._socket = connected
+            self._forget()
+            self._socket = socket.fromfd(connected.fileno(), socket.AF_INET, socket.SOCK_STREAM)
         if self.expired:
             self._cut()
+
+    def _forget(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
 
     def _cut(self) -> None:
         with self._lock:
             self.expired = True
             if self._socket is not None:
                 with contextlib.suppress(OSError):  # it may be gone already
-                    # Not SSLSocket.shutdown, which drops the TLS state that the reader is using.
-                    socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+                    self._socket.shutdown(socket.SHUT_RDWR)
+
+
+class _BoundedReader(io.BufferedReader):
+    """Reads no line without an end, and nothing "until the end": a chunk of length -1 would ask for that."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or size < 0:
+            raise OSError("the length of a chunk is negative")
+        return super().read(size)
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        return super().readline(64 * 1024 if size is None or size < 0 else size)
+
+
+class _BoundedResponse(http.client.HTTPResponse):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fp = _BoundedReader(self.fp.detach())  # nothing is buffered yet
 
 
 class _WatchedHTTPConnection(HTTPConnection):
-    def getresponse(self) -> Any:
-        _watch(self.sock)
-        return super().getresponse()
+    """Tells the time limit which socket it uses: from connecting on, and when it is used again."""
+
+    response_class = _BoundedResponse
+
+    def _new_conn(self) -> socket.socket:
+        connected = super()._new_conn()
+        _watch(connected)
+        return connected
+
+    def _tunnel(self) -> None:
+        super()._tunnel()
+        limit = _current.get()
+        if limit is not None and limit.expired:
+            # The head of a proxy's answer that was cut seems complete; TLS would begin on a dead socket.
+            raise TimeoutError("the proxy's answer took too long")
+
+    def putrequest(self, *args: Any, **kwargs: Any) -> None:
+        if self.sock is not None:
+            _watch(self.sock)
+        super().putrequest(*args, **kwargs)
 
 
-class _WatchedHTTPSConnection(HTTPSConnection):
-    def getresponse(self) -> Any:
-        _watch(self.sock)
-        return super().getresponse()
+class _WatchedHTTPSConnection(_WatchedHTTPConnection, HTTPSConnection):
+    pass
 
 
-def _watch(connected: socket.socket | None) -> None:
+def _watch(connected: socket.socket) -> None:
     limit = _current.get()
     if limit is not None:
         limit.watch(connected)
@@ -116,10 +161,11 @@ def _use_watched_pools(manager: PoolManager) -> None:
 
 
 class Session(requests.Session):
-    """A pooled session that follows no redirect and never reads the body of one by itself."""
+    """A pooled session that keeps no cookies, follows no redirect and reads the body of none by itself."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self.mount("https://", _WatchedAdapter())
         self.mount("http://", _WatchedAdapter())
 

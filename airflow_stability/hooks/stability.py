@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from airflow_stability.arguments import format_credits
 from airflow_stability.compat import AirflowNotFoundException, BaseHook, mask_secret
 from airflow_stability.errors import (
     StabilityConfigurationError,
@@ -122,7 +123,7 @@ class StabilityHook(BaseHook):
         sentences = [
             f"Account {account.id} ({account.email}).",
             f"Organizations: {listed or 'none'}.",
-            f"Balance of {whose}: {balance.credits!r} credits.",
+            f"Balance of {whose}: {format_credits(balance.credits)} credits.",
             f"API version {client.answered_version} answered.",
         ]
         if client.api_version == "auto" and client.answered_version == "v1":

@@ -94,10 +94,12 @@ class StabilityBalanceSensor(BaseSensorOperator):
             return False
         decision = self._look()
         if decision.verdict is Verdict.FAIL:
+            # Airflow logs "Success criteria met" next, which only means that poking is over.
+            self.log.error("The gate fails: %s", decision.text)
             self._failure = decision.text
             return True
         if decision.speak:
-            self.log.info(decision.text)
+            self.log.info("%s", decision.text)
         if decision.verdict is Verdict.OPEN:
             return PokeReturnValue(is_done=True, xcom_value=decision.credits)
         return False

@@ -1,0 +1,730 @@
+"""The demo: `make demo`, or `make demo KEEP=1` (which runs this with `--keep`).
+
+A Stability simulator with too little credit and a real Airflow (scheduler, dag-processor, triggerer,
+api-server, SQLite) in `.demo/` run `example_dags/stability_image_pipeline.py`. What happens is told live:
+the gate waits, is topped up, opens, images are written; then the account is read. In the end the run, the
+images and the credits are checked, and the API key is sought in everything that Airflow has written.
+
+Exit status: 0 only if all of that is as it should be, else 1; after Ctrl-C 130, after SIGTERM 143. What it
+has started is gone afterwards in each case. With `--keep`, Airflow's pages stay up until Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from base64 import urlsafe_b64encode
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import requests
+from cryptography.fernet import Fernet
+
+from airflow_stability.simulator import StabilitySimulator
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMO = ROOT / ".demo"
+HOME = DEMO / "airflow"
+DATABASE = HOME / "airflow.db"
+IMAGES = DEMO / "images"
+LOGS = DEMO / "logs"
+TASK_LOGS = HOME / "logs"
+USER = "admin"
+PASSWORD_FILE = DEMO / "password.json"
+COMPONENTS = ("scheduler", "dag-processor", "triggerer", "api-server")
+PIPELINE = "stability_image_pipeline"
+ACCOUNT = "stability_account"
+RUN = "demo"
+
+PROMPTS = ("a lighthouse in a storm", "a paper boat on a calm lake", "a fox reading a newspaper")
+CREDITS_PER_IMAGE = 3
+#: In the gate's log and name, whenever it waits no longer: when it has failed, too.
+SAID_BY_AIRFLOW = "Success criteria met. Exiting."
+TOO_LITTLE = 2.0
+TOP_UP = 18.0
+
+#: Seconds after which the demo gives up, wherever it is; it takes about a minute on two cores.
+TIME_LIMIT = 600
+#: Seconds between two looks at anything that is waited for.
+LOOK_EVERY = 0.5
+#: Seconds that processes have to end by themselves before they are killed.
+TIME_TO_END = 7
+
+T = TypeVar("T")
+
+
+class DemoError(Exception):
+    """The demo has not shown what it should; the text says why."""
+
+
+class Ended(Exception):  # noqa: N818 (no error)
+    """The demo was told to end by a signal."""
+
+
+# --- What is seen -------------------------------------------------------------------------------------
+
+
+COLOURS = {"gate": "33", "simulator": "35", "image": "36", "done": "1;32", "failed": "1;31"}
+
+
+class Terminal:
+    """One line per fact, with the time and who it is about; a passing line while something takes long."""
+
+    def __init__(self) -> None:
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="backslashreplace")
+        self.live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+        self.colour = self.live and not os.environ.get("NO_COLOR")
+        self.unread = False
+        self._passing = False
+        self._told_at = 0.0
+
+    def say(self, who: str, text: str) -> None:
+        """Tell one fact."""
+        head = f"{time.strftime('%H:%M:%S')}  {who:<10} "
+        if self.colour and who in COLOURS:
+            text = f"\033[{COLOURS[who]}m{text}\033[0m"
+        self._write(f"{head}{text}\n")
+        self._told_at = time.monotonic()
+
+    def pass_time(self, what: str, since: float) -> None:
+        """Show that something still goes on: in a line that the next one replaces, or now and then.
+
+        :raises DemoError: there is nobody to show it to.
+        """
+        if self.unread:
+            raise DemoError("its output could not be written")
+        now = time.monotonic()
+        text = f"{what} ... {now - since:.0f} s"
+        if self.live:
+            self._write(f"{time.strftime('%H:%M:%S')}  {'':<10} {text}"[: _columns() - 1], passing=True)
+        elif now - self._told_at >= 10:
+            self.say("...", text)
+
+    def _write(self, text: str, *, passing: bool = False) -> None:
+        if self._passing:
+            text = f"\r\033[K{text}"
+        self._passing = passing
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except OSError:  # nobody reads any more, but what was started has to be ended nevertheless
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            self.unread = True
+
+
+def _columns() -> int:
+    return shutil.get_terminal_size().columns
+
+
+def shown(path: Path | str) -> str:
+    """Return a path of the demo's the short way where that is enough: below the repository, when there."""
+    path = Path(path)
+    return str(path.relative_to(ROOT)) if Path.cwd() == ROOT and path.is_relative_to(ROOT) else str(path)
+
+
+# --- What ends it -------------------------------------------------------------------------------------
+
+
+class Signals:
+    """Remembers the first signal that asks the demo to end. It interrupts nothing: whoever waits looks here.
+
+    So what is started is also known, and tidying up cannot be interrupted by a second Ctrl-C.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup make demo
+                signal.signal(number, self._receive)
+
+    def _receive(self, number: int, _frame: object) -> None:
+        self.received = self.received or number
+
+    def pause(self) -> None:
+        """Wait a moment.
+
+        :raises Ended: one of the signals has come.
+        """
+        if self.received is None:
+            time.sleep(LOOK_EVERY)
+        if self.received is not None:
+            raise Ended
+
+
+# --- Processes ----------------------------------------------------------------------------------------
+
+
+class Processes:
+    """Airflow's processes, each with a log of its own, and everything that they start themselves."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = environment
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        if sys.platform == "linux":
+            # Orphans become children of this process, so that none is out of sight: Airflow runs tasks in
+            # sessions of their own. (36 is PR_SET_CHILD_SUBREAPER.)
+            ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+
+    def command(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start `airflow ARGUMENTS` in a session of its own, with its output in a log called NAME."""
+        with self.log_of(name).open("wb") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "airflow", *arguments],
+                env=self.environment,
+                cwd=HOME,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def start(self, component: str, *arguments: str) -> None:
+        """Start a component of Airflow, which is to run until the end."""
+        self._running[component] = self.command(component, component, *arguments)
+
+    def finished(self, name: str, command: subprocess.Popen[bytes]) -> bool:
+        """Tell whether a command has ended, well.
+
+        :raises DemoError: it has ended with an error.
+        """
+        status = command.poll()
+        if status:
+            raise self._failure(name, status)
+        return status == 0
+
+    def check(self) -> None:
+        """Look whether all components still run.
+
+        :raises DemoError: one does not.
+        """
+        for name, process in self._running.items():
+            if (status := process.poll()) is not None:
+                raise self._failure(name, status)
+
+    def end(self) -> None:
+        """End all of them and all that they have started: politely, then by force."""
+        give_up = time.monotonic() + 3 * TIME_TO_END
+        self._running.clear()
+        _send(signal.SIGTERM, left := _descendants())
+        psutil.wait_procs(left, timeout=TIME_TO_END)
+        while (left := _descendants()) and time.monotonic() < give_up:
+            _send(signal.SIGKILL, left)
+            psutil.wait_procs(left, timeout=1)
+
+    @staticmethod
+    def log_of(name: str) -> Path:
+        """Where the output of a process is."""
+        return LOGS / f"{name}.log"
+
+    def _failure(self, name: str, status: int) -> DemoError:
+        log = self.log_of(name)
+        how = f"was ended by signal {-status}" if status < 0 else f"ended by itself with status {status}"
+        return DemoError(f"Airflow's {name} {how}; {_last_lines(log)}")
+
+
+def _descendants() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+def _send(number: int, processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(number)
+
+
+def _last_lines(log: Path, count: int = 12) -> str:
+    lines = log.read_text(errors="replace").rstrip().splitlines()[-count:] if log.exists() else []
+    return "\n".join([f"the last lines of {shown(log)}:", *(f"    {line[:500]}" for line in lines)])
+
+
+# --- Airflow ------------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on just now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
+
+
+def airflow_environment(api_url: str, port: int, fernet_key: str) -> dict[str, str]:
+    """The environment of Airflow's processes: nothing of an Airflow that the caller may have set up."""
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        # Without compiled modules each of the many starts of a process takes twice as long.
+        if not name.lstrip("_").startswith("AIRFLOW") and name != "PYTHONDONTWRITEBYTECODE"
+    }
+    loopback = ["127.0.0.1", "localhost"]
+    for name in ("NO_PROXY", "no_proxy"):
+        inherited[name] = ",".join([*filter(None, [inherited.get(name)]), *loopback])
+    settings = {
+        ("core", "dags_folder"): ROOT / "example_dags",
+        ("core", "load_examples"): False,
+        # Only the two DAGs that are shown are unpaused.
+        ("core", "dags_are_paused_at_creation"): True,
+        ("core", "executor"): "LocalExecutor",
+        ("core", "parallelism"): 4,
+        ("core", "hostname_callable"): "socket.gethostname",
+        ("core", "fernet_key"): fernet_key,
+        ("core", "execution_api_server_url"): f"{api_url}/execution/",
+        ("core", "auth_manager"): (
+            "airflow.api_fastapi.auth.managers.simple.simple_auth_manager.SimpleAuthManager"
+        ),
+        ("core", "simple_auth_manager_users"): f"{USER}:admin",
+        ("core", "simple_auth_manager_passwords_file"): PASSWORD_FILE,
+        ("core", "test_connection"): "Enabled",
+        ("database", "sql_alchemy_conn"): f"sqlite:///{DATABASE}",
+        ("logging", "base_log_folder"): TASK_LOGS,
+        ("api", "host"): "127.0.0.1",
+        ("api", "port"): port,
+        ("api", "base_url"): api_url,
+        ("api", "workers"): 1,
+        ("api", "secret_key"): secrets.token_hex(32),
+        ("api_auth", "jwt_secret"): secrets.token_hex(32),
+        # A worker notices only at a heartbeat that its task has ended, and is not free before.
+        ("workers", "min_heartbeat_interval"): 1,
+        ("scheduler", "scheduler_idle_sleep_time"): 0.5,
+        ("scheduler", "enable_health_check"): False,
+        ("dag_processor", "parsing_processes"): 1,
+        ("usage_data_collection", "enabled"): False,
+    }
+    return {
+        **inherited,
+        "AIRFLOW_HOME": str(HOME),
+        **{f"AIRFLOW__{section}__{name}".upper(): str(value) for (section, name), value in settings.items()},
+    }
+
+
+class Api:
+    """Airflow's REST API, as its user `admin`."""
+
+    def __init__(self, url: str, password: str) -> None:
+        self.url = url
+        self._password = password
+        self._session = requests.Session()
+        self._session.trust_env = False  # neither proxies nor a .netrc: it is on this machine
+
+    def log_in(self) -> None:
+        """Get the token that everything else needs."""
+        answer = self.call("POST", "/auth/token", {"username": USER, "password": self._password})
+        self._session.headers["Authorization"] = f"Bearer {answer['access_token']}"
+
+    def get(self, path: str) -> Any:
+        """Read something; None when it is not there, or the server does not answer just now."""
+        try:
+            answer = self._session.get(f"{self.url}{path}", timeout=10)
+        except requests.RequestException:
+            return None
+        return answer.json() if answer.ok else None
+
+    def call(self, method: str, path: str, body: object) -> Any:
+        """Change something.
+
+        :raises DemoError: it was refused. The text does not repeat the body, which may hold a key.
+        """
+        try:
+            answer = self._session.request(method, f"{self.url}{path}", json=body, timeout=60)
+        except requests.RequestException as error:
+            raise DemoError(f"Airflow did not answer {method} {path}: {type(error).__name__}") from None
+        if not answer.ok:
+            log = _last_lines(Processes.log_of("api-server"))
+            raise DemoError(f"Airflow answered {method} {path} with status {answer.status_code}; {log}")
+        return answer.json() if answer.content else None
+
+    def tasks(self, dag: str) -> dict[tuple[str, int], str | None]:
+        """The state of each task of the demo's run of a DAG, by task and map index."""
+        answer = self.get(f"/api/v2/dags/{dag}/dagRuns/{RUN}/taskInstances") or {"task_instances": []}
+        return {(each["task_id"], each["map_index"]): each["state"] for each in answer["task_instances"]}
+
+    def xcom(self, dag: str, task: str, map_index: int = -1) -> Any:
+        """What a task has returned; None when that is nothing."""
+        path = f"/api/v2/dags/{dag}/dagRuns/{RUN}/taskInstances/{task}/xcomEntries/return_value"
+        entry = self.get(f"{path}?map_index={map_index}")
+        return entry and entry["value"]
+
+
+class TaskLog:
+    """What a task of the demo's run of a DAG says in its latest try, read on as it grows."""
+
+    def __init__(self, dag: str, task: str, map_index: int = -1) -> None:
+        folder = TASK_LOGS / f"dag_id={dag}" / f"run_id={RUN}" / f"task_id={task}"
+        if map_index >= 0:
+            folder /= f"map_index={map_index}"
+        self.path = max(folder.glob("attempt=*.log"), default=folder / "attempt=1.log")
+        self._read = 0
+
+    def new_lines(self, **wanted: str) -> Iterator[str]:
+        """Yield each text that was not seen yet, if its record's fields hold what is wanted of them."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            file.seek(self._read)
+            for line in file:
+                if not line.endswith(b"\n"):  # it is being written
+                    return
+                self._read += len(line)
+                if not line.startswith(b"{"):
+                    continue
+                record = json.loads(line)
+                if all(value in str(record.get(name)) for name, value in wanted.items()):
+                    errors = [
+                        f"{each['exc_type']}: {each['exc_value']}"
+                        for each in record.get("error_detail") or []
+                    ]
+                    yield " ".join([record["event"], *errors])
+
+
+@dataclass
+class Story:
+    """What was told of the pipeline's run."""
+
+    gate: TaskLog = field(default_factory=lambda: TaskLog(PIPELINE, "wait_for_credit"))
+    gate_said: str = ""
+    topped_up: bool = False
+    images: set[int] = field(default_factory=set)
+    report: TaskLog = field(default_factory=lambda: TaskLog(PIPELINE, "report"))
+
+
+# --- The demo -----------------------------------------------------------------------------------------
+
+
+class Demo:
+    """The demo, step by step. Each step returns when what it is about has happened, or raises DemoError."""
+
+    def __init__(
+        self, terminal: Terminal, signals: Signals, simulator: StabilitySimulator, *, keep: bool
+    ) -> None:
+        self.keep = keep
+        self.terminal = terminal
+        self.signals = signals
+        self.simulator = simulator
+        self.say = terminal.say
+        self.began = time.monotonic()
+        self.fernet_key = urlsafe_b64encode(secrets.token_bytes(32)).decode()
+        self.password = secrets.token_urlsafe(12)
+        self.stays = False
+        port = free_port()
+        url = f"http://127.0.0.1:{port}"
+        self.api = Api(url, self.password)
+        self.processes = Processes(airflow_environment(url, port, self.fernet_key))
+
+    def run(self) -> None:
+        """All of it."""
+        make_room(self.password)
+        self.say(
+            "simulator", f"a Stability API at {self.simulator.url}, with {self.simulator.credits():g} credits"
+        )
+        self.start_airflow()
+        self.make_connection()
+        self.run_pipeline()
+        self.read_account()
+        if not self.keep:
+            self.end_airflow()
+        self.check_images()
+        self.check_credits()
+        self.check_key()
+        took = time.monotonic() - self.began
+        self.say("done", f"The demo succeeded, in {took:.0f} s. Images: {shown(IMAGES)}, logs: {shown(LOGS)}")
+        if self.keep:
+            self.stay()
+
+    def wait_for(self, what: str, look: Callable[[], T | None]) -> T:
+        """Look again and again until there is something to see.
+
+        :raises DemoError: a process has died, or the demo's time is over.
+        """
+        since = time.monotonic()
+        while not (seen := look()):
+            self.processes.check()
+            if time.monotonic() - self.began > TIME_LIMIT:
+                raise DemoError(f"time is over after {TIME_LIMIT} s, while {what}; logs: {shown(LOGS)}")
+            self.terminal.pass_time(what, since)
+            self.signals.pause()
+        return seen
+
+    # Airflow
+
+    def start_airflow(self) -> None:
+        """Make Airflow's database and start its processes, until all of them are well."""
+        self.say("airflow", f"{version('apache-airflow')} in {shown(DEMO)}: making its database")
+        migrate = self.processes.command("db-migrate", "db", "migrate")
+        self.wait_for("Making Airflow's database", lambda: self.processes.finished("db-migrate", migrate))
+        self.say("airflow", f"database made; starting {', '.join(COMPONENTS)}")
+        for name in COMPONENTS:
+            # Their own servers of log files are not needed on one machine, and would listen to the network.
+            quiet = ["--skip-serve-logs"] if name in ("scheduler", "triggerer") else []
+            self.processes.start(name, *quiet)
+        self.wait_for("Waiting for the api-server", lambda: self.api.get("/api/v2/monitor/health"))
+        self.say("airflow", f"api-server answers at {self.api.url}")
+        self.api.log_in()
+        healthy: set[str] = set()
+        self.wait_for("Waiting for the others", lambda: self._all_healthy(healthy))
+        self.wait_for("Waiting for the DAGs", self._dags_there)
+        self.say("airflow", f"DAGs {PIPELINE} and {ACCOUNT} are there")
+
+    def _all_healthy(self, healthy: set[str]) -> bool:
+        health = self.api.get("/api/v2/monitor/health") or {}
+        for name in COMPONENTS[:-1]:
+            status = (health.get(name.replace("-", "_")) or {}).get("status")
+            if status == "healthy" and name not in healthy:
+                healthy.add(name)
+                self.say("airflow", f"{name} is healthy")
+        return len(healthy) == len(COMPONENTS) - 1
+
+    def _dags_there(self) -> bool:
+        for error in (self.api.get("/api/v2/importErrors") or {}).get("import_errors", []):
+            if Path(error["filename"]).stem in (PIPELINE, ACCOUNT):
+                raise DemoError(f"{error['filename']} could not be loaded:\n{error['stack_trace']}")
+        return all(self.api.get(f"/api/v2/dags/{dag}") for dag in (PIPELINE, ACCOUNT))
+
+    def make_connection(self) -> None:
+        """Make the connection with the API key: over the REST API, so that the key is on no command line, in
+        no file and in nobody's environment.
+        """
+        host, port = self.simulator.url.removeprefix("http://").rsplit(":", 1)
+        connection = {
+            "connection_id": "stability_default",
+            "conn_type": "stability",
+            "host": host,
+            "port": int(port),
+            "schema": "http",
+            "password": self.simulator.api_key,
+        }
+        self.api.call("POST", "/api/v2/connections", connection)
+        self.say("airflow", "connection stability_default made: the API key is in it, encrypted")
+
+    def start_run(self, dag: str, conf: dict[str, object]) -> None:
+        """Start the demo's run of a DAG."""
+        self.api.call("PATCH", f"/api/v2/dags/{dag}", {"is_paused": False})
+        run = {"dag_run_id": RUN, "logical_date": None, "conf": conf}
+        self.api.call("POST", f"/api/v2/dags/{dag}/dagRuns", run)
+
+    def succeeded(self, dag: str) -> bool:
+        """Whether the run has succeeded.
+
+        :raises DemoError: it has failed.
+        """
+        state = (self.api.get(f"/api/v2/dags/{dag}/dagRuns/{RUN}") or {}).get("state")
+        if state == "failed":
+            raise DemoError(f"the run of {dag} failed; {self._what_failed(dag)}")
+        return state == "success"
+
+    def _what_failed(self, dag: str) -> str:
+        for (task, index), state in self.api.tasks(dag).items():
+            if state == "failed":
+                log = TaskLog(dag, task, index)
+                errors = [f"\n    {text}" for text in log.new_lines(level="error")]
+                return f"its task {task} says, in {shown(log.path)}:{''.join(errors)}"
+        return f"logs: {shown(LOGS)}"
+
+    def returned(self, dag: str, task: str, map_index: int = -1) -> Any:
+        """What a task that has succeeded has put into XCom."""
+        return self.wait_for(f"Reading the XCom of {task}", lambda: self.api.xcom(dag, task, map_index))
+
+    # The pipeline
+
+    def run_pipeline(self) -> None:
+        """Run the image pipeline and tell what happens, as it happens."""
+        self.start_run(PIPELINE, {"prompts": list(PROMPTS), "output_folder": str(IMAGES)})
+        self.say("pipeline", f"started: {len(PROMPTS)} images for {CREDITS_PER_IMAGE} credits each")
+        if self.keep:
+            self.say("", f"to be seen at {self.api.url}/dags/{PIPELINE}/runs/{RUN} ({USER}, {self.password})")
+        story = Story()
+        self.wait_for("Running the pipeline", lambda: self._follow(story))
+        if not story.topped_up:
+            raise DemoError("the gate was not seen waiting")
+        self.say("pipeline", "the run succeeded")
+
+    def _follow(self, story: Story) -> bool:
+        """Tell what is new. Returns whether the run is over."""
+        over = self.succeeded(PIPELINE)
+        tasks = self.api.tasks(PIPELINE)
+        for text in story.gate.new_lines(logger="airflow_stability"):
+            # It remembers nothing between two looks, and may repeat itself.
+            if text not in (story.gate_said, SAID_BY_AIRFLOW):
+                self.say("gate", text)
+                story.gate_said = text
+        waiting = story.gate_said.startswith("Waiting: ")
+        if waiting and not story.topped_up and tasks.get(("wait_for_credit", -1)) == "up_for_reschedule":
+            story.topped_up = True
+            self._top_up()
+        for index, prompt in enumerate(PROMPTS):
+            if index not in story.images and tasks.get(("generate_image", index)) == "success":
+                self._tell_image(index, prompt)
+                story.images.add(index)
+        for text in story.report.new_lines(logger="task.stdout"):
+            if "credits left" in text:  # the paths that follow were told already
+                self.say("report", text.rstrip(":"))
+        return over and len(story.images) == len(PROMPTS)
+
+    def _top_up(self) -> None:
+        self.say("gate", "takes no worker until it looks again: up for reschedule")
+        self.simulator.top_up(TOP_UP)
+        self.say("simulator", f"topped up with {TOP_UP:g} credits: now {self.simulator.credits():g}")
+
+    def _tell_image(self, index: int, prompt: str) -> None:
+        path = Path(self.returned(PIPELINE, "generate_image", index))
+        self.say("image", f"{shown(path)} ({path.stat().st_size} bytes): {prompt}")
+
+    def read_account(self) -> None:
+        """Run the DAG that reads the account, and show what it has put into XCom."""
+        self.start_run(ACCOUNT, {})
+        self.wait_for("Reading the account", lambda: self.succeeded(ACCOUNT))
+        for who, task in (("account", "read_account"), ("balance", "read_balance"), ("", "summarize")):
+            value = self.returned(ACCOUNT, task)
+            self.say(who, value if isinstance(value, str) else f"XCom: {json.dumps(value)}")
+
+    # What has to hold
+
+    def check_images(self) -> None:
+        """As many PNG files as prompts."""
+        files = list(IMAGES.iterdir()) if IMAGES.exists() else []
+        wrong = [file.name for file in files if not file.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")]
+        if wrong or len(files) != len(PROMPTS):
+            raise DemoError(f"{len(files)} files for {len(PROMPTS)} prompts in {IMAGES}; no PNG: {wrong}")
+        self.say("check", f"{len(files)} PNG files in {shown(IMAGES)}, one for each prompt")
+
+    def check_credits(self) -> None:
+        """The simulator has sold as many images, and their price is what is gone."""
+        made, left = self.simulator.images_made, self.simulator.credits()
+        should = TOO_LITTLE + TOP_UP - len(PROMPTS) * CREDITS_PER_IMAGE
+        if made != len(PROMPTS) or left != should:
+            raise DemoError(f"the simulator made {made} images and has {left:g} credits, not {should:g}")
+        self.say("check", f"the simulator sold {made} images and has {left:g} credits left, as it should")
+
+    def check_key(self) -> None:
+        """The key stands nowhere but in the connection, and there it is encrypted."""
+        key = self.simulator.api_key
+        files, rows, places = 0, 0, []
+        for file in sorted(DEMO.rglob("*")):
+            if file.is_file():
+                files += 1
+                if key.encode() in file.read_bytes():
+                    places.append(shown(file))
+        with contextlib.closing(sqlite3.connect(DATABASE)) as database:
+            for (table,) in database.execute(
+                "SELECT name FROM sqlite_master WHERE type = 'table'"
+            ).fetchall():
+                cursor = database.execute(f'SELECT * FROM "{table}"')
+                columns = [column[0] for column in cursor.description]
+                for row in cursor:
+                    rows += 1
+                    places += [
+                        f"table {table}, column {column}"
+                        for column, value in zip(columns, row, strict=True)
+                        if key.encode() in (value if isinstance(value, bytes) else str(value).encode())
+                    ]
+            [(encrypted,)] = database.execute("SELECT password FROM connection").fetchall()
+        if Fernet(self.fernet_key).decrypt(encrypted.encode()).decode() != key:
+            raise DemoError("the connection in Airflow's database does not hold the key")
+        if places:
+            raise DemoError(f"the API key stands in clear in {'; '.join(sorted(set(places)))}")
+        self.say(
+            "check",
+            f"the key was sought in {files} files and in all {rows} rows of the database: found nowhere, but "
+            "encrypted in its connection",
+        )
+
+    # The end
+
+    def stay(self) -> None:
+        """Leave Airflow up until Ctrl-C.
+
+        :raises Ended: then.
+        """
+        self.stays = True
+        self.say("airflow", f"{self.api.url}  user: {USER}  password: {self.password}  (Ctrl-C ends it)")
+        while True:
+            self.processes.check()
+            self.signals.pause()
+
+    def end_airflow(self) -> None:
+        """End all that was started.
+
+        :raises DemoError: something cannot be ended.
+        """
+        if not _descendants():
+            return
+        since = time.monotonic()
+        self.processes.end()
+        if left := _descendants():
+            raise DemoError(f"these processes could not be ended: {', '.join(str(each) for each in left)}")
+        self.say("airflow", f"all that was started is gone ({time.monotonic() - since:.0f} s)")
+
+
+def make_room(password: str) -> None:
+    """Empty the demo's directory, and put there what is needed from the start."""
+    if DEMO.exists():
+        shutil.rmtree(DEMO)
+    for directory in (DEMO, LOGS, HOME):
+        directory.mkdir()
+    PASSWORD_FILE.touch(mode=0o600)
+    PASSWORD_FILE.write_text(json.dumps({USER: password}))
+
+
+def show(terminal: Terminal, signals: Signals, *, keep: bool) -> int:
+    """Show the demo, and end what it has started. Returns the exit status."""
+    with StabilitySimulator(credits=TOO_LITTLE) as simulator:
+        demo = Demo(terminal, signals, simulator, keep=keep)
+        try:
+            status = tell(terminal, demo, signals)
+        finally:
+            demo.end_airflow()
+    return status
+
+
+def tell(terminal: Terminal, demo: Demo, signals: Signals) -> int:
+    """Run the demo, and say why where it does not reach its end. Returns the exit status."""
+    try:
+        demo.run()
+    except Ended:
+        name = signal.Signals(signals.received or 0).name
+        terminal.say("ended", f"by {name}, after {time.monotonic() - demo.began:.0f} s")
+        if demo.stays and signals.received == signal.SIGINT:
+            return 0
+        return 128 + (signals.received or 0)
+    except (DemoError, OSError, sqlite3.Error) as error:
+        terminal.say("failed", f"The demo failed: {error}")
+        return 1
+    return 0
+
+
+def main() -> int:
+    """Run the demo. Returns the exit status."""
+    parser = argparse.ArgumentParser(description="Show the provider at work in a real Airflow.")
+    parser.add_argument("--keep", action="store_true", help="leave Airflow's pages up until Ctrl-C")
+    options = parser.parse_args()
+    terminal, signals = Terminal(), Signals()
+    with Path(__file__).open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            terminal.say("failed", f"Another demo runs in {DEMO}: end that one first.")
+            return 1
+        try:
+            return show(terminal, signals, keep=options.keep)
+        except DemoError as error:
+            terminal.say("failed", f"The demo failed to tidy up: {error}")
+            return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""Waiting gates live through a minute of each kind of trouble: in real time, with the calls counted.
+
+All of them wait at once: those of mode poke in threads, those of mode reschedule as one DAG.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from itertools import pairwise
+
+import pytest
+
+from airflow_stability.sensors.stability import StabilityBalanceSensor
+from airflow_stability.simulator import StabilitySimulator
+from tests.integration.conftest import let_thread_execute_operators
+from tests.integration.trouble import LASTS, POKE_INTERVAL, TIMEOUT, TROUBLES
+
+MODES = ("poke", "reschedule")
+LOCK_OUT = 60.0
+
+
+class Gates:
+    """What became of the gates, and the calls that they made."""
+
+    def __init__(self) -> None:
+        self.balances: dict[str, object] = {}
+        self.calls: dict[str, list[float]] = {}
+        self.healed_at: dict[str, float] = {}
+
+
+@pytest.fixture(scope="module")
+def gates(run_dag, set_connection):
+    gates = Gates()
+    simulators = {(trouble, mode): StabilitySimulator(credits=25.5) for trouble in TROUBLES for mode in MODES}
+    for (trouble, mode), simulator in simulators.items():
+        simulator.start()
+        if fault := TROUBLES[trouble]:
+            simulator.inject(fault, times=1 if fault.code == 429 else None)
+        uri = f"{simulator.connection_uri()}?api_version=v1&request_timeout=2"
+        if mode == "reschedule":
+            set_connection(f"{trouble}-{mode}", uri)
+        else:
+            os.environ[f"AIRFLOW_CONN_{trouble}-{mode}".upper()] = uri
+        if trouble == "refused":
+            simulator.stop()
+
+    def heal():
+        for (trouble, mode), simulator in simulators.items():
+            gates.healed_at[f"{trouble}-{mode}"] = time.monotonic()
+            if trouble == "refused":
+                simulator.start()
+            else:
+                simulator.clear_faults()
+
+    def poke(trouble):
+        let_thread_execute_operators()
+        gates.balances[f"{trouble}-poke"] = StabilityBalanceSensor(
+            task_id="gate",
+            minimum_credits=8,
+            stability_conn_id=f"{trouble}-poke",
+            poke_interval=POKE_INTERVAL,
+            timeout=TIMEOUT,
+        ).execute({})
+
+    healing = threading.Timer(LASTS, heal)
+    threads = [healing, *(threading.Thread(target=poke, args=(trouble,)) for trouble in TROUBLES)]
+    for thread in threads:
+        thread.start()
+    time.sleep(1)  # they have read their connections before Airflow runs tasks in this process
+    result = run_dag("a_minute_of_trouble")
+    for thread in threads:
+        thread.join()
+    for trouble in TROUBLES:
+        gates.balances[f"{trouble}-reschedule"] = result.xcom(f"{trouble}-reschedule")
+    for (trouble, mode), simulator in simulators.items():
+        gates.calls[f"{trouble}-{mode}"] = [record.monotonic for record in simulator.requests]
+        simulator.stop()
+        os.environ.pop(f"AIRFLOW_CONN_{trouble}-{mode}".upper(), None)
+    return gates
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_a_gate_lives_through_a_minute_of(trouble, mode, gates):
+    name = f"{trouble}-{mode}"
+    calls = gates.calls[name]
+
+    assert gates.balances[name] == 25.5
+    if TROUBLES[trouble] and TROUBLES[trouble].code == 429:
+        # One call that was locked out, one when the lock-out was over.
+        assert len(calls) == 2
+        assert calls[1] - calls[0] >= LOCK_OUT
+    else:
+        # One attempt a poll: no two calls closer than the interval, and no more than fit into the time.
+        assert all(later - earlier >= POKE_INTERVAL * 0.99 for earlier, later in pairwise(calls))
+        assert len(calls) <= LASTS / POKE_INTERVAL + 2
+        if trouble != "refused":
+            assert len(calls) >= LASTS / (POKE_INTERVAL + 4)
+        assert calls[-1] >= gates.healed_at[name]

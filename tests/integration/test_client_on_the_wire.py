@@ -1,0 +1,559 @@
+"""The client against servers that break HTTP, over real sockets. No call outlives its limit."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import gzip
+import ipaddress
+import itertools
+import socket
+import ssl
+import struct
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from airflow_stability.client import StabilityClient
+from airflow_stability.errors import (
+    StabilityAuthenticationError,
+    StabilityError,
+    StabilityMalformedAnswerError,
+    StabilityNetworkError,
+    StabilityPaymentRequiredError,
+    StabilityRateLimitError,
+    StabilityRedirectError,
+    StabilityTimeoutError,
+)
+
+KEY = "sk-THIS0is0SECRET0aBcDeFgH"
+TIMEOUT = 0.2  # seconds for each piece; a call as a whole may take twice that
+SOON = 2.0  # seconds after which a call held its caller
+BUFFERS = 24 * 1024 * 1024  # bytes that may lie in the kernel's buffers between two sockets, generously
+
+BALANCE = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 14\r\n\r\n{"credits": 5}'
+
+
+class Server:
+    """Accepts connections and lets a function talk on each of them, in a thread of its own."""
+
+    def __init__(self, talk, *, tls: ssl.SSLContext | None = None) -> None:
+        self._talk, self._tls = talk, tls
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
+        self.connections: list[socket.socket] = []
+        self.bytes_sent = 0
+        self.closing = threading.Event()
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                self.connections.append(connection)
+                thread = threading.Thread(target=self._serve, args=(connection,))
+                self._threads.append(thread)
+                thread.start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            if self._tls:
+                connection = self._tls.wrap_socket(connection, server_side=True)
+            with connection:
+                self._talk(self, connection)
+
+    def send(self, connection: socket.socket, *pieces: bytes) -> None:
+        for piece in pieces:
+            connection.sendall(piece)
+            self.bytes_sent += len(piece)
+
+    def drip(self, connection: socket.socket, piece: bytes) -> None:
+        """Send a piece now and then for ever, each well within the client's timeout for one."""
+        while not self.closing.wait(0.05):
+            self.send(connection, piece)
+
+    def close(self) -> None:
+        self.closing.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for connection in self.connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(5)
+            assert not thread.is_alive()
+
+
+def read_request(connection: socket.socket) -> bytes:
+    """Return the head of one request; raise once there is none."""
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        piece = connection.recv(1)
+        if not piece:
+            raise ConnectionResetError
+        head += piece
+    return head
+
+
+@pytest.fixture(autouse=True)
+def _no_proxies_of_this_machine(monkeypatch):
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.fixture
+def serve():
+    with contextlib.ExitStack() as stack:
+
+        def serve(talk, **kwargs) -> Server:
+            server = Server(talk, **kwargs)
+            stack.callback(server.close)
+            return server
+
+        yield serve
+
+
+@pytest.fixture
+def answer(serve):
+    """Return a function that starts a server which answers every request with these bytes, then hangs up."""
+
+    def answer(*pieces: bytes) -> Server:
+        def talk(server, connection):
+            read_request(connection)
+            server.send(connection, *pieces)
+            connection.shutdown(socket.SHUT_WR)
+            connection.recv(1)
+
+        return serve(talk)
+
+    return answer
+
+
+def client_of(url: str, **kwargs) -> StabilityClient:
+    return StabilityClient(
+        KEY,
+        **{"base_url": url, "api_version": "v1", "request_timeout": TIMEOUT, "retry_deadline": 0, **kwargs},
+    )
+
+
+def failure_of(
+    server: Server, kind: type[StabilityError], call=StabilityClient.get_balance, **kwargs
+) -> StabilityError:
+    """Make a call that fails in time, and return its error."""
+    began = time.monotonic()
+    with client_of(kwargs.pop("url", server.url), **kwargs) as client, pytest.raises(kind) as failure:
+        call(client)
+    assert time.monotonic() - began < SOON
+    assert type(failure.value) is kind
+    assert failure.value.__context__ is None
+    assert KEY not in str(failure.value)
+    return failure.value
+
+
+def post(client: StabilityClient) -> object:
+    return client.request("POST", "/v1/x", data=b"")
+
+
+# Dripping
+
+
+@pytest.mark.parametrize(
+    ("begin", "piece"),
+    [
+        (b"", b"H"),  # cut before a complete status line
+        (b"HTTP/1.1 200 OK\r\nX: ", b"y"),
+        (b"HTTP/1.1 200 OK\r\n", b"X: y\r\n"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n", b" "),
+        (b"HTTP/1.1 200 OK\r\n\r\n", b" "),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"0"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"X: y\r\n"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    ],
+    ids=[
+        "status",
+        "header",
+        "headers",
+        "length",
+        "no-length",
+        "chunks",
+        "chunk-size",
+        "trailers",
+        "continue",
+    ],
+)
+def test_a_server_that_drips_does_not_hold_a_call(serve, begin, piece):
+    def talk(server, connection):
+        read_request(connection)
+        server.send(connection, begin)
+        server.drip(connection, piece)
+
+    failure = failure_of(serve(talk), StabilityTimeoutError)
+    assert str(failure).startswith("GET /v1/user/balance got no complete answer: waited 0.2 s")
+
+
+def test_the_answer_to_any_other_call_does_not_hold_it_either(serve):
+    def talk(server, connection):
+        read_request(connection)
+        server.send(connection, b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+        server.drip(connection, b" ")
+
+    failure_of(serve(talk), StabilityTimeoutError, post)
+
+
+@pytest.mark.parametrize("begin", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 14\r\n\r\n{"])
+def test_a_server_that_says_nothing_more_is_a_timeout(serve, begin):
+    def talk(server, connection):
+        read_request(connection)
+        server.send(connection, begin)
+        server.closing.wait()
+
+    failure_of(serve(talk), StabilityTimeoutError)
+
+
+def test_a_tls_handshake_that_drips_does_not_hold_a_call(serve):
+    def talk(server, connection):
+        server.send(connection, b"\x16\x03\x03\x40\x00\x02\x00\x3f\xf0")  # the head of a long ServerHello
+        server.drip(connection, b"\x00")
+
+    server = serve(talk)
+    failure_of(server, StabilityTimeoutError, url=f"https://127.0.0.1:{server.port}")
+
+
+def test_a_proxy_that_drips_does_not_hold_a_call(serve):
+    def talk(server, connection):
+        assert read_request(connection).startswith(b"CONNECT stability.example:443 ")
+        server.send(connection, b"HTTP/1.1 200 OK\r\nX: ")
+        server.drip(connection, b"y")
+
+    server = serve(talk)
+    failure_of(
+        server,
+        StabilityTimeoutError,
+        url="https://stability.example",
+        proxy=f"http://u:pw@127.0.0.1:{server.port}",
+    )
+
+
+def test_a_server_that_takes_a_body_slowly_does_not_hold_a_call(serve):
+    def talk(server, connection):
+        while connection.recv(1024) and not server.closing.wait(0.02):
+            pass
+
+    def upload(client):
+        client.request("POST", "/v1/x", data=(b"x" * 65536 for _ in itertools.count()))
+
+    failure_of(serve(talk), StabilityTimeoutError, upload)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory) -> str:
+    """Return the path of a certificate for 127.0.0.1 with its private key."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    private_key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.UTC)
+    signed = (
+        x509.CertificateBuilder(name, name)
+        .public_key(private_key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(private_key, hashes.SHA256())
+    )
+    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
+    path.write_bytes(
+        signed.public_bytes(serialization.Encoding.PEM)
+        + private_key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    return str(path)
+
+
+@pytest.fixture
+def tls(certificate) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    return context
+
+
+def test_an_answer_over_tls_is_read_and_one_that_drips_is_cut(serve, tls, certificate):
+    def talk(server, connection):
+        read_request(connection)
+        server.send(connection, BALANCE)
+        read_request(connection)
+        server.send(connection, b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+        server.drip(connection, b" ")
+
+    server = serve(talk, tls=tls)
+    with client_of(server.url, ca_bundle=certificate) as client:
+        assert client.get_balance().credits == 5
+        began = time.monotonic()
+        with pytest.raises(StabilityTimeoutError):
+            client.get_balance()
+    assert time.monotonic() - began < SOON
+    assert len(server.connections) == 1
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(serve, tls):
+    server = serve(lambda server, connection: read_request(connection), tls=tls)
+    assert "certificate verify failed" in str(failure_of(server, StabilityNetworkError))
+
+
+# Breaking
+
+
+@pytest.mark.parametrize("begin", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 14\r\n\r\n{", b"HTTP/1.1 200"])
+def test_a_reset_is_a_network_error(serve, begin):
+    def talk(server, connection):
+        read_request(connection)
+        server.send(connection, begin)
+        time.sleep(0.05)  # let it be read: a reset overtakes what is on its way
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    failure_of(serve(talk), StabilityNetworkError)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n" + b'{"credits": 5}',
+        b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\ne\r\n{"credits": 5}\r\n',
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nno number\r\n",
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        b"\x00" * 100,
+        b"HTTP/1.1 abc OK\r\n\r\n",
+        b"HTTP/1.1 99 OK\r\n\r\n",
+    ],
+)
+def test_what_is_no_complete_http_answer_is_a_network_error(answer, sent):
+    failure_of(answer(sent), StabilityNetworkError)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b'HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"credits": 5}',
+        b'HTTP/1.1 200 OK\r\n\r\n{"credits": ',
+        b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 204 No Content\r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
+    ],
+)
+def test_a_complete_answer_without_a_complete_balance_is_malformed(answer, sent):
+    failure_of(answer(sent), StabilityMalformedAnswerError)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (401, StabilityAuthenticationError),
+        (402, StabilityPaymentRequiredError),
+        (429, StabilityRateLimitError),
+    ],
+)
+@pytest.mark.parametrize("call", [StabilityClient.get_balance, post])
+def test_a_status_counts_even_if_its_body_breaks_off(answer, status, kind, call):
+    failure = failure_of(answer(b"HTTP/1.1 %d No\r\nContent-Length: 100\r\n\r\n{" % status), kind, call)
+    assert failure.retry_after == (60 if status == 429 else None)
+
+
+def test_a_port_where_nobody_listens_is_a_network_error(answer):
+    server = answer()
+    server.close()
+    assert "refused" in str(failure_of(server, StabilityNetworkError))
+
+
+# Too much
+
+FLOOD = [b"x" * 65536] * 1600  # 100 MB
+
+
+@pytest.mark.parametrize(
+    ("begin", "kind"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 104857600\r\n\r\n", StabilityMalformedAnswerError),
+        (b"HTTP/1.1 200 OK\r\n\r\n", StabilityMalformedAnswerError),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n6400000\r\n", StabilityMalformedAnswerError),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n", StabilityNetworkError),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", StabilityNetworkError),
+        (b"HTTP/1.1 401 No\r\nContent-Length: 104857600\r\n\r\n", StabilityAuthenticationError),
+        (b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 104857600\r\n\r\n", StabilityRedirectError),
+        (b"HTTP/1.1 302 Found\r\nContent-Length: 104857600\r\n\r\n", StabilityRedirectError),
+        (b"HTTP/1.1 999 Odd\r\nContent-Length: 104857600\r\n\r\n", StabilityMalformedAnswerError),
+        (b"HTTP/1.1 200 OK\r\nX: ", StabilityNetworkError),
+        (b"", StabilityNetworkError),
+    ],
+    ids=[
+        "length",
+        "no-length",
+        "chunk",
+        "chunk-1",
+        "chunk-size",
+        "401",
+        "redirect",
+        "302",
+        "999",
+        "header",
+        "status",
+    ],
+)
+def test_a_hundred_megabytes_are_not_read(answer, begin, kind):
+    server = answer(begin, *FLOOD)
+    failure_of(server, kind)
+    assert server.bytes_sent < BUFFERS
+
+
+@pytest.mark.parametrize(
+    ("head", "kind"),
+    [
+        (b"302 Found\r\nLocation: /x", StabilityRedirectError),
+        (b"300 Choose", StabilityRedirectError),
+        (b"401 No", StabilityAuthenticationError),
+        (b"999 Odd", StabilityMalformedAnswerError),
+    ],
+)
+def test_a_flood_that_is_no_success_is_not_read_for_any_other_call_either(answer, head, kind):
+    server = answer(b"HTTP/1.1 " + head + b"\r\nContent-Length: 104857600\r\n\r\n", *FLOOD)
+    failure_of(server, kind, post)
+    assert server.bytes_sent < BUFFERS
+
+
+def test_endless_header_lines_end_the_call(answer):
+    server = answer(b"HTTP/1.1 200 OK\r\n", *[b"X-Line: y\r\n" * 5000] * 1600)
+    assert "100 headers" in str(failure_of(server, StabilityNetworkError))
+    assert server.bytes_sent < BUFFERS
+
+
+def test_a_bomb_is_not_unpacked(answer):
+    bomb = gzip.compress(b" " * 20_000_000)
+    server = answer(
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(bomb), bomb
+    )
+    assert "compressed" in str(failure_of(server, StabilityMalformedAnswerError))
+
+
+# Odd, but right
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b'HTTP/1.0 200 OK\r\n\r\n{"credits": 5}',
+        b'HTTP/1.1 200\r\nContent-Length: 14\r\n\r\n{"credits": 5}',
+        b"HTTP/1.1 100 Continue\r\n\r\n" + BALANCE,
+        (
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b'7\r\n{"credi\r\n7;x=y\r\nts": 5}\r\n0\r\nT: v\r\n\r\n'
+        ),
+        b'HTTP/1.1 200 OK\nContent-Length: 14\n\n{"credits": 5}',
+        BALANCE + b"HTTP/1.1 200 OK\r\nContent-Length: 14\r\n\r\n" + b'{"credits": 9}',
+    ],
+    ids=["http-1.0", "no-reason", "continue", "chunked", "newlines", "two-answers"],
+)
+def test_an_odd_answer_is_read_all_the_same(answer, sent):
+    with client_of(answer(sent).url) as client:
+        assert client.get_balance().credits == 5
+        assert client.get_balance().credits == 5  # on another connection: nothing is left of the first
+
+
+def test_an_empty_success_is_a_success_of_request(answer):
+    with client_of(answer(b"HTTP/1.1 204 No Content\r\n\r\n").url) as client:
+        assert client.request("DELETE", "/v1/x").content == b""
+
+
+# One connection
+
+
+def keep_answering(server, connection):
+    while True:
+        read_request(connection)
+        server.send(connection, BALANCE)
+
+
+def test_calls_share_one_connection(serve):
+    server = serve(keep_answering)
+    with client_of(server.url) as client:
+        for _ in range(5):
+            client.get_balance()
+    assert len(server.connections) == 1
+
+
+def test_the_limit_of_a_call_does_not_cut_a_later_one(serve):
+    def talk(server, connection):
+        read_request(connection)
+        server.send(connection, BALANCE)
+        read_request(connection)
+        time.sleep(0.3)  # the limit of the first call passes meanwhile
+        server.send(connection, BALANCE)
+
+    server = serve(talk)
+    with client_of(server.url, request_timeout=0.2) as client:
+        client.get_balance()
+        time.sleep(0.25)
+        assert client.request("GET", "/v1/x", timeout=5).json() == {"credits": 5}
+    assert len(server.connections) == 1
+
+
+def test_the_limit_of_a_call_does_not_cut_one_of_another_thread(serve):
+    def drip(server, connection):
+        read_request(connection)
+        server.drip(connection, b"H")
+
+    def late(server, connection):
+        read_request(connection)
+        time.sleep(0.7)
+        server.send(connection, BALANCE)
+
+    dripping, slow = client_of(serve(drip).url), client_of(serve(late).url, request_timeout=2)
+    with dripping, slow, ThreadPoolExecutor(2) as threads:
+        cut, whole = threads.submit(dripping.get_balance), threads.submit(slow.get_balance)
+        assert isinstance(cut.exception(5), StabilityTimeoutError)
+        assert whole.result(5).credits == 5
+
+
+def test_a_connection_that_the_server_closed_meanwhile_is_replaced(answer):
+    server = answer(BALANCE)
+    with client_of(server.url) as client:
+        client.get_balance()
+        time.sleep(0.05)
+        client.get_balance()
+    assert len(server.connections) == 2
+
+
+def test_no_thread_and_no_connection_is_left_behind(serve):
+    server = serve(keep_answering)
+    before = threading.active_count()
+    client = client_of(server.url, request_timeout=60)
+    client.get_balance()
+    client.close()
+    until = time.monotonic() + 2
+    while threading.active_count() > before and time.monotonic() < until:
+        time.sleep(0.01)
+    assert threading.active_count() <= before
+
+
+def test_a_refused_post_is_sent_once(serve):
+    heads = []
+
+    def talk(server, connection):
+        heads.append(read_request(connection))
+
+    failure_of(serve(talk), StabilityNetworkError, post, retry_deadline=60)
+    assert len(heads) == 1
+    assert heads[0].startswith(b"POST /v1/x HTTP/1.1\r\n")

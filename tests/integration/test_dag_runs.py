@@ -1,0 +1,78 @@
+"""DAGs run by Airflow in this process against the simulator: the examples, and each operator's XCom."""
+
+from __future__ import annotations
+
+import pytest
+
+from airflow_stability.simulator import Fault, StabilitySimulator
+
+
+@pytest.fixture
+def simulator(set_connection):
+    with StabilitySimulator(credits=25.5) as simulator:
+        set_connection("stability_default", simulator.connection_uri())
+        yield simulator
+
+
+def test_the_image_pipeline_makes_an_image_for_each_prompt(simulator, run_dag, tmp_path):
+    result = run_dag("stability_image_pipeline", {"prompts": ["a", "b"], "output_folder": str(tmp_path)})
+
+    assert result.state == "success"
+    assert result.xcom("wait_for_credit") == 25.5
+    images = sorted(tmp_path.iterdir())
+    assert sorted(result.xcoms("generate_image")) == [str(image) for image in images]
+    assert [image.read_bytes()[:8] for image in images] == [b"\x89PNG\r\n\x1a\n"] * 2
+    assert simulator.credits() == 19.5
+
+
+def test_the_account_example_pushes_account_and_balance(simulator, run_dag):
+    result = run_dag("stability_account")
+
+    assert result.state == "success"
+    assert result.xcom("read_account") == {
+        "id": "user-1",
+        "email": "***",
+        "organizations": [
+            {"id": "org-default", "name": "Default Organization", "role": "MEMBER", "is_default": True},
+            {"id": "org-other", "name": "Other Organization", "role": "MEMBER", "is_default": False},
+        ],
+        "profile_picture": None,
+    }
+    assert result.xcom("read_balance") == {"credits": 25.5, "organization": None}
+    assert (
+        result.xcom("summarize")
+        == "user-1 is in Default Organization, Other Organization and has 25.5 credits."
+    )
+
+
+def test_operators_take_templates_and_push_plain_json(simulator, run_dag):
+    simulator.set_credits(0.6336833840314097, "org-other")
+
+    result = run_dag("operators", {"organization": "org-other", "minimum": "0.5"})
+
+    assert result.state == "success"
+    assert result.xcom("account")["email"] == "user-1@example.com"
+    assert result.xcom("balance") == {"credits": 0.6336833840314097, "organization": "org-other"}
+    assert result.xcom("gate") == 0.6336833840314097
+    assert sorted(result.xcoms("mapped_gate")) == [0.6336833840314097, 25.5]
+
+
+def test_operators_fail_without_retries_where_the_failure_will_not_pass(simulator, run_dag):
+    simulator.inject(Fault.status(401))
+
+    result = run_dag("operators", {"organization": "org-other", "minimum": "0.5"})
+
+    assert {
+        task: result.states[task] for task in ("account", "balance", "gate", "mapped_gate")
+    } == dict.fromkeys(("account", "balance", "gate", "mapped_gate"), "failed")
+    assert result.tries["account"] == result.tries["balance"] == 1
+
+
+def test_an_operators_failure_that_may_pass_uses_airflows_retries(simulator, run_dag):
+    # One attempt of the operator asks v1alpha once: its server says that trying again is of no use just now.
+    simulator.inject(Fault.status(503, temporary=False), times=1, path="/v1alpha/user/account")
+
+    result = run_dag("operators", {"organization": "org-default", "minimum": "0.5"})
+
+    assert result.states["account"] == "success"
+    assert result.tries["account"] == 2

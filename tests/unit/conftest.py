@@ -1,0 +1,79 @@
+"""Unit tests have no network and never sleep: whoever tries fails."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import time
+
+import pytest
+
+KEY = "sk-THIS0is0SECRET0aBcDeFgH"
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError(f"a unit test opens a connection: {args[1:]}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket.socket, "connect_ex", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture(autouse=True)
+def _no_sleep(monkeypatch):
+    def refuse(seconds):
+        raise AssertionError(f"a unit test sleeps for {seconds} s")
+
+    monkeypatch.setattr(time, "sleep", refuse)
+
+
+@pytest.fixture(autouse=True)
+def _no_proxies_of_this_machine(monkeypatch):
+    for name in (
+        "http_proxy",
+        "https_proxy",
+        "all_proxy",
+        "no_proxy",
+        "requests_ca_bundle",
+        "curl_ca_bundle",
+    ):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+class Clock:
+    """Time that passes only by sleeping, at once."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.waits: list[float] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch, _no_sleep) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(time, "monotonic", made.monotonic)
+    monkeypatch.setattr(time, "sleep", made.sleep)
+    return made
+
+
+@pytest.fixture
+def key() -> str:
+    return KEY
+
+
+@pytest.fixture
+def base_url() -> str:
+    """Return an address of its own: what `auto` found out is remembered per address and process."""
+    return f"https://stability-{next(_numbers)}.example"

@@ -1,0 +1,125 @@
+"""What callers may pass: credits and organization ids."""
+
+from __future__ import annotations
+
+import math
+from decimal import Decimal
+from fractions import Fraction
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_stability.arguments import check_credits, check_organization, format_credits, is_template
+
+
+@pytest.mark.parametrize(
+    ("value", "credits"),
+    [
+        (0, 0.0),
+        (8, 8.0),
+        (12.5, 12.5),
+        ("12.5", 12.5),
+        (" 7\n", 7.0),
+        ("1e3", 1000.0),
+        (Decimal("0.1"), 0.1),
+        (Fraction(1, 4), 0.25),
+        (0.6336833840314097, 0.6336833840314097),
+    ],
+)
+def test_numbers_and_strings_that_are_numbers_are_credits(value, credits):
+    assert check_credits(value) == credits
+    assert type(check_credits(value)) is float
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(True, False, None, [], {}, b"5", object()),
+        *("", " ", "many", "5 credits", "0x10", "{{ params.credits }}"),
+        *(-1, -0.001, "-5", Decimal("-1")),
+        *(math.nan, math.inf, -math.inf, "nan", "inf", "Infinity", "1e400", Decimal("sNaN"), 10**400),
+    ],
+)
+def test_what_is_no_number_of_credits_is_refused_by_the_name_of_the_argument(value):
+    with pytest.raises(ValueError, match=r"^spend must be a finite number of credits, 0 or more") as refusal:
+        check_credits(value, argument="spend")
+    assert len(str(refusal.value)) < 250
+
+
+@given(st.one_of(st.floats(), st.integers(), st.text(), st.none(), st.booleans(), st.decimals(), st.binary()))
+def test_credits_are_finite_and_never_negative_whatever_is_passed(value):
+    try:
+        credits = check_credits(value)
+    except ValueError as error:
+        refusal = str(error)
+    else:
+        assert math.isfinite(credits)
+        assert credits >= 0
+        return
+    assert refusal.isprintable()
+
+
+@given(st.floats(min_value=0, allow_infinity=False))
+def test_credits_are_the_same_double_that_was_passed(value):
+    assert check_credits(value) == value
+    assert float(format_credits(value)) == value
+
+
+def test_no_organization_means_the_default_one():
+    assert check_organization(None) is None
+
+
+@pytest.mark.parametrize("value", ["org-123456", "o", "x" * 256])
+def test_an_organization_id_is_kept_as_it_is(value):
+    assert check_organization(value) == value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        " ",
+        "org 1",
+        " org-1",
+        "org-1\n",
+        "org-1\r\nAuthorization: other",
+        "org-\x00",
+        "organisé",
+        "org-\ud800",
+        "x" * 257,
+        5,
+        True,
+        b"org-1",
+        ["org-1"],
+    ],
+)
+def test_an_organization_that_a_header_cannot_carry_is_refused(value):
+    with pytest.raises(ValueError, match=r"^organization must be an id such as org-123456") as refusal:
+        check_organization(value)
+    assert str(refusal.value).isprintable()
+    assert len(str(refusal.value)) < 260
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("{{ params.credits }}", True),
+        ("{% if x %}5{% endif %}", True),
+        (SimpleNamespace(resolve=lambda context: 5), True),
+        ("5", False),
+        (5, False),
+        (None, False),
+    ],
+)
+def test_a_template_is_what_airflow_still_has_to_render(value, expected):
+    assert is_template(value) is expected
+
+
+@pytest.mark.parametrize(
+    ("credits", "text"),
+    [(50.0, "50"), (50, "50"), (0.6336833840314097, "0.6336833840314097"), (-0.5, "-0.5"), (0.0, "0")],
+)
+def test_credits_are_written_without_rounding(credits, text):
+    assert format_credits(credits) == text

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import pytest
+import responses
+
+from airflow_stability.compat import Connection
+from airflow_stability.errors import StabilityConfigurationError
+from airflow_stability.hooks.connection import client_from_connection, unknown_fields
+
+
+def make(extra=None, *, password="sk-KEY", retry_deadline=None, **fields):
+    connection = Connection(conn_id="stability_default", conn_type="stability", password=password, **fields)
+    return client_from_connection(connection, extra or {}, retry_deadline=retry_deadline)
+
+
+def test_a_key_is_enough():
+    client = make()
+
+    assert client.base_url == "https://api.stability.ai"
+    assert (client.api_version, client.organization) == ("auto", None)
+    assert (client.request_timeout, client.retry_deadline) == (10.0, 120.0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "base_url"),
+    [
+        ({"host": "gateway.example.com"}, "https://gateway.example.com"),
+        ({"host": "gateway.example.com", "port": 8443}, "https://gateway.example.com:8443"),
+        (
+            {"host": "gateway.example.com/stability", "port": 8443},
+            "https://gateway.example.com:8443/stability",
+        ),
+        ({"host": "https://gateway.example.com/stability/"}, "https://gateway.example.com/stability"),
+        ({"host": "https://api.stability.ai", "schema": "https"}, "https://api.stability.ai"),
+        ({"host": "https://api.stability.ai", "port": 443}, "https://api.stability.ai:443"),
+        ({"host": "127.0.0.1", "port": 8080, "schema": "http"}, "http://127.0.0.1:8080"),
+        ({"host": "http://localhost:8080"}, "http://localhost:8080"),
+        ({"host": "::1", "port": 8080, "schema": "HTTP"}, "http://[::1]:8080"),
+        ({"port": 8443}, "https://api.stability.ai:8443"),
+        ({"host": " api.stability.ai "}, "https://api.stability.ai"),
+    ],
+)
+def test_host_port_and_schema_make_the_address(fields, base_url):
+    assert make(**fields).base_url == base_url
+
+
+def test_every_field_of_the_extra_counts_and_numbers_may_be_strings():
+    client = make(
+        {
+            "organization": "org-1",
+            "api_version": "v1",
+            "request_timeout": "2.5",
+            "retry_deadline": 7,
+            "allow_http": "true",
+        },
+        host="http://gateway.example.com",
+    )
+
+    assert (client.organization, client.api_version) == ("org-1", "v1")
+    assert (client.request_timeout, client.retry_deadline) == (2.5, 7.0)
+
+
+@responses.activate
+def test_client_id_and_user_agent_are_sent(base_url):
+    answer = responses.get(f"{base_url}/v1/user/balance", json={"credits": 1.0})
+
+    make({"api_version": "v1", "client_id": "acme", "user_agent": "acme/2"}, host=base_url).get_balance()
+
+    headers = answer.calls[0].request.headers
+    assert (headers["Stability-Client-ID"], headers["User-Agent"]) == ("acme", "acme/2")
+
+
+def test_fields_that_were_emptied_in_a_form_are_not_set():
+    client = make({"organization": "", "request_timeout": "", "proxy": None}, host="", schema="")
+
+    assert (client.organization, client.request_timeout) == (None, 10.0)
+    assert client.base_url == "https://api.stability.ai"
+
+
+def test_the_argument_for_retries_counts_before_the_extra():
+    assert make({"retry_deadline": 7}, retry_deadline=0).retry_deadline == 0.0
+
+
+@pytest.mark.parametrize(
+    ("extra", "fields", "text"),
+    [
+        ({}, {"password": None}, "The API key is missing"),
+        ({}, {"password": "sk KEY"}, "character at position 3 of 6"),
+        ({}, {"host": "http://gateway.example.com"}, "would send the API key in clear"),
+        (
+            {},
+            {"host": "https://a.example", "schema": "http"},
+            "host begins with https:// but schema says http",
+        ),
+        ({}, {"host": "https://a.example:1", "port": 2}, "is not a URL"),
+        ({}, {"host": "user:pw@a.example"}, "has a user"),
+        ({}, {"host": "a.example?x=1"}, "a query"),
+        ({}, {"host": "a b.example"}, "has a blank"),
+        ({}, {"schema": "ftp"}, "is neither http nor https"),
+        ({"request_timeout": "soon"}, {}, "extra.request_timeout cannot be used"),
+        ({"request_timeout": 0}, {}, "request_timeout must be a number of seconds, above 0"),
+        ({"retry_deadline": -1}, {}, "retry_deadline must be a number of seconds, 0 or more"),
+        ({"api_version": "v2"}, {}, "api_version must be auto, v1alpha or v1; got 'v2'"),
+        ({"organization": "org 1"}, {}, "organization must be an id"),
+        ({"organization": "org\r\nX: 1"}, {}, "organization must be an id"),
+        ({"organization": 5}, {}, "extra.organization cannot be used"),
+        ({"allow_http": "perhaps"}, {}, "extra.allow_http cannot be used"),
+        ({"proxy": "proxy"}, {}, "proxy must be a URL"),
+        ({"ca_bundle": "/no/such/file"}, {}, "ca_bundle names no file or folder"),
+        ({"user_agent": "a\nb"}, {}, "user_agent must be"),
+    ],
+)
+def test_a_field_that_cannot_work_is_named_in_one_sentence(extra, fields, text):
+    with pytest.raises(StabilityConfigurationError) as raised:
+        make(extra, **fields)
+
+    assert str(raised.value).startswith("Connection 'stability_default': ")
+    assert text in str(raised.value)
+    assert "KEY" not in str(raised.value)
+    assert raised.value.__context__ is None
+
+
+def test_a_proxys_password_is_in_no_text():
+    with pytest.raises(StabilityConfigurationError) as raised:
+        make({"proxy": "http://user:SECRET@[bad"})
+
+    assert "SECRET" not in str(raised.value)
+
+
+def test_mistyped_fields_are_found():
+    assert unknown_fields({"organisation": "org-1", "organization": "org-1"}) == ["organisation"]

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from airflow_stability.errors import (
+    StabilityAuthenticationError,
+    StabilityRateLimitError,
+    StabilityUnavailableError,
+)
+from airflow_stability.gate import GRACE, SPEAK_EVERY, Gate, Verdict
+
+START = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
+
+
+def after(**time):
+    return START + timedelta(**time)
+
+
+def outage(error_id="a1", **fields):
+    return StabilityUnavailableError(f"answered 503 (error id {error_id}).", status=503, **fields)
+
+
+REFUSED = StabilityAuthenticationError("answered 401.", status=401)
+
+
+@pytest.mark.parametrize(
+    ("credits", "minimum", "verdict"),
+    [
+        (8.000000000000002, 8, Verdict.OPEN),
+        (8.0, 8, Verdict.WAIT),
+        (8.0, "8", Verdict.WAIT),
+        (7.999999999999999, "8.0", Verdict.WAIT),
+        (0.0, 0, Verdict.WAIT),
+        (0.01, 0, Verdict.OPEN),
+        (-3.5, 0, Verdict.WAIT),
+    ],
+)
+def test_opens_on_more_than_the_minimum_only(credits, minimum, verdict):
+    assert Gate(minimum).observe_balance(credits, START).verdict is verdict
+
+
+def test_open_decision_carries_the_balance_as_it_was_sent():
+    decision = Gate(0.5).observe_balance(0.6336833840314097, START)
+
+    assert decision.credits == 0.6336833840314097
+    assert decision.text == (
+        "The gate opens: the key's default organization has 0.6336833840314097 credits, needs more than 0.5."
+    )
+
+
+@pytest.mark.parametrize("minimum", [True, -1, float("nan"), float("inf"), "many", "", None, [8]])
+def test_a_minimum_that_is_none_is_refused(minimum):
+    with pytest.raises(ValueError, match="minimum_credits must be a finite number"):
+        Gate(minimum)
+
+
+def test_waiting_says_how_much_there_is_of_how_much():
+    decision = Gate(50, organization="org-1").observe_balance(3.2, START)
+
+    assert decision.text == "Waiting: organization org-1 has 3.2 credits, needs more than 50."
+    assert decision.speak
+
+
+def test_waiting_speaks_at_a_change_and_every_hour_and_not_between():
+    gate = Gate(50)
+
+    spoken = [
+        gate.observe_balance(credits, after(minutes=minute)).speak
+        for minute, credits in [(0, 3.2), (1, 3.2), (59, 3.2), (60, 3.2), (61, 3.2), (62, 3.1), (63, 3.1)]
+    ]
+
+    assert spoken == [True, False, False, True, False, True, False]
+    assert timedelta(hours=1) == SPEAK_EVERY
+
+
+def test_the_same_failure_with_another_id_is_no_news_but_another_failure_is():
+    gate = Gate(50)
+
+    assert gate.observe_failure(outage("a1"), START).speak
+    assert not gate.observe_failure(outage("b2"), after(minutes=1)).speak
+    assert gate.observe_failure(StabilityRateLimitError("429.", status=429), after(minutes=2)).speak
+    assert gate.observe_balance(3.2, after(minutes=3)).speak
+
+
+def test_an_outage_neither_opens_nor_fails_however_long_it_lasts():
+    gate = Gate(0)
+    gate.observe_balance(0.0, START)
+
+    verdicts = {gate.observe_failure(outage(), after(hours=hour)).verdict for hour in range(100)}
+
+    assert verdicts == {Verdict.WAIT}
+
+
+def test_no_poll_before_the_server_allows_one():
+    gate = Gate(50)
+    assert gate.seconds_until_poll(START) == 0.0
+
+    gate.observe_failure(outage(retry_after=60.0), START)
+
+    assert gate.seconds_until_poll(after(seconds=15)) == 45.0
+    assert gate.seconds_until_poll(after(seconds=60)) == 0.0
+
+
+def test_a_lock_out_ends_with_the_next_answer_and_with_another_key():
+    gate = Gate(50)
+    gate.observe_failure(outage(retry_after=60.0), START)
+    gate.observe_balance(1.0, after(seconds=1))
+    assert gate.seconds_until_poll(after(seconds=1)) == 0.0
+
+    gate.observe_failure(outage(retry_after=60.0), after(seconds=2))
+    gate.key_changed()
+    assert gate.seconds_until_poll(after(seconds=3)) == 0.0
+
+
+def test_a_key_that_never_worked_fails_at_once():
+    decision = Gate(50).observe_failure(REFUSED, START)
+
+    assert decision.verdict is Verdict.FAIL
+    assert decision.text == "answered 401."
+
+
+def test_a_key_that_worked_has_ten_minutes_from_its_first_refusal():
+    gate = Gate(50)
+    gate.observe_balance(3.2, START)
+
+    first = gate.observe_failure(REFUSED, after(minutes=5))
+    gate.observe_failure(outage(), after(minutes=10))
+    last = gate.observe_failure(REFUSED, after(minutes=14, seconds=59))
+    failed = gate.observe_failure(REFUSED, after(minutes=15))
+
+    assert timedelta(minutes=10) == GRACE
+    assert first.verdict is last.verdict is Verdict.WAIT
+    assert "if it is still refused at 2026-11-22 10:15:00 UTC, the gate fails. answered 401." in first.text
+    assert failed.verdict is Verdict.FAIL
+    assert failed.text == "answered 401. The key had worked before."
+
+
+def test_a_balance_ends_the_grace_and_the_next_refusal_begins_another():
+    gate = Gate(50)
+    gate.observe_balance(3.2, START)
+    gate.observe_failure(REFUSED, after(minutes=1))
+    gate.observe_balance(3.2, after(minutes=2))
+
+    assert gate.observe_failure(REFUSED, after(minutes=20)).verdict is Verdict.WAIT
+
+
+def test_a_new_key_that_never_worked_has_no_grace():
+    gate = Gate(50)
+    gate.observe_balance(3.2, START)
+    gate.observe_failure(REFUSED, after(minutes=1))
+    gate.key_changed()
+
+    assert gate.observe_failure(REFUSED, after(minutes=1)).verdict is Verdict.FAIL
+
+
+def test_timeout_says_too_little_credit():
+    gate = Gate(50, organization="org-1")
+    gate.observe_failure(outage(), START)
+    gate.observe_balance(3.2, after(minutes=1))
+
+    assert gate.timeout_text(3600.0) == (
+        "Timed out after 3600 s: organization org-1 has 3.2 credits, needs more than 50. Buy credits at "
+        "https://platform.stability.ai/account/credits; a top-up takes 1 to 15 minutes to show."
+    )
+
+
+def test_timeout_says_no_answer_with_the_last_balance_and_how_many_polls_failed():
+    gate = Gate(50)
+    gate.observe_balance(3.2, after(minutes=2))
+    for minute in range(3, 12):
+        gate.observe_failure(outage("c3"), after(minutes=minute))
+
+    assert gate.timeout_text(600) == (
+        "Timed out after 600 s: no answer about the balance, needs more than 50. Last balance 3.2 at "
+        "2026-11-22 10:02:00 UTC; 9 polls failed since. The last failure: answered 503 (error id c3)."
+    )
+
+
+def test_timeout_says_that_no_balance_was_ever_read():
+    gate = Gate(50)
+    gate.observe_failure(outage(), START)
+
+    assert "No balance was read yet; 1 poll failed." in gate.timeout_text(60)

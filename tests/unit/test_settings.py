@@ -1,0 +1,193 @@
+"""Settings: each rule with one sentence for whoever set it wrong, and no secret in it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_stability.client import settings
+from airflow_stability.errors import StabilityConfigurationError
+
+
+@pytest.mark.parametrize("pasted", ["sk-1", " sk-1\n", "Bearer sk-1", "bearer   sk-1", "\tBEARER\tsk-1 "])
+def test_a_pasted_key_is_taken_without_what_surrounds_it(pasted):
+    assert settings.check_api_key(pasted) == "sk-1"
+
+
+@pytest.mark.parametrize("missing", [None, "", "  \n", 5, b"sk-1", ["sk-1"]])
+def test_a_missing_key_says_where_keys_are_made(missing):
+    with pytest.raises(StabilityConfigurationError, match=r"missing.*platform.stability.ai/account/keys"):
+        settings.check_api_key(missing)
+
+
+@pytest.mark.parametrize("odd", ["\n", "\r\nX-Other: 1", "\x00", "é", "\u200b", " ", "\ud800"])
+def test_a_key_that_no_header_can_carry_is_refused_without_being_shown(odd):
+    with pytest.raises(StabilityConfigurationError, match="at position 11 of") as refusal:
+        settings.check_api_key(f"sk-SECRET0{odd}tail")
+    assert "SECRET0" not in str(refusal.value)
+    assert "tail" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://api.stability.ai",
+        "https://gateway.example.com:8443/stability",
+        "http://127.0.0.1:8080",
+        "http://localhost",
+        "http://[::1]:80",
+    ],
+)
+def test_an_address_of_the_api_is_taken_without_its_last_slash(url):
+    assert settings.check_base_url(url) == url
+    assert settings.check_base_url(url + "/") == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "api.stability.ai", "https://", "https:///path", "//api.stability.ai", "https://host:port"),
+        *("https://host:99999", "https://[::1", "ftp://host", "file:///etc/passwd", "javascript:alert(1)"),
+        *("https://host/?a=1", "https://host?", "https://host#", "https://host/#x"),
+        *(
+            "https://host\r\nX: 1",
+            "https://ho st",
+            "https://host/\x00",
+            "https://hôst",
+            "https://host/\ud800",
+        ),
+        *("https://api.stability.ai@evil.example", "https://127.0.0.1\\@evil.example"),
+        *(None, 5, b"https://host", ["https://host"]),
+    ],
+)
+def test_what_is_no_address_of_an_api_is_refused(url):
+    with pytest.raises(StabilityConfigurationError, match=r"^The API's address") as refusal:
+        settings.check_base_url(url)
+    assert str(refusal.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://sk-SECRET@host",
+        "https://user:sk-SECRET@host/path",
+        "sk-SECRET@host",
+        "user:sk-SECRET@host",
+        "https://host?key=sk-SECRET",
+        "https://host#sk-SECRET",
+        "https://\nsk-SECRET@host",
+    ],
+)
+def test_a_key_in_the_address_is_refused_without_being_shown(url):
+    with pytest.raises(StabilityConfigurationError) as refusal:
+        settings.check_base_url(url)
+    assert "SECRET" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "host", ["api.stability.ai", "10.0.0.1", "0.0.0.0", "localhost.evil.example", "127.0.0.1.nip.io"]
+)
+def test_plain_http_is_refused_to_anything_but_loopback(host):
+    with pytest.raises(StabilityConfigurationError, match="in clear"):
+        settings.check_base_url(f"http://{host}")
+    assert settings.check_base_url(f"http://{host}", allow_http=True) == f"http://{host}"
+
+
+@pytest.mark.parametrize("version", ["", "v2", "V1", "v1 ", None, 1, ["v1"], {}, "v1" * 10_000])
+def test_an_api_version_is_one_of_three(version):
+    with pytest.raises(StabilityConfigurationError, match="auto, v1alpha or v1") as refusal:
+        settings.check_api_version(version)
+    assert len(str(refusal.value)) < 200
+    assert settings.check_api_version("auto") == "auto"
+
+
+@pytest.mark.parametrize("value", [-1, 86401, math.nan, math.inf, True, "10", None, [10], 10**400])
+def test_seconds_are_a_number_up_to_a_day(value):
+    with pytest.raises(
+        StabilityConfigurationError, match="request_timeout must be a number of seconds, above 0"
+    ):
+        settings.check_seconds("request_timeout", value)
+
+
+def test_zero_seconds_are_allowed_where_they_mean_something():
+    assert settings.check_seconds("retry_deadline", 0, zero=True) == 0
+    with pytest.raises(StabilityConfigurationError):
+        settings.check_seconds("request_timeout", 0)
+
+
+@pytest.mark.parametrize("value", ["", "a\r\nb", "a\x00", "é", "x" * 257, None, 5])
+def test_a_header_is_printable_ascii(value):
+    with pytest.raises(StabilityConfigurationError, match=r"^client_id must be 1 to 256"):
+        settings.check_header("client_id", value)
+    assert settings.check_header("client_id", "my pipeline/1.0") == "my pipeline/1.0"
+
+
+def test_an_organization_that_cannot_be_one_is_a_configuration_error_with_no_other_behind_it():
+    with pytest.raises(StabilityConfigurationError, match="organization must be an id") as refusal:
+        settings.check_organization("")
+    assert refusal.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    "proxy", ["", "proxy", "proxy:3128", "http://", "http://u:pw-SECRET@", "http://u:pw-SECRET@h:x", 5]
+)
+def test_a_proxy_is_a_url_and_its_password_is_not_shown(proxy):
+    with pytest.raises(StabilityConfigurationError, match="proxy must be a URL") as refusal:
+        settings.check_proxy(proxy)
+    assert "SECRET" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("proxy", "secrets"),
+    [
+        ("http://proxy:3128", []),
+        ("http://user@proxy:3128", []),
+        ("http://user:@proxy:3128", []),
+        ("http://user:pw@proxy:3128", ["pw"]),
+        ("user:pw@proxy", ["pw"]),
+        ("http://user:p%40w@proxy:port", ["p%40w", "p@w"]),
+        ("http://user:p@w:x@proxy", ["p@w:x"]),
+        ("", []),
+        ("localhost,.example.com", []),
+    ],
+)
+def test_the_password_of_a_proxy_is_a_secret_as_written_and_as_meant(proxy, secrets):
+    assert settings.proxy_secrets(proxy) == secrets
+
+
+def test_a_ca_bundle_exists(tmp_path):
+    assert settings.check_ca_bundle(None) is None
+    assert settings.check_ca_bundle(str(tmp_path)) == str(tmp_path)
+    for missing in (str(tmp_path / "none.pem"), "a\x00b", 5, "x" * 10_000):
+        with pytest.raises(StabilityConfigurationError, match="ca_bundle names no file or folder"):
+            settings.check_ca_bundle(missing)
+
+
+anything = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.binary(), st.lists(st.text())
+)
+
+
+@given(anything)
+def test_no_setting_fails_in_another_way_than_by_its_own_error(value):
+    for check in (
+        settings.check_api_key,
+        settings.check_base_url,
+        settings.check_api_version,
+        settings.check_organization,
+        settings.check_proxy,
+        settings.check_ca_bundle,
+        lambda value: settings.check_seconds("timeout", value),
+        lambda value: settings.check_header("user_agent", value),
+    ):
+        try:
+            check(value)
+        except StabilityConfigurationError as refusal:
+            text = str(refusal)
+        else:
+            continue
+        assert text.isprintable()
+        assert len(text) < 400

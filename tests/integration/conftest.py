@@ -88,6 +88,15 @@ class DagRunResult:
             return [value if isinstance(value, int | float) else json.loads(value) for value in rows]
 
 
+def redact(text: str) -> str:
+    """Return what Airflow's log would show of a text."""
+    if AIRFLOW_VERSION >= (3, 0):
+        from airflow.sdk.log import redact as redact_text
+    else:
+        from airflow.utils.log.secrets_masker import redact as redact_text
+    return str(redact_text(text))
+
+
 def let_thread_execute_operators() -> None:
     """Let this thread call an operator's execute, as a worker's main thread may."""
     if AIRFLOW_VERSION < (3, 0):

@@ -14,6 +14,7 @@ from airflow_stability.errors import (
 )
 from airflow_stability.hooks.stability import StabilityHook
 from airflow_stability.simulator import Fault
+from tests.integration.conftest import redact
 
 
 @pytest.fixture
@@ -125,6 +126,12 @@ def test_a_wait_that_does_not_fit_the_deadline_is_not_begun(connect, simulator):
 
     assert raised.value.retry_after == 31.0
     assert len(simulator.requests) == 1
+
+
+def test_key_and_proxy_password_are_masked_in_airflows_logs(connect):
+    connect(key="Bearer sk-to-be-masked", proxy="http://user:pw-to-be-masked@127.0.0.1:9").get_conn()
+
+    assert redact("it is sk-to-be-masked by pw-to-be-masked.") == "it is *** by ***."
 
 
 def test_a_missing_connection_is_airflows_own_error():

@@ -33,7 +33,7 @@ def check_credits(value: object, *, argument: str = "minimum_credits") -> float:
             f"{argument} must be a finite number of credits, 0 or more, or a string that is one; "
             f"got {show(value)}."
         )
-    return number
+    return abs(number)  # -0.0 is 0
 
 
 def check_organization(value: object) -> str | None:
@@ -60,12 +60,15 @@ def is_template(value: object) -> bool:
     return "{{" in value or "{%" in value if isinstance(value, str) else hasattr(value, "resolve")
 
 
-def format_credits(credits: float) -> str:
-    """Write credits without rounding: ``50``, ``0.6336833840314097``."""
-    return repr(float(credits)).removesuffix(".0")
+def format_number(number: float) -> str:
+    """Write credits or seconds without rounding: ``50``, ``0.6336833840314097``."""
+    return repr(float(number)).removesuffix(".0")
 
 
 def show(value: object) -> str:
     """Return a value as error texts show it: quoted, at most 80 characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of more digits than Python writes
+        text = f"a {type(value).__name__} that is too long to show"
     return text if len(text) <= 80 else text[:79] + "…"

@@ -7,7 +7,8 @@ Airflow installs providers under Airflow's own constraints, and the version that
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from airflow import __version__ as airflow_version
 
@@ -46,6 +47,11 @@ elif AIRFLOW_VERSION >= (3, 0):
 else:
     from airflow.utils.log.secrets_masker import mask_secret
 
+# What a sensor that overrides execute() goes on with. Airflow 2.11 takes ``super().execute()`` for an
+# operator that is called inside another, and warns, or fails where that is forbidden. The function below the
+# decorator that checks this is there on every version.
+execute_base_sensor: Callable[[BaseSensorOperator, Context], Any] = BaseSensorOperator.execute.__wrapped__  # type: ignore[attr-defined]
+
 __all__ = [
     "AIRFLOW_VERSION",
     "AirflowFailException",
@@ -58,5 +64,6 @@ __all__ = [
     "Connection",
     "Context",
     "PokeReturnValue",
+    "execute_base_sensor",
     "mask_secret",
 ]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
 
-from airflow_stability.arguments import check_credits, check_organization, format_credits
+from airflow_stability.arguments import check_credits, check_organization, format_number
 from airflow_stability.errors import StabilityError, StabilityPermanentError
 
 #: How long a key that has worked before may be refused until the gate fails.
@@ -56,15 +56,23 @@ class Gate:
 
     :param minimum_credits: it opens on more credits than this: a number, or a string that is one.
     :param organization: whose balance is observed, for the texts; None for the key's default.
+    :param remembers: whether it lives from the first observation to the last. One that is made anew for each
+        does not talk of earlier ones.
     :param grace: how long a key that has worked may be refused.
     :raises ValueError: one of the arguments cannot be what it should.
     """
 
     def __init__(
-        self, minimum_credits: object, *, organization: str | None = None, grace: timedelta = GRACE
+        self,
+        minimum_credits: object,
+        *,
+        organization: str | None = None,
+        remembers: bool = True,
+        grace: timedelta = GRACE,
     ) -> None:
         self.minimum_credits = check_credits(minimum_credits)
         self.organization = check_organization(organization)
+        self.remembers = remembers
         self.grace = grace
         self._not_before: datetime | None = None
         self._balance: tuple[float, datetime] | None = None
@@ -130,17 +138,31 @@ class Gate:
 
         :param seconds: the time that it was given.
         """
-        text = f"Timed out after {seconds:g} s: "
+        text = f"Timed out after {format_number(seconds)} s: "
         if self._last_failure is not None:
-            return (
-                f"{text}no answer about the balance, {self._needs()}.{self._history()} "
-                f"The last failure: {self._last_failure}"
-            )
+            return f"{text}{self._unanswered()}"
         if self._balance is None:
             return f"{text}the balance was never asked for, {self._needs()}."
         return (
             f"{text}{self._has(self._balance[0])}. Buy credits at "
             "https://platform.stability.ai/account/credits; a top-up takes 1 to 15 minutes to show."
+        )
+
+    def hopeless_text(self, seconds: float) -> str:
+        """Say that the server wants no call before the time is over, so that the gate cannot open in time.
+
+        :param seconds: the time that it was given.
+        """
+        until = "" if self._not_before is None else f" until {_clock(self._not_before)}"
+        return (
+            f"Gave up, since the server allows no call{until} and that is after the timeout of "
+            f"{format_number(seconds)} s: {self._unanswered()}"
+        )
+
+    def _unanswered(self) -> str:
+        return (
+            f"no answer about the balance, {self._needs()}.{self._history()} "
+            f"The last failure: {self._last_failure}"
         )
 
     def _wait(self, why: str, what: tuple[object, ...], now: datetime) -> Decision:
@@ -152,17 +174,19 @@ class Gate:
 
     def _has(self, credits: float) -> str:
         whose = f"organization {self.organization}" if self.organization else "the key's default organization"
-        return f"{whose} has {format_credits(credits)} credits, {self._needs()}"
+        return f"{whose} has {format_number(credits)} credits, {self._needs()}"
 
     def _needs(self) -> str:
-        return f"needs more than {format_credits(self.minimum_credits)}"
+        return f"needs more than {format_number(self.minimum_credits)}"
 
     def _history(self) -> str:
+        if not self.remembers:
+            return ""
         polls = "1 poll" if self._failures == 1 else f"{self._failures} polls"
         if self._balance is None:
             return f" No balance was read yet; {polls} failed."
         credits, at = self._balance
-        return f" Last balance {format_credits(credits)} at {_clock(at)}; {polls} failed since."
+        return f" Last balance {format_number(credits)} at {_clock(at)}; {polls} failed since."
 
 
 def _clock(at: datetime) -> str:

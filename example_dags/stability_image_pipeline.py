@@ -46,7 +46,7 @@ def stability_image_pipeline():
 
     @task
     def list_prompts(params=None) -> list[str]:
-        return params["prompts"]
+        return list(dict.fromkeys(params["prompts"]))  # two equal ones would be one image, paid for twice
 
     @task(max_active_tis_per_dagrun=2, retries=2)
     def generate_image(prompt: str, params=None, run_id=None) -> str:
@@ -62,7 +62,9 @@ def stability_image_pipeline():
                     timeout=120,
                 )
             image.parent.mkdir(parents=True, exist_ok=True)
-            image.write_bytes(answer.content)
+            unfinished = image.with_suffix(".part")
+            unfinished.write_bytes(answer.content)
+            unfinished.rename(image)
         return str(image)
 
     @task

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.request import getproxies
 
@@ -42,6 +43,7 @@ LARGEST_ANSWER = 1024 * 1024
 _answering: dict[str, str] = {}
 
 _Model = TypeVar("_Model", bound=BaseModel)
+_Error = TypeVar("_Error", bound=StabilityError)
 
 
 class StabilityClient:
@@ -222,10 +224,14 @@ class StabilityClient:
                 )
             except StabilityPermanentError as refusal:
                 refusals.append(refusal)
-            except StabilityTransientError:
-                if refusals:  # the other version refused, this one may answer later: begin with it then
-                    _answering[self.base_url] = version
-                raise
+            except StabilityTransientError as failure:
+                if not refusals:
+                    raise
+                # Begin with this version next time, unless one is known to answer: that one key was refused
+                # there says nothing about the version.
+                _answering.setdefault(self.base_url, version)
+                what = "One API version refused, the other may answer later."
+                raise _joined(what, failure, [*refusals, failure]) from None
             else:
                 if self.api_version == "auto":
                     _answering[self.base_url] = version
@@ -362,9 +368,14 @@ def _both_refused(refusals: list[StabilityPermanentError]) -> StabilityPermanent
     telling = refusals[0]
     if all(type(refusal) is type(telling) for refusal in refusals):
         telling = refusals[-1]
-    facts = [str(refusal).removesuffix(refusal.advice).rstrip() for refusal in refusals]
+    return _joined("Both API versions refused.", telling, refusals)
+
+
+def _joined(what: str, telling: _Error, errors: Sequence[StabilityError]) -> _Error:
+    """Return an error like the one that tells most, with a text that tells what all of them say."""
+    facts = [str(error).removesuffix(error.advice).rstrip() for error in errors]
     return type(telling)(
-        f"Both API versions refused. {' '.join(facts)} {telling.advice}",
+        f"{what} {' '.join(facts)} {telling.advice}",
         status=telling.status,
         error_id=telling.error_id,
         name=telling.name,

@@ -6,14 +6,14 @@ client. Calls nothing of Airflow.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from airflow_stability.client.client import DEFAULT_BASE_URL, DEFAULT_CLIENT_ID, StabilityClient
-from airflow_stability.errors import StabilityConfigurationError
+from airflow_stability.errors import StabilityConfigurationError, StabilityError, StabilityTransientError
 
 if TYPE_CHECKING:
     from airflow_stability.compat import Connection
@@ -30,33 +30,30 @@ class ConnectionExtra(BaseModel):
     retry_deadline: float = 120.0
     client_id: str = DEFAULT_CLIENT_ID
     user_agent: str | None = None
-    proxy: str | None = None
+    proxy: str | None = Field(default=None, repr=False)  # it may hold a password
     ca_bundle: str | None = None
     allow_http: bool = False
 
 
-def unknown_fields(extra: Mapping[str, Any]) -> list[str]:
-    """Return the names in the extra that mean nothing here: mistyped ones, most likely."""
-    return sorted(set(extra) - set(ConnectionExtra.model_fields))
+def unknown_fields(connection: Connection) -> list[str]:
+    """Return the names in the extra that mean nothing here: mistyped ones, most likely.
+
+    :raises StabilityConfigurationError: the extra is no JSON object.
+    """
+    return sorted(set(_read_extra(connection)) - set(ConnectionExtra.model_fields))
 
 
-def client_from_connection(
-    connection: Connection, extra: Mapping[str, Any], *, retry_deadline: float | None = None
-) -> StabilityClient:
+def client_from_connection(connection: Connection, *, retry_deadline: float | None = None) -> StabilityClient:
     """Make the client that a connection describes.
 
     :param connection: of type ``stability``; its password is the API key.
-    :param extra: its extra, parsed. Passed along, because reading it calls Airflow, which not every
-        thread may do.
     :param retry_deadline: seconds that one call may spend on retries, instead of the extra's.
     :raises StabilityConfigurationError: a field that cannot work. The text names the connection and the
         field, and shows no secret.
     """
+    conn_id = connection.conn_id
     try:
-        fields = ConnectionExtra.model_validate(
-            # An emptied field of a form arrives as an empty string: nothing was set.
-            {name: value for name, value in extra.items() if value is not None and value != ""}
-        )
+        fields = ConnectionExtra.model_validate(_read_extra(connection))
         return StabilityClient(
             connection.password or "",
             base_url=_base_url(connection.host, connection.port, connection.schema),
@@ -75,7 +72,42 @@ def client_from_connection(
         problem = f"extra.{first['loc'][0]} cannot be used: {first['msg'].lower()}."
     except StabilityConfigurationError as error:
         problem = str(error)
-    raise StabilityConfigurationError(f"Connection {connection.conn_id!r}: {problem}")
+    # Some tools show the variables of a traceback's frames, and Airflow's Connection shows its password.
+    connection = fields = None  # type: ignore[assignment]
+    raise StabilityConfigurationError(f"Connection {conn_id!r}: {problem}")
+
+
+def reading_failure(conn_id: str, error: Exception) -> StabilityError:
+    """Return what it means that Airflow could not hand out a connection, other than "there is none".
+
+    The text names no more than the kind of error: the original may hold the key.
+    """
+    kind = type(error).__name__
+    if isinstance(error, TypeError | ValueError):
+        return StabilityConfigurationError(
+            f"Connection {conn_id!r} is neither a connection URI nor the JSON of one ({kind})."
+        )
+    if isinstance(error, PermissionError):  # what Airflow 3 raises for a secrets backend that says no
+        return StabilityConfigurationError(f"Connection {conn_id!r} may not be read from here ({kind}).")
+    return StabilityTransientError(
+        f"Connection {conn_id!r} could not be read just now ({kind}); the log of Airflow has more."
+    )
+
+
+def _read_extra(connection: Connection) -> dict[str, Any]:
+    """Return the fields of the extra that are set.
+
+    Not with Airflow's ``extra_dejson``, which takes an extra that is no JSON for none at all: another wallet
+    than the one that was meant would be watched.
+    """
+    try:
+        extra = json.loads(connection.extra or "{}")
+    except ValueError:
+        extra = None
+    if not isinstance(extra, dict):
+        raise StabilityConfigurationError("extra must be a JSON object, and is not.")
+    # An emptied field of a form arrives as an empty string.
+    return {name: value for name, value in extra.items() if value is not None and value != ""}
 
 
 def _base_url(host: str | None, port: int | None, schema: str | None) -> str:

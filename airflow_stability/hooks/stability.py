@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from airflow_stability.arguments import format_credits
+from airflow_stability.arguments import format_number
 from airflow_stability.compat import AirflowNotFoundException, BaseHook, mask_secret
-from airflow_stability.errors import (
-    StabilityConfigurationError,
-    StabilityError,
-    StabilityTransientError,
-)
+from airflow_stability.errors import StabilityConfigurationError, StabilityError
 
 if TYPE_CHECKING:
     # At run time the client is loaded when the first connection is made: a DAG file that imports the
@@ -49,7 +45,9 @@ class StabilityHook(BaseHook):
         :raises StabilityTransientError: the connection could not be read just now.
         """
         if self._client is None:
-            self._client = self._make_client(self._connection or self._read_connection())
+            if self._connection is None:
+                self._read_connection()
+            self._client = self._make_client()
         return self._client
 
     def get_account(self) -> Account:
@@ -67,6 +65,11 @@ class StabilityHook(BaseHook):
         """
         return self.get_conn().get_balance(organization)
 
+    @property
+    def key_id(self) -> int:
+        """A number that tells one API key from another, and nothing else about it."""
+        return hash(self._connection and self._connection.password)
+
     def reload(self) -> bool:
         """Read the connection again, and use it from the next call on if it has changed.
 
@@ -75,9 +78,9 @@ class StabilityHook(BaseHook):
 
         :returns: whether it has changed.
         """
-        before = self._connection
-        after = self._read_connection()
-        if before is not None and _settings(before) == _settings(after):
+        before = _settings(self._connection)
+        self._read_connection()
+        if _settings(self._connection) == before:
             return False
         self.close()
         return True
@@ -123,57 +126,55 @@ class StabilityHook(BaseHook):
         sentences = [
             f"Account {account.id} ({account.email}).",
             f"Organizations: {listed or 'none'}.",
-            f"Balance of {whose}: {format_credits(balance.credits)} credits.",
+            f"Balance of {whose}: {format_number(balance.credits)} credits.",
             f"API version {client.answered_version} answered.",
         ]
         if client.api_version == "auto" and client.answered_version == "v1":
-            sentences.append("Set extra.api_version to v1 to save asking v1alpha first.")
+            sentences.append(
+                "Set extra.api_version to v1: without it each process, and so each look of a rescheduled "
+                "sensor, asks v1alpha first."
+            )
         if client.organization and default and client.organization != default.id:
             sentences.append(
                 f"Warning: image generation bills the key's default organization {default.id}, but this "
                 f"connection watches {client.organization}: use a key whose default it is."
             )
-        if self._connection and (unknown := unknown_fields(self._connection.extra_dejson)):
+        if self._connection and (unknown := unknown_fields(self._connection)):
             sentences.append(f"Warning: extra has fields that mean nothing here: {', '.join(unknown)}.")
         return " ".join(sentences)
 
-    def _read_connection(self) -> Connection:
-        failure: StabilityError
+    def _read_connection(self) -> None:
+        from airflow_stability.hooks.connection import reading_failure
+
         try:
             self._connection = self.get_connection(self.stability_conn_id)
         except AirflowNotFoundException:
             raise
-        except (TypeError, ValueError) as error:
-            failure = StabilityConfigurationError(
-                f"Connection {self.stability_conn_id!r} is neither a connection URI nor the JSON of one "
-                f"({type(error).__name__})."
-            )
         except Exception as error:  # whatever Airflow's database, API or secrets backend raises
-            failure = StabilityTransientError(
-                f"Connection {self.stability_conn_id!r} could not be read just now "
-                f"({type(error).__name__}); the log of Airflow has more."
-            )
+            failure = reading_failure(self.stability_conn_id, error)
         else:
-            return self._connection
+            return
         raise failure  # outside of the handler: the original's text or context may hold the key
 
-    def _make_client(self, connection: Connection) -> StabilityClient:
+    def _make_client(self) -> StabilityClient:
         from airflow_stability.hooks.connection import client_from_connection, unknown_fields
 
-        if connection.password:
-            mask_secret(connection.password)
-        extra: dict[str, Any] = connection.extra_dejson
-        if unknown := unknown_fields(extra):
+        assert self._connection is not None  # in no variable here: see client_from_connection
+        if self._connection.password:
+            mask_secret(self._connection.password)
+        client = client_from_connection(self._connection, retry_deadline=self.retry_deadline)
+        for secret in client.secrets:
+            mask_secret(secret)
+        if unknown := unknown_fields(self._connection):
             self.log.warning(
                 "Connection %r: extra has fields that mean nothing here: %s.",
                 self.stability_conn_id,
                 ", ".join(unknown),
             )
-        client = client_from_connection(connection, extra, retry_deadline=self.retry_deadline)
-        for secret in client.secrets:
-            mask_secret(secret)
         return client
 
 
-def _settings(connection: Connection) -> tuple[object, ...]:
+def _settings(connection: Connection | None) -> tuple[object, ...] | None:
+    if connection is None:
+        return None
     return (connection.password, connection.host, connection.port, connection.schema, connection.extra)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from airflow_stability.arguments import check_organization, format_credits, is_template
+from airflow_stability.arguments import check_organization, format_number, is_template
 from airflow_stability.compat import AirflowFailException, BaseOperator, Context
 from airflow_stability.errors import StabilityPermanentError
 from airflow_stability.hooks.stability import StabilityHook
@@ -95,7 +95,7 @@ class StabilityBalanceOperator(BaseOperator):
             organization = organization or client.organization
             credits = client.get_balance(organization).credits
         self.log.info(
-            "%s has %s credits.", organization or "The default organization", format_credits(credits)
+            "%s has %s credits.", organization or "The default organization", format_number(credits)
         )
         return {"credits": credits, "organization": organization}
 

@@ -15,6 +15,7 @@ from airflow_stability.compat import (
     BaseSensorOperator,
     Context,
     PokeReturnValue,
+    execute_base_sensor,
 )
 from airflow_stability.errors import StabilityConfigurationError, StabilityError, StabilityPermanentError
 from airflow_stability.gate import Decision, Gate, Verdict
@@ -59,6 +60,8 @@ class StabilityBalanceSensor(BaseSensorOperator):
         self.minimum_credits = minimum_credits
         self.organization = organization
         self.stability_conn_id = stability_conn_id
+        self._gate: Gate = None  # type: ignore[assignment]  # both are made when the task runs
+        self._hook: StabilityHook = None  # type: ignore[assignment]
 
     def execute(self, context: Context) -> Any:
         """Wait for credit and return the balance.
@@ -66,37 +69,40 @@ class StabilityBalanceSensor(BaseSensorOperator):
         :raises ValueError: a rendered argument that cannot be what it should.
         :raises AirflowSensorTimeout: not enough credit, or no answer, within ``timeout``.
         :raises AirflowFailException: a failure that will not pass.
+        :raises AirflowNotFoundException: there is no such connection; Airflow's retries count.
         :raises AirflowSkipException: instead of a timeout under ``soft_fail``, of both under ``never_fail``.
         """
-        self._gate = Gate(self.minimum_credits, organization=self.organization)
-        self._hook = StabilityHook(self.stability_conn_id, retry_deadline=0)
-        self._failure: str | None = None
+        ending: Exception
+        self._start()
         try:
-            credits = super().execute(context)
+            credits = execute_base_sensor(self, context)
         except (AirflowSensorTimeout, AirflowSkipException) as ended:
-            if ended.__cause__ is not None:  # never_fail, over something else than a timeout
+            if ended.__cause__ is not None:  # a skip by Airflow that is none of a timeout of the sensor's
                 raise
-            text = self._gate.timeout_text(self.timeout)
-            kind = AirflowSkipException if self.soft_fail or self.never_fail else AirflowSensorTimeout
+            hopeless = self.reschedule and self._gate.seconds_until_poll(datetime.now(UTC)) > 0
+            tell = self._gate.hopeless_text if hopeless else self._gate.timeout_text
+            text = tell(self.timeout)
+            skip = self.soft_fail or self.never_fail
+            ending = AirflowSkipException(text) if skip else AirflowSensorTimeout(text)
         else:
             if self._failure is None:
                 return credits
             # Raised here and not in poke, where soft_fail would turn it into a skip.
-            text = self._failure
-            kind = AirflowSkipException if self.never_fail else AirflowFailException
+            ending = AirflowSkipException(str(self._failure)) if self.never_fail else self._failure
         finally:
             self._hook.close()
-        raise kind(text)
+        raise ending
 
     def poke(self, context: Context) -> bool | PokeReturnValue:
         """Ask for the balance once, unless the server wants no call yet, and tell whether waiting is over."""
+        if self._gate is None:  # called by itself, as tests do
+            self._start()
         if self._gate.seconds_until_poll(datetime.now(UTC)) > 0:
             return False
         decision = self._look()
         if decision.verdict is Verdict.FAIL:
             # Airflow logs "Success criteria met" next, which only means that poking is over.
             self.log.error("The gate fails: %s", decision.text)
-            self._failure = decision.text
             return True
         if decision.speak:
             self.log.info("%s", decision.text)
@@ -104,26 +110,42 @@ class StabilityBalanceSensor(BaseSensorOperator):
             return PokeReturnValue(is_done=True, xcom_value=decision.credits)
         return False
 
+    def _start(self) -> None:
+        self._gate = Gate(self.minimum_credits, organization=self.organization, remembers=not self.reschedule)
+        self._hook = StabilityHook(self.stability_conn_id, retry_deadline=0)
+        self._failure: Exception | None = None
+
     def _look(self) -> Decision:
+        missing = False
         failure: StabilityError
         try:
             try:
                 credits = self._read_balance()
             except StabilityPermanentError:
+                key = self._hook.key_id
                 if not self._hook.reload():
                     raise
                 self.log.info("Connection %r has changed: trying it at once.", self.stability_conn_id)
-                self._gate.key_changed()
+                if self._hook.key_id != key:
+                    self._gate.key_changed()
                 credits = self._read_balance()
         except StabilityError as error:
             failure = error
         except AirflowNotFoundException as error:
+            missing = True
             failure = StabilityConfigurationError(
-                f"{error}. Make the connection, or correct stability_conn_id."
+                f"{error}. Make the connection, or correct stability_conn_id; if it is there, Airflow could "
+                "not read it, and its log says why."
             )
         else:
             return self._gate.observe_balance(credits, datetime.now(UTC))
-        return self._gate.observe_failure(failure, datetime.now(UTC))
+        decision = self._gate.observe_failure(failure, datetime.now(UTC))
+        if decision.verdict is Verdict.FAIL:
+            # Airflow calls a connection undefined, too, when a secrets backend is out of order. That may
+            # pass, so Airflow's retries count.
+            kind = AirflowNotFoundException if missing else AirflowFailException
+            self._failure = kind(decision.text)
+        return decision
 
     def _read_balance(self) -> float:
         client = self._hook.get_conn()
@@ -136,6 +158,8 @@ class StabilityBalanceSensor(BaseSensorOperator):
         """Never return into a lock-out, in either mode: Airflow asks here how long to wait."""
         interval: float = super()._get_next_poke_interval(started_at, run_duration, poke_count)
         locked_out = self._gate.seconds_until_poll(datetime.now(UTC))
+        if locked_out == 0:
+            return interval
         left = max(self.timeout - run_duration(), 0.0)
         if locked_out > left:
             if self.reschedule:
@@ -143,4 +167,7 @@ class StabilityBalanceSensor(BaseSensorOperator):
                 # lock-out. Nothing can be learned before the timeout: it is over now.
                 raise AirflowSensorTimeout
             return left
-        return max(interval, locked_out)
+        from airflow_stability.client.retry import with_jitter
+
+        # The gates that were locked out together do not come back together.
+        return max(interval, with_jitter(locked_out))

@@ -38,6 +38,7 @@ class Outcome:
     :param credits: the balance.
     :param faults: what the next calls meet, one after another; the last one for ever if ``for_ever``.
     :param calls: how many calls the API may have seen: a number where it is certain.
+    :param tries: how many tries the task makes that is given one retry, if it fails.
     :param least_interval: seconds that at least lie between two calls.
     :param timeout: the sensor's.
     :param connection: whether there is one.
@@ -52,6 +53,7 @@ class Outcome:
     faults: tuple[Fault, ...] = ()
     for_ever: bool = False
     calls: int | None = None
+    tries: int = 1
     least_interval: float = 0.0
     timeout: float = TIMEOUT
     then: str = ""
@@ -98,7 +100,26 @@ OUTCOMES = (
     Outcome("refused_key", FAILS, "401 unauthorized", faults=(Fault.status(401),), for_ever=True, calls=1),
     Outcome("forbidden", FAILS, "403 permission_denied", faults=(Fault.status(403),), for_ever=True, calls=1),
     Outcome("not_found", FAILS, "404 not_found", faults=(Fault.status(404),), for_ever=True, calls=1),
-    Outcome("missing_connection", FAILS, "isn't defined", connection=False, calls=0),
+    Outcome(
+        "redirected",
+        FAILS,
+        "answered 302 to http://127.0.0.1:1/",
+        faults=(Fault.body(b"", status=302, headers={"location": "http://127.0.0.1:1/"}),),
+        for_ever=True,
+        calls=1,
+    ),
+    Outcome(
+        "to_be_paid_for", FAILS, "402 payment_required", faults=(Fault.status(402),), for_ever=True, calls=1
+    ),
+    Outcome(
+        "temporary_passes",
+        OPENS,
+        faults=(Fault.status(400, temporary=True), Fault.status(408), Fault.status(425)),
+        calls=4,
+        timeout=LONG_TIMEOUT,
+    ),
+    # Airflow says the same when it could not ask a secrets backend: its retries count.
+    Outcome("missing_connection", FAILS, "isn't defined", connection=False, calls=0, tries=2),
     Outcome(
         "key_revoked_while_waiting",
         TIMES_OUT,

@@ -57,6 +57,31 @@ def test_operators_take_templates_and_push_plain_json(simulator, run_dag):
     assert sorted(result.xcoms("mapped_gate")) == [0.6336833840314097, 25.5]
 
 
+@pytest.fixture
+def logged(caplog, capfd):
+    """Return a function that returns what was logged: Airflow 3 writes the log of a task to stdout."""
+    return lambda: caplog.text + capfd.readouterr().out
+
+
+def test_execution_timeout_is_not_taken_for_the_sensors_own_timeout(simulator, run_dag, logged):
+    simulator.inject(Fault.hang())
+
+    result = run_dag("execution_timeout")
+
+    assert result.states["gate"] == "skipped"
+    log = logged()
+    assert "soft_fail" in log
+    assert "Timed out after" not in log
+
+
+def test_the_sensor_is_no_operator_inside_an_operator(simulator, run_dag, logged):
+    run_dag("operators", {"organization": "org-default", "minimum": "0.5"})
+
+    log = logged()
+    assert "The gate opens" in log
+    assert "cannot be called outside" not in log
+
+
 def test_operators_fail_without_retries_where_the_failure_will_not_pass(simulator, run_dag):
     simulator.inject(Fault.status(401))
 

@@ -82,6 +82,21 @@ def test_auto_goes_to_v1_where_v1alpha_refuses_and_remembers_it(status, connect,
     ]
 
 
+def test_one_refused_key_does_not_send_all_others_to_a_version_that_is_out_of_order(connect, simulator):
+    simulator.switch_off("v1alpha")
+    assert connect().get_balance().credits == 25.0
+    simulator.inject(Fault.status(503), path="/v1alpha")
+
+    with pytest.raises(StabilityUnavailableError) as raised:
+        connect(key="sk-nobody").get_balance()
+    balance = connect(key=simulator.api_key).get_balance()
+
+    assert "GET /v1/user/balance answered 401" in str(raised.value)
+    assert "GET /v1alpha/user/balance answered 503" in str(raised.value)
+    assert balance.credits == 25.0
+    assert sent(simulator)[-1][0] == "/v1/user/balance"
+
+
 def test_auto_stays_with_v1alpha_where_that_answers(connect, simulator):
     hook = connect()
 
@@ -146,9 +161,23 @@ def test_reload_tells_whether_the_connection_has_changed(connect, simulator):
 
     connect(key=simulator.rotate_key(simulator.api_key), api_version="v1")
 
+    old = hook.key_id
     assert hook.reload()
+    assert hook.key_id != old
     assert hook.get_balance().credits == 25.0
     assert not hook.reload()
+
+
+def test_reload_after_another_field_was_changed_tells_that_the_key_is_the_same(connect):
+    hook = connect(api_version="v1")
+    hook.get_conn()
+    key = hook.key_id
+
+    connect(api_version="v1", request_timeout=5)
+
+    assert hook.reload()
+    assert hook.key_id == key
+    assert hook.get_conn().request_timeout == 5.0
 
 
 def test_test_connection_tells_whose_account_it_is(connect):
@@ -191,6 +220,18 @@ def test_test_connection_names_fields_that_mean_nothing(connect):
 
     assert works
     assert "Warning: extra has fields that mean nothing here: organisation." in text
+
+
+@pytest.mark.filterwarnings("ignore:Encountered")  # Airflow 2.11 says so, and takes the extra
+@pytest.mark.parametrize("extra", ["[1, 2]", '"abc"'])
+def test_test_connection_says_that_an_extra_is_no_object(extra, connect, monkeypatch):
+    connection = {"conn_type": "stability", "password": "sk-1", "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_STABILITY_DEFAULT", json.dumps(connection))
+
+    works, text = StabilityHook().test_connection()
+
+    assert not works
+    assert "extra must be a JSON object" in text
 
 
 @pytest.mark.parametrize(

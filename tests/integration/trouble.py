@@ -7,6 +7,7 @@ from airflow_stability.simulator import Fault
 LASTS = 60.0
 POKE_INTERVAL = 3.0
 TIMEOUT = 180.0
+REQUEST_TIMEOUT = 2
 
 #: Refused connections are no fault of an answer: nothing listens.
 TROUBLES: dict[str, Fault | None] = {

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_stability.arguments import check_credits, check_organization, format_credits, is_template
+from airflow_stability.arguments import check_credits, check_organization, format_number, is_template
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_credits_are_finite_and_never_negative_whatever_is_passed(value):
 @given(st.floats(min_value=0, allow_infinity=False))
 def test_credits_are_the_same_double_that_was_passed(value):
     assert check_credits(value) == value
-    assert float(format_credits(value)) == value
+    assert float(format_number(value)) == value
 
 
 def test_no_organization_means_the_default_one():
@@ -122,4 +122,4 @@ def test_a_template_is_what_airflow_still_has_to_render(value, expected):
     [(50.0, "50"), (50, "50"), (0.6336833840314097, "0.6336833840314097"), (-0.5, "-0.5"), (0.0, "0")],
 )
 def test_credits_are_written_without_rounding(credits, text):
-    assert format_credits(credits) == text
+    assert format_number(credits) == text

@@ -1,16 +1,25 @@
 from __future__ import annotations
 
+import json
+import traceback
+
 import pytest
 import responses
 
 from airflow_stability.compat import Connection
-from airflow_stability.errors import StabilityConfigurationError
-from airflow_stability.hooks.connection import client_from_connection, unknown_fields
+from airflow_stability.errors import StabilityConfigurationError, StabilityTransientError
+from airflow_stability.hooks.connection import client_from_connection, reading_failure, unknown_fields
 
 
-def make(extra=None, *, password="sk-KEY", retry_deadline=None, **fields):
-    connection = Connection(conn_id="stability_default", conn_type="stability", password=password, **fields)
-    return client_from_connection(connection, extra or {}, retry_deadline=retry_deadline)
+def connection(extra=None, *, password="sk-KEY", **fields):
+    extra = extra if isinstance(extra, str) else json.dumps(extra or {})
+    return Connection(
+        conn_id="stability_default", conn_type="stability", password=password, extra=extra, **fields
+    )
+
+
+def make(extra=None, *, retry_deadline=None, **fields):
+    return client_from_connection(connection(extra, **fields), retry_deadline=retry_deadline)
 
 
 def test_a_key_is_enough():
@@ -128,4 +137,52 @@ def test_a_proxys_password_is_in_no_text():
 
 
 def test_mistyped_fields_are_found():
-    assert unknown_fields({"organisation": "org-1", "organization": "org-1"}) == ["organisation"]
+    assert unknown_fields(connection({"organisation": "org-1", "organization": "org-1"})) == ["organisation"]
+
+
+# Airflow 2.11 warns of such an extra, and takes it.
+takes_any_extra = pytest.mark.filterwarnings("ignore:Encountered")
+
+
+@takes_any_extra
+@pytest.mark.parametrize("extra", ["[1, 2]", '"abc"', "5", "null"])
+def test_an_extra_that_is_no_object_is_named(extra):
+    with pytest.raises(StabilityConfigurationError, match="extra must be a JSON object"):
+        make(extra)
+
+
+@takes_any_extra
+def test_a_broken_extra_is_not_taken_for_none():
+    broken = connection()
+    broken.extra = '{"organization": "org-1"'  # as a secrets backend may hand it out
+
+    with pytest.raises(StabilityConfigurationError, match="extra must be a JSON object"):
+        client_from_connection(broken)
+
+
+def test_the_key_stands_in_no_variable_of_a_traceback():
+    broken = connection({"api_version": "v9", "proxy": "http://user:SECRET@127.0.0.1"})
+    with pytest.raises(StabilityConfigurationError) as raised:
+        client_from_connection(broken)
+
+    trace = traceback.TracebackException.from_exception(raised.value, capture_locals=True)
+    ours = [frame for frame in trace.stack if "airflow_stability" in frame.filename]
+    assert ours
+    assert not [frame for frame in ours if "KEY" in str(frame.locals) or "SECRET" in str(frame.locals)]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ValueError("sk-KEY"), StabilityConfigurationError),
+        (PermissionError("sk-KEY"), StabilityConfigurationError),
+        (RuntimeError("sk-KEY"), StabilityTransientError),
+        (OSError("sk-KEY"), StabilityTransientError),
+    ],
+)
+def test_what_kept_airflow_from_reading_the_connection_may_pass_or_not(error, kind):
+    failure = reading_failure("stability_default", error)
+
+    assert isinstance(failure, kind)
+    assert type(error).__name__ in str(failure)
+    assert "KEY" not in str(failure)

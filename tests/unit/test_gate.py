@@ -178,6 +178,38 @@ def test_timeout_says_no_answer_with_the_last_balance_and_how_many_polls_failed(
     )
 
 
+def test_timeout_writes_long_times_in_seconds():
+    gate = Gate(50)
+    gate.observe_balance(3.2, START)
+
+    assert gate.timeout_text(30 * 86400.0).startswith("Timed out after 2592000 s: ")
+
+
+def test_a_gate_that_is_made_anew_for_each_poll_does_not_talk_of_earlier_ones():
+    gate = Gate(50, remembers=False)
+
+    decision = gate.observe_failure(outage("c3"), START)
+
+    assert decision.text == (
+        "Waiting: the balance is unknown, needs more than 50. answered 503 (error id c3)."
+    )
+    assert gate.timeout_text(600) == (
+        "Timed out after 600 s: no answer about the balance, needs more than 50. The last failure: "
+        "answered 503 (error id c3)."
+    )
+
+
+def test_a_wait_beyond_the_timeout_is_given_up_with_the_time_that_the_server_named():
+    gate = Gate(50, remembers=False)
+    gate.observe_failure(outage("c3", retry_after=7200.0), START)
+
+    assert gate.hopeless_text(3600) == (
+        "Gave up, since the server allows no call until 2026-11-22 12:00:00 UTC and that is after the "
+        "timeout of 3600 s: no answer about the balance, needs more than 50. The last failure: answered 503 "
+        "(error id c3)."
+    )
+
+
 def test_timeout_says_that_no_balance_was_ever_read():
     gate = Gate(50)
     gate.observe_failure(outage(), START)

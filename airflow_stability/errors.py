@@ -65,7 +65,7 @@ class StabilityTransientError(StabilityError):
 class StabilityNetworkError(StabilityTransientError):
     """The API could not be reached, or the connection broke."""
 
-    advice = "Check the network, the proxy and the CA settings if it goes on."
+    advice = "If it goes on, check host, port and schema, then the network, the proxy and the CA settings."
 
 
 class StabilityTimeoutError(StabilityTransientError):

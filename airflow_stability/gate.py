@@ -120,7 +120,7 @@ class Gate:
         self._not_before = None if error.retry_after is None else now + timedelta(seconds=error.retry_after)
         kind = (type(error), error.status, error.name)
         if not isinstance(error, StabilityPermanentError):
-            return self._wait(f"the balance is unknown, {self._needs()}. {error}{self._history()}", kind, now)
+            return self._wait(f"{self._unknown()}. {error}{self._history()}", kind, now)
 
         self._refused_since = self._refused_since or now
         grace_ends = self._refused_since + self.grace
@@ -160,10 +160,7 @@ class Gate:
         )
 
     def _unanswered(self) -> str:
-        return (
-            f"no answer about the balance, {self._needs()}.{self._history()} "
-            f"The last failure: {self._last_failure}"
-        )
+        return f"{self._unknown()}.{self._history()} The last failure: {self._last_failure}"
 
     def _wait(self, why: str, what: tuple[object, ...], now: datetime) -> Decision:
         news = what != self._said
@@ -173,8 +170,13 @@ class Gate:
         return Decision(Verdict.WAIT, f"{'Waiting' if news else 'Still waiting'}: {why}", speak)
 
     def _has(self, credits: float) -> str:
-        whose = f"organization {self.organization}" if self.organization else "the key's default organization"
-        return f"{whose} has {format_number(credits)} credits, {self._needs()}"
+        return f"{self._whose()} has {format_number(credits)} credits, {self._needs()}"
+
+    def _unknown(self) -> str:
+        return f"the balance of {self._whose()} is unknown, {self._needs()}"
+
+    def _whose(self) -> str:
+        return f"organization {self.organization}" if self.organization else "the key's default organization"
 
     def _needs(self) -> str:
         return f"needs more than {format_number(self.minimum_credits)}"

@@ -263,7 +263,8 @@ class StabilityClient:
         """
         if version != "v1alpha":
             headers = {**self._client_headers, **headers}
-        call = clean(f"{method} {path}", self._secrets)
+        whose = f" for organization {headers['Organization']}" if headers.get("Organization") else ""
+        call = clean(f"{method} {path}{whose}", self._secrets)
         prepared = self._prepare(method, path, headers=headers, auth=self._keys[version], **kwargs)
         # Whatever is raised here is raised after the block: an exception of requests that came along as
         # its context would carry the request, and with it the key, to whoever collects tracebacks.

@@ -41,6 +41,8 @@ def check_api_key(api_key: object) -> str:
         raise StabilityConfigurationError(
             "The API key is missing: keys are made at https://platform.stability.ai/account/keys."
         )
+    if key[0] in "\"'":
+        raise StabilityConfigurationError("The API key has quotes around it: leave them out.")
     odd = re.search(r"[^!-~]", key)
     if odd:
         raise StabilityConfigurationError(

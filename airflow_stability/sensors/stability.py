@@ -22,6 +22,14 @@ from airflow_stability.gate import Decision, Gate, Verdict
 from airflow_stability.hooks.stability import StabilityHook
 
 
+class _GateFailed(BaseException):
+    """The gate's verdict on its way from poke to execute.
+
+    Airflow's loop between them makes a skip, a log line or nothing at all of any Exception, as soft_fail,
+    never_fail and silent_fail have it for what happens by accident. This is none.
+    """
+
+
 class StabilityBalanceSensor(BaseSensorOperator):
     """Waits until an organization has more than a number of credits. Its XCom is the balance, a float.
 
@@ -84,11 +92,13 @@ class StabilityBalanceSensor(BaseSensorOperator):
             text = tell(self.timeout)
             skip = self.soft_fail or self.never_fail
             ending = AirflowSkipException(text) if skip else AirflowSensorTimeout(text)
+        except _GateFailed as failed:
+            # Airflow calls a connection undefined, too, when a secrets backend is out of order. That may
+            # pass, so Airflow's retries count.
+            kind = AirflowNotFoundException if self._connection_is_missing else AirflowFailException
+            ending = AirflowSkipException(str(failed)) if self.never_fail else kind(str(failed))
         else:
-            if self._failure is None:
-                return credits
-            # Raised here and not in poke, where soft_fail would turn it into a skip.
-            ending = AirflowSkipException(str(self._failure)) if self.never_fail else self._failure
+            return credits
         finally:
             self._hook.close()
         raise ending
@@ -101,9 +111,7 @@ class StabilityBalanceSensor(BaseSensorOperator):
             return False
         decision = self._look()
         if decision.verdict is Verdict.FAIL:
-            # Airflow logs "Success criteria met" next, which only means that poking is over.
-            self.log.error("The gate fails: %s", decision.text)
-            return True
+            raise _GateFailed(decision.text)
         if decision.speak:
             self.log.info("%s", decision.text)
         if decision.verdict is Verdict.OPEN:
@@ -113,11 +121,11 @@ class StabilityBalanceSensor(BaseSensorOperator):
     def _start(self) -> None:
         self._gate = Gate(self.minimum_credits, organization=self.organization, remembers=not self.reschedule)
         self._hook = StabilityHook(self.stability_conn_id, retry_deadline=0)
-        self._failure: Exception | None = None
+        self._connection_is_missing = False
 
     def _look(self) -> Decision:
-        missing = False
         failure: StabilityError
+        self._connection_is_missing = False
         try:
             try:
                 credits = self._read_balance()
@@ -132,20 +140,14 @@ class StabilityBalanceSensor(BaseSensorOperator):
         except StabilityError as error:
             failure = error
         except AirflowNotFoundException as error:
-            missing = True
+            self._connection_is_missing = True
             failure = StabilityConfigurationError(
                 f"{error}. Make the connection, or correct stability_conn_id; if it is there, Airflow could "
                 "not read it, and its log says why."
             )
         else:
             return self._gate.observe_balance(credits, datetime.now(UTC))
-        decision = self._gate.observe_failure(failure, datetime.now(UTC))
-        if decision.verdict is Verdict.FAIL:
-            # Airflow calls a connection undefined, too, when a secrets backend is out of order. That may
-            # pass, so Airflow's retries count.
-            kind = AirflowNotFoundException if missing else AirflowFailException
-            self._failure = kind(decision.text)
-        return decision
+        return self._gate.observe_failure(failure, datetime.now(UTC))
 
     def _read_balance(self) -> float:
         client = self._hook.get_conn()

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import logging
 import shlex
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 from urllib.parse import quote
 
+from airflow_stability.simulator.controls import FaultKind
+from airflow_stability.simulator.faults import Fault
 from airflow_stability.simulator.journal import logger
 from airflow_stability.simulator.server import StabilitySimulator
 from airflow_stability.simulator.world import RateLimit
@@ -20,12 +25,24 @@ DESCRIPTION = (
     "A Stability API to run at home: nothing leaves this machine, no credit is spent. Ctrl-C ends it."
 )
 CONTROLS = """\
-controls, while it runs (JSON; see also GET /_simulator/state and /_simulator/requests):
+controls, while it runs (JSON; GET /_simulator/state shows all there is, GET /_simulator names all controls):
   curl URL/_simulator/credits -H 'Content-Type: application/json' -d '{"credits": 50}'
   curl URL/_simulator/top-up  -H 'Content-Type: application/json' -d '{"credits": 10}'
-  curl URL/_simulator/faults  -H 'Content-Type: application/json' -d '{"kind": "reset", "times": 2}'
+  curl URL/_simulator/faults  -H 'Content-Type: application/json' -d '{"kind": "status", "status": 503}'
   curl -X DELETE URL/_simulator/faults
+
+faults, for as long as they are not deleted or for the next "times" requests, only for a "path" or a "key":
 """
+
+
+def _faults() -> Iterator[str]:
+    for kind in get_args(FaultKind):
+        parameters = inspect.signature(getattr(Fault, kind)).parameters.values()
+        named = [
+            f"{parameter.name} ({'needed' if parameter.default is parameter.empty else parameter.default})"
+            for parameter in parameters
+        ]
+        yield f"  {kind:<10} {', '.join(named)}".rstrip()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -33,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m airflow_stability.simulator",
         description=DESCRIPTION,
-        epilog=CONTROLS,
+        epilog=CONTROLS + "\n".join(_faults()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument

@@ -5,6 +5,7 @@ The routes ask for no key, since they are there for the one who runs the simulat
 may use them.
 """
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Literal
@@ -12,11 +13,14 @@ from typing import Any, Literal
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict
 
 from airflow_stability.simulator.faults import Fault, FaultQueue
 from airflow_stability.simulator.journal import Journal, RequestRecord
 from airflow_stability.simulator.world import RateLimit, World
+
+FaultKind = Literal["status", "body", "html", "text", "empty", "reset", "hang", "slow", "drip", "truncated"]
 
 
 class Controls:
@@ -228,7 +232,7 @@ class _NewFault(BaseModel):
     # Whatever else comes is an argument of the Fault's class method of that name, which checks it.
     model_config = ConfigDict(extra="allow", strict=True)
 
-    kind: Literal["status", "body", "html", "text", "empty", "reset", "hang", "slow", "drip", "truncated"]
+    kind: FaultKind
     times: int | None = None
     path: str | None = None
     key: str | None = None
@@ -238,7 +242,10 @@ class _NewFault(BaseModel):
         try:
             fault: Fault = make(**(self.model_extra or {}))
         except TypeError:
-            raise ValueError(f"These are not the arguments of Fault.{self.kind}.") from None
+            wanted = ", ".join(inspect.signature(make).parameters) or "nothing"
+            raise ValueError(
+                f"A fault of kind {self.kind} takes {wanted}; every fault takes times, path and key."
+            ) from None
         return fault
 
 
@@ -257,6 +264,11 @@ def create_controls(controls: Controls) -> FastAPI:
     @app.exception_handler(KeyError)
     async def refused(request: Request, refusal: Exception) -> JSONResponse:
         return JSONResponse({"detail": refusal.args[0]}, status_code=400)
+
+    @app.exception_handler(404)
+    async def unknown(request: Request, missing: Exception) -> JSONResponse:
+        known = [f"{min(route.methods)} {route.path}" for route in app.routes if isinstance(route, APIRoute)]
+        return JSONResponse({"detail": f"No such control. There are: {', '.join(known)}."}, status_code=404)
 
     @app.get("/_simulator/state")
     async def state() -> dict[str, Any]:

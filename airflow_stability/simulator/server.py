@@ -68,7 +68,8 @@ class StabilitySimulator(Controls):
     :param credits: the balance of `org-default`, in credits.
     :param api_key: the key of `user-1`; None makes one up.
     :param rate_limit: None is the real API's: 150 requests in 10 seconds, then a lock-out of 60.
-    :raises ValueError: for credits that are no balance, or a key that no header can carry.
+    :raises ValueError: for credits that are no balance, a key that no header can carry, or a port
+        that is none.
     """
 
     def __init__(
@@ -81,6 +82,8 @@ class StabilitySimulator(Controls):
         rate_limit: RateLimit | None = None,
     ) -> None:
         super().__init__(credits=credits, api_key=api_key, rate_limit=rate_limit or RateLimit())
+        if not 0 <= port <= 65535:  # the system would take the remainder
+            raise ValueError(f"The port must be from 0, for a free one, to 65535; got {port}.")
         self.host = host
         self._port = port
         self._server: _Server | None = None

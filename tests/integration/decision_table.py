@@ -68,7 +68,7 @@ OUTCOMES = (
     Outcome(
         "outage",
         TIMES_OUT,
-        "no answer about the balance, needs more than 8.",
+        "is unknown, needs more than 8.",
         faults=(Fault.status(503),),
         for_ever=True,
     ),
@@ -123,7 +123,7 @@ OUTCOMES = (
     Outcome(
         "key_revoked_while_waiting",
         TIMES_OUT,
-        "The last failure: GET /v1/user/balance answered 401",
+        "The last failure: GET /v1/user/balance for organization key_revoked",
         credits=3.2,
         then="revoke",
         # That the key has worked before is not known to the next poke, so there is no grace.

@@ -1104,7 +1104,14 @@ def test_the_command_lines_connection_can_be_pasted_into_a_shell_and_a_key_from_
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--credits", "nan"], ["--requests-per-window", "0"], ["--api-key-file", "/nowhere"]]
+    "arguments",
+    [
+        ["--credits", "nan"],
+        ["--port", "99999"],
+        ["--port", "-1"],
+        ["--requests-per-window", "0"],
+        ["--api-key-file", "/nowhere"],
+    ],
 )
 def test_bad_options_end_the_command_line_with_one_sentence(arguments, capsys):
     with pytest.raises(SystemExit) as ended:

@@ -11,6 +11,8 @@ from airflow_stability.errors import (
 )
 from airflow_stability.gate import GRACE, SPEAK_EVERY, Gate, Verdict
 
+UNKNOWN = "the balance of the key's default organization is unknown, needs more than 50."
+
 START = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
 
 
@@ -173,7 +175,7 @@ def test_timeout_says_no_answer_with_the_last_balance_and_how_many_polls_failed(
         gate.observe_failure(outage("c3"), after(minutes=minute))
 
     assert gate.timeout_text(600) == (
-        "Timed out after 600 s: no answer about the balance, needs more than 50. Last balance 3.2 at "
+        f"Timed out after 600 s: {UNKNOWN} Last balance 3.2 at "
         "2026-11-22 10:02:00 UTC; 9 polls failed since. The last failure: answered 503 (error id c3)."
     )
 
@@ -190,12 +192,9 @@ def test_a_gate_that_is_made_anew_for_each_poll_does_not_talk_of_earlier_ones():
 
     decision = gate.observe_failure(outage("c3"), START)
 
-    assert decision.text == (
-        "Waiting: the balance is unknown, needs more than 50. answered 503 (error id c3)."
-    )
+    assert decision.text == (f"Waiting: {UNKNOWN} answered 503 (error id c3).")
     assert gate.timeout_text(600) == (
-        "Timed out after 600 s: no answer about the balance, needs more than 50. The last failure: "
-        "answered 503 (error id c3)."
+        f"Timed out after 600 s: {UNKNOWN} The last failure: answered 503 (error id c3)."
     )
 
 
@@ -205,7 +204,7 @@ def test_a_wait_beyond_the_timeout_is_given_up_with_the_time_that_the_server_nam
 
     assert gate.hopeless_text(3600) == (
         "Gave up, since the server allows no call until 2026-11-22 12:00:00 UTC and that is after the "
-        "timeout of 3600 s: no answer about the balance, needs more than 50. The last failure: answered 503 "
+        f"timeout of 3600 s: {UNKNOWN} The last failure: answered 503 "
         "(error id c3)."
     )
 

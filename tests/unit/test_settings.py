@@ -12,6 +12,12 @@ from airflow_stability.client import settings
 from airflow_stability.errors import StabilityConfigurationError
 
 
+@pytest.mark.parametrize("quoted", ['"sk-1"', "'sk-1'"])
+def test_a_key_in_quotes_is_told(quoted):
+    with pytest.raises(StabilityConfigurationError, match="quotes around it"):
+        settings.check_api_key(quoted)
+
+
 @pytest.mark.parametrize("pasted", ["sk-1", " sk-1\n", "Bearer sk-1", "bearer   sk-1", "\tBEARER\tsk-1 "])
 def test_a_pasted_key_is_taken_without_what_surrounds_it(pasted):
     assert settings.check_api_key(pasted) == "sk-1"

@@ -368,7 +368,7 @@ class TaskLog:
         folder = TASK_LOGS / f"dag_id={dag}" / f"run_id={RUN}" / f"task_id={task}"
         if map_index >= 0:
             folder /= f"map_index={map_index}"
-        self.path = max(folder.glob("attempt=*.log"), default=folder / "attempt=1.log")
+        self.path = max(folder.glob("attempt=?.log"), default=folder / "attempt=1.log")
         self._read = 0
 
     def new_lines(self, **wanted: str) -> Iterator[str]:
@@ -558,12 +558,12 @@ class Demo:
         over = self.succeeded(PIPELINE)
         tasks = self.api.tasks(PIPELINE)
         for text in story.gate.new_lines(logger="airflow_stability"):
-            # It remembers nothing between two looks, and may repeat itself.
+            # It may say in the worker what it has said in the triggerer.
             if text not in (story.gate_said, SAID_BY_AIRFLOW):
                 self.say("gate", text)
                 story.gate_said = text
         waiting = story.gate_said.startswith("Waiting: ")
-        if waiting and not story.topped_up and tasks.get(("wait_for_credit", -1)) == "up_for_reschedule":
+        if waiting and not story.topped_up and tasks.get(("wait_for_credit", -1)) == "deferred":
             story.topped_up = True
             self._top_up()
         for index, prompt in enumerate(PROMPTS):
@@ -576,7 +576,7 @@ class Demo:
         return over and len(story.images) == len(PROMPTS)
 
     def _top_up(self) -> None:
-        self.say("gate", "takes no worker until it looks again: up for reschedule")
+        self.say("gate", "holds no worker while it waits: deferred to the triggerer")
         self.simulator.top_up(TOP_UP)
         self.say("simulator", f"topped up with {TOP_UP:g} credits: now {self.simulator.credits():g}")
 

@@ -24,7 +24,8 @@ else:
     from airflow.utils.context import Context
 
 if TYPE_CHECKING or AIRFLOW_VERSION >= (3, 2):
-    # Moved there in 3.2; taken from airflow.exceptions, they warn.
+    # Moved there in 3.2; taken from where they were, they warn.
+    from airflow.sdk import conf
     from airflow.sdk.exceptions import (
         AirflowFailException,
         AirflowNotFoundException,
@@ -32,6 +33,7 @@ if TYPE_CHECKING or AIRFLOW_VERSION >= (3, 2):
         AirflowSkipException,
     )
 else:
+    from airflow.configuration import conf
     from airflow.exceptions import (
         AirflowFailException,
         AirflowNotFoundException,
@@ -52,6 +54,20 @@ else:
 # decorator that checks this is there on every version.
 execute_base_sensor: Callable[[BaseSensorOperator, Context], Any] = BaseSensorOperator.execute.__wrapped__  # type: ignore[attr-defined]
 
+
+async def read_connection(conn_id: str) -> Connection:
+    """Read a connection on an event loop, such as a triggerer's.
+
+    Airflow 3.1 has an asynchronous call. Before, the synchronous one has to go through asgiref, which Airflow
+    brings: called directly it blocks the loop, or fails outside the task that the trigger itself runs in.
+    """
+    if TYPE_CHECKING or AIRFLOW_VERSION >= (3, 1):
+        return await BaseHook.aget_connection(conn_id)
+    from asgiref.sync import sync_to_async
+
+    return await sync_to_async(BaseHook.get_connection)(conn_id)
+
+
 __all__ = [
     "AIRFLOW_VERSION",
     "AirflowFailException",
@@ -64,6 +80,8 @@ __all__ = [
     "Connection",
     "Context",
     "PokeReturnValue",
+    "conf",
     "execute_base_sensor",
     "mask_secret",
+    "read_connection",
 ]

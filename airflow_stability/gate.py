@@ -43,12 +43,14 @@ class Decision:
     :param text: why, in a sentence: for the log, and for the failure.
     :param speak: whether the log should have the text, or has heard it before.
     :param credits: the balance that opened the gate.
+    :param failure: what failed the gate.
     """
 
     verdict: Verdict
     text: str
     speak: bool
     credits: float | None = None
+    failure: StabilityError | None = None
 
 
 class Gate:
@@ -76,7 +78,7 @@ class Gate:
         self.grace = grace
         self._not_before: datetime | None = None
         self._balance: tuple[float, datetime] | None = None
-        self._key_works = False
+        self._key_has_worked = False
         self._refused_since: datetime | None = None
         self._failures = 0
         self._last_failure: StabilityError | None = None
@@ -91,9 +93,36 @@ class Gate:
 
     def key_changed(self) -> None:
         """Take note that another key is used from now on: it has not worked yet."""
-        self._key_works = False
+        self._key_has_worked = False
         self._refused_since = None
         self._not_before = None  # a lock-out belongs to a key
+
+    def key_has_worked(self) -> None:
+        """Take note that the key in use has worked before, though not for this gate itself."""
+        self._key_has_worked = True
+
+    def go_on_from(self, balance: tuple[float, datetime] | None, failure: StabilityError | None) -> None:
+        """Take over what the same gate knew elsewhere: in the worker that deferred it.
+
+        :param balance: the credits that were read last and when, if ever.
+        :param failure: what went wrong last, unless a balance was read after it.
+        """
+        if balance is not None:
+            self._balance = balance
+            self._key_has_worked = True
+        if failure is not None:
+            self._last_failure = failure
+            self._failures = 1
+
+    @property
+    def last_failure(self) -> StabilityError | None:
+        """What went wrong last, unless a balance was read after it."""
+        return self._last_failure
+
+    @property
+    def last_balance(self) -> tuple[float, datetime] | None:
+        """The credits that were read last and when, if ever."""
+        return self._balance
 
     def observe_balance(self, credits: float, now: datetime) -> Decision:
         """Decide on a balance.
@@ -102,7 +131,7 @@ class Gate:
         :param now: aware time at which it was read.
         """
         self._balance = (credits, now)
-        self._key_works = True
+        self._key_has_worked = True
         self._refused_since = self._not_before = self._last_failure = None
         self._failures = 0
         if credits > self.minimum_credits:
@@ -124,14 +153,14 @@ class Gate:
 
         self._refused_since = self._refused_since or now
         grace_ends = self._refused_since + self.grace
-        if self._key_works and now < grace_ends:
+        if self._key_has_worked and now < grace_ends:
             text = (
                 "the key has worked before and may be about to be replaced; if it is still refused at "
                 f"{_clock(grace_ends)}, the gate fails. {error}"
             )
             return self._wait(text, kind, now)
-        worked = " The key had worked before." if self._key_works else ""
-        return Decision(Verdict.FAIL, f"{error}{worked}", True)
+        worked = " The key had worked before." if self._key_has_worked else ""
+        return Decision(Verdict.FAIL, f"{error}{worked}", True, failure=error)
 
     def timeout_text(self, seconds: float) -> str:
         """Say why the gate did not open in time: too little credit, or no answer.

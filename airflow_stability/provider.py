@@ -23,6 +23,9 @@ def get_provider_info() -> dict[str, Any]:
         "sensors": [
             {"integration-name": integration, "python-modules": ["airflow_stability.sensors.stability"]}
         ],
+        "triggers": [
+            {"integration-name": integration, "python-modules": ["airflow_stability.triggers.stability"]}
+        ],
         "operators": [
             {"integration-name": integration, "python-modules": ["airflow_stability.operators.stability"]}
         ],

@@ -1,8 +1,7 @@
 """Wait for credit, generate an image for each prompt, report what was made and what is left.
 
-The gate takes no worker slot between two looks at the balance (mode ``reschedule``). Generating is one
-task per prompt, so that a failure repeats one image and not all of them; an image that is there already is
-not paid for again.
+The gate waits in a triggerer and holds no worker (``deferrable``). Generating is one task per prompt, so that
+a failure repeats one image and not all of them; an image that is there already is not paid for again.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def stability_image_pipeline():
         task_id="wait_for_credit",
         # The gate opens on more credits than this, so that a little is left when the images are paid.
         minimum_credits=f"{{{{ params.prompts | length * {CREDITS_PER_IMAGE} }}}}",
-        mode="reschedule",
+        deferrable=True,
         poke_interval=10,
         timeout=6 * 60 * 60,
     )

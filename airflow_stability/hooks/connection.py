@@ -80,6 +80,24 @@ def client_from_connection(connection: Connection, *, retry_deadline: float | No
     raise StabilityConfigurationError(f"Connection {conn_id!r}: {problem}")
 
 
+#: The name of the error for a connection that is not there.
+CONNECTION_NOT_FOUND = "connection_not_found"
+
+
+def missing_connection(error: Exception) -> StabilityConfigurationError:
+    """Return what a gate makes of Airflow's word that there is no such connection."""
+    return StabilityConfigurationError(
+        f"{error}. Make the connection, or correct stability_conn_id; if it is there, Airflow could not read "
+        "it, and its log says why.",
+        name=CONNECTION_NOT_FOUND,
+    )
+
+
+def connection_settings(connection: Connection) -> tuple[object, ...]:
+    """Return all that a client is made of: two connections with the same are the same to us."""
+    return (connection.password, connection.host, connection.port, connection.schema, connection.extra)
+
+
 def reading_failure(conn_id: str, error: Exception) -> StabilityError:
     """Return what it means that Airflow could not hand out a connection, other than "there is none".
 

@@ -78,9 +78,11 @@ class StabilityHook(BaseHook):
 
         :returns: whether it has changed.
         """
-        before = _settings(self._connection)
+        from airflow_stability.hooks.connection import connection_settings
+
+        before = self._connection and connection_settings(self._connection)
         self._read_connection()
-        if _settings(self._connection) == before:
+        if self._connection and connection_settings(self._connection) == before:
             return False
         self.close()
         return True
@@ -172,9 +174,3 @@ class StabilityHook(BaseHook):
                 ", ".join(unknown),
             )
         return client
-
-
-def _settings(connection: Connection | None) -> tuple[object, ...] | None:
-    if connection is None:
-        return None
-    return (connection.password, connection.host, connection.port, connection.schema, connection.extra)

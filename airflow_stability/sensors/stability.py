@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Any, NoReturn
 
 from airflow_stability.arguments import check_credits, check_organization, is_template
 from airflow_stability.compat import (
@@ -15,19 +15,33 @@ from airflow_stability.compat import (
     BaseSensorOperator,
     Context,
     PokeReturnValue,
+    conf,
     execute_base_sensor,
 )
-from airflow_stability.errors import StabilityConfigurationError, StabilityError, StabilityPermanentError
+from airflow_stability.errors import StabilityError, StabilityPermanentError
 from airflow_stability.gate import Decision, Gate, Verdict
 from airflow_stability.hooks.stability import StabilityHook
 
+#: Airflow's own timeout of a deferral comes this much after the trigger's, in case no triggerer runs at all.
+BACKSTOP = timedelta(minutes=5)
 
-class _GateFailed(BaseException):
-    """The gate's verdict on its way from poke to execute.
 
-    Airflow's loop between them makes a skip, a log line or nothing at all of any Exception, as soft_fail,
+class _Verdict(BaseException):
+    """The gate's verdict on its way from poke or execute_complete to execute or resume_execution.
+
+    What Airflow does between them makes a skip, a log line or nothing at all of any Exception, as soft_fail,
     never_fail and silent_fail have it for what happens by accident. This is none.
     """
+
+
+class _GateTimedOut(_Verdict):
+    pass
+
+
+class _GateFailed(_Verdict):
+    def __init__(self, text: str, failure: str | None) -> None:
+        super().__init__(text)
+        self.failure = failure  # the error's name
 
 
 class StabilityBalanceSensor(BaseSensorOperator):
@@ -37,13 +51,15 @@ class StabilityBalanceSensor(BaseSensorOperator):
     ``timeout``. A failure that will not pass, such as a refused key, fails the task at once and without
     retries; with ``soft_fail`` too, which skips at a timeout only. ``never_fail`` skips in both cases.
     After a failure that will not pass the connection is read again first, and a changed one tried at
-    once; in mode ``poke``, a key that has worked before may be refused for ten minutes.
+    once; in mode ``poke`` and in a triggerer, a key that has worked before may be refused for ten minutes.
 
     :param minimum_credits: the gate opens on more credits than this: a finite number, 0 or more, or a
         string that is one once rendered (templated).
     :param organization: id such as ``org-123456``; None for the connection's organization, else the key's
         default (templated).
     :param stability_conn_id: a connection of type ``stability`` (templated).
+    :param deferrable: wait in a triggerer, where all gates on one connection and organization share one poll,
+        after a first look on the worker; default: Airflow's ``[operators] default_deferrable``.
     :param kwargs: what every sensor takes: ``poke_interval`` (seconds, default 60), ``timeout`` (seconds),
         ``mode`` (``poke`` or ``reschedule``), ``soft_fail``, ``never_fail`` and so on.
     :raises ValueError: an argument that cannot be what it should; for a template, when the task runs.
@@ -58,9 +74,11 @@ class StabilityBalanceSensor(BaseSensorOperator):
         minimum_credits: float | str,
         organization: str | None = None,
         stability_conn_id: str = StabilityHook.default_conn_name,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.deferrable = deferrable
         if not is_template(minimum_credits):
             check_credits(minimum_credits)
         if not is_template(organization):
@@ -80,28 +98,96 @@ class StabilityBalanceSensor(BaseSensorOperator):
         :raises AirflowNotFoundException: there is no such connection; Airflow's retries count.
         :raises AirflowSkipException: instead of a timeout under ``soft_fail``, of both under ``never_fail``.
         """
-        ending: Exception
         self._start()
         try:
-            credits = execute_base_sensor(self, context)
+            if self.deferrable:
+                return self._look_once_and_defer(context)
+            return execute_base_sensor(self, context)
         except (AirflowSensorTimeout, AirflowSkipException) as ended:
             if ended.__cause__ is not None:  # a skip by Airflow that is none of a timeout of the sensor's
                 raise
             hopeless = self.reschedule and self._gate.seconds_until_poll(datetime.now(UTC)) > 0
             tell = self._gate.hopeless_text if hopeless else self._gate.timeout_text
-            text = tell(self.timeout)
-            skip = self.soft_fail or self.never_fail
-            ending = AirflowSkipException(text) if skip else AirflowSensorTimeout(text)
-        except _GateFailed as failed:
-            # Airflow calls a connection undefined, too, when a secrets backend is out of order. That may
-            # pass, so Airflow's retries count.
-            kind = AirflowNotFoundException if self._connection_is_missing else AirflowFailException
-            ending = AirflowSkipException(str(failed)) if self.never_fail else kind(str(failed))
-        else:
-            return credits
+            ending = self._ending(_GateTimedOut(tell(self.timeout)))
+        except _Verdict as verdict:
+            ending = self._ending(verdict)
         finally:
             self._hook.close()
         raise ending
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> float:
+        """Return the balance that opened the gate in the triggerer; asks nothing.
+
+        :param event: what :class:`StabilityBalanceTrigger` fired.
+        """
+        match event["verdict"]:
+            case "open":
+                self.log.info("%s", event["text"])
+                return float(event["credits"])
+            case "timeout":
+                raise _GateTimedOut(event["text"])
+            case _:
+                raise _GateFailed(event["text"], event["failure"])
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Go on after a deferral; see :meth:`execute` for what is raised."""
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except _Verdict as verdict:
+            ending = self._ending(verdict)
+        raise ending
+
+    def _ending(self, verdict: _Verdict) -> Exception:
+        """Return what the flags make of a verdict: one rule for every mode."""
+        text = str(verdict)
+        if not isinstance(verdict, _GateFailed):
+            skip = self.soft_fail or self.never_fail
+            return AirflowSkipException(text) if skip else AirflowSensorTimeout(text)
+        if self.never_fail:
+            return AirflowSkipException(text)
+        from airflow_stability.hooks.connection import CONNECTION_NOT_FOUND
+
+        # Airflow calls a connection undefined, too, when a secrets backend is out of order. That may pass, so
+        # Airflow's retries count.
+        if verdict.failure == CONNECTION_NOT_FOUND:
+            return AirflowNotFoundException(text)
+        return AirflowFailException(text)
+
+    def _look_once_and_defer(self, context: Context) -> float:
+        decision = self._look()
+        self._say(decision)
+        if decision.credits is None:
+            self._defer(context["ti"].start_date + timedelta(seconds=self.timeout))
+        return decision.credits
+
+    def _defer(self, deadline: datetime) -> NoReturn:
+        """Go on in a triggerer.
+
+        :param deadline: reckoned from the start of the try, which stays when the task comes back to a worker.
+        """
+        from airflow_stability.triggers.stability import StabilityBalanceTrigger
+
+        if self.exponential_backoff:
+            self.log.warning("exponential_backoff is ignored in a triggerer, where gates share one poll.")
+        now = datetime.now(UTC)
+        balance, failure = self._gate.last_balance, self._gate.last_failure
+        locked_out = self._gate.seconds_until_poll(now)
+        self.defer(
+            trigger=StabilityBalanceTrigger(
+                stability_conn_id=self.stability_conn_id,
+                organization=self.organization,
+                minimum_credits=self._gate.minimum_credits,
+                poke_interval=self.poke_interval,
+                timeout=self.timeout,
+                deadline=deadline.isoformat(),
+                last_credits=balance and balance[0],
+                last_credits_at=balance and balance[1].isoformat(),
+                last_failure=str(failure) if failure else None,
+                not_before=(now + timedelta(seconds=locked_out)).isoformat() if locked_out else None,
+            ),
+            method_name="execute_complete",
+            timeout=max(deadline - now, timedelta(0)) + BACKSTOP,
+        )
 
     def poke(self, context: Context) -> bool | PokeReturnValue:
         """Ask for the balance once, unless the server wants no call yet, and tell whether waiting is over."""
@@ -110,22 +196,22 @@ class StabilityBalanceSensor(BaseSensorOperator):
         if self._gate.seconds_until_poll(datetime.now(UTC)) > 0:
             return False
         decision = self._look()
+        self._say(decision)
+        return PokeReturnValue(is_done=decision.verdict is Verdict.OPEN, xcom_value=decision.credits)
+
+    def _say(self, decision: Decision) -> None:
+        """Log what there is to say, and raise the verdict of a gate that fails."""
         if decision.verdict is Verdict.FAIL:
-            raise _GateFailed(decision.text)
+            raise _GateFailed(decision.text, decision.failure.name if decision.failure else None)
         if decision.speak:
             self.log.info("%s", decision.text)
-        if decision.verdict is Verdict.OPEN:
-            return PokeReturnValue(is_done=True, xcom_value=decision.credits)
-        return False
 
     def _start(self) -> None:
         self._gate = Gate(self.minimum_credits, organization=self.organization, remembers=not self.reschedule)
         self._hook = StabilityHook(self.stability_conn_id, retry_deadline=0)
-        self._connection_is_missing = False
 
     def _look(self) -> Decision:
         failure: StabilityError
-        self._connection_is_missing = False
         try:
             try:
                 credits = self._read_balance()
@@ -140,11 +226,9 @@ class StabilityBalanceSensor(BaseSensorOperator):
         except StabilityError as error:
             failure = error
         except AirflowNotFoundException as error:
-            self._connection_is_missing = True
-            failure = StabilityConfigurationError(
-                f"{error}. Make the connection, or correct stability_conn_id; if it is there, Airflow could "
-                "not read it, and its log says why."
-            )
+            from airflow_stability.hooks.connection import missing_connection
+
+            failure = missing_connection(error)
         else:
             return self._gate.observe_balance(credits, datetime.now(UTC))
         return self._gate.observe_failure(failure, datetime.now(UTC))

@@ -7,13 +7,14 @@ the reason.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from airflow_stability.simulator import Fault, StabilitySimulator
 
-MODES = ("poke", "reschedule")
+MODES = ("poke", "reschedule", "deferrable")
 FLAGS = ("none", "soft_fail", "never_fail", "silent_fail")
 
 #: What a gate may come to, and the state that the task then has under each flag.
@@ -178,6 +179,8 @@ class World:
     def __exit__(self, *error: object) -> None:
         self._over.set()
         self._thread.join()
+        for case in CASES:
+            os.environ.pop(f"AIRFLOW_CONN_{case.task_id.upper()}", None)
 
     def credits(self, case: Case) -> float:
         """Return the balance that a case has now."""
@@ -202,7 +205,12 @@ class World:
         return key
 
     def _connect(self, case: Case, key: str) -> None:
-        self._set_connection(case.task_id, f"{self._simulator.connection_uri(key)}?api_version=v1")
+        uri = f"{self._simulator.connection_uri(key)}?api_version=v1"
+        if case.mode == "deferrable":
+            # Airflow's DAG.test() lets a trigger read connections from the environment only.
+            os.environ[f"AIRFLOW_CONN_{case.task_id.upper()}"] = uri
+        else:
+            self._set_connection(case.task_id, uri)
 
     def _change(self) -> None:
         waiting = [case for case in CASES if case.outcome.then]

@@ -209,6 +209,17 @@ def test_a_wait_beyond_the_timeout_is_given_up_with_the_time_that_the_server_nam
     )
 
 
+def test_a_gate_goes_on_from_what_was_known_elsewhere():
+    gate = Gate(50)
+    gate.go_on_from((3.2, START), outage("c3"))
+
+    assert gate.timeout_text(600) == (
+        f"Timed out after 600 s: {UNKNOWN} Last balance 3.2 at 2026-11-22 10:00:00 UTC; 1 poll failed since. "
+        "The last failure: answered 503 (error id c3)."
+    )
+    assert gate.observe_failure(REFUSED, after(minutes=1)).verdict is Verdict.WAIT  # the key had worked
+
+
 def test_timeout_says_that_no_balance_was_ever_read():
     gate = Gate(50)
     gate.observe_failure(outage(), START)

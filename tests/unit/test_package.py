@@ -34,7 +34,7 @@ def test_provider_info_is_as_airflow_wants_it():
 def test_every_module_and_class_that_provider_info_names_exists():
     info = get_provider_info()
 
-    for kind in ("hooks", "sensors", "operators"):
+    for kind in ("hooks", "sensors", "operators", "triggers"):
         for entry in info[kind]:
             for module in entry["python-modules"]:
                 importlib.import_module(module)

@@ -24,7 +24,8 @@ with DAG("decision_table", schedule=None, start_date=datetime(2026, 1, 1)):
             minimum_credits=MINIMUM,
             organization=case.task_id,
             stability_conn_id=case.task_id,
-            mode=case.mode,
+            mode="poke" if case.mode == "deferrable" else case.mode,
+            deferrable=case.mode == "deferrable",
             poke_interval=POKE_INTERVAL,
             timeout=case.outcome.timeout,
             # A timeout or a failure that will not pass must not use this retry.

@@ -1,0 +1,226 @@
+"""One poll of the balance for all gates of a process that wait on one connection and organization.
+
+A thousand deferred gates are a thousand triggers in one event loop. Each of them follows the feed of its
+connection and organization; the feed asks at the smallest interval that any of them wants, and hands every
+observation to all. It starts with its first follower and ends with its last.
+
+Airflow 3.3 can share a stream between triggers as well (``shared_stream_key``). It is not used here: it is
+not there before 3.3, and only for triggers that derive from BaseEventTrigger, which a triggerer that listens
+on a queue never runs.
+
+What must not happen in a triggerer, and how it is kept from happening:
+
+- Nothing of Airflow is called in a thread: the connection is read on the event loop's side, and the thread
+  makes the HTTP call and nothing else.
+- The feed's task starts with an empty context, or all that it ever does would be logged into the log of the
+  task whose trigger came first.
+- The loop's own executor has a handful of threads for all triggers: calls that hang would starve the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from airflow_stability.compat import AirflowNotFoundException, read_connection
+from airflow_stability.errors import StabilityError, StabilityTransientError
+
+if TYPE_CHECKING:
+    # At run time it is loaded with the first poll, since a DAG file loads the triggers with the sensor.
+    from airflow_stability.client import StabilityClient
+
+#: Calls under way at once, of all feeds of the process. Each has an end: see StabilityClient.
+_calls = ThreadPoolExecutor(max_workers=8, thread_name_prefix="stability-feed")
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one poll found out.
+
+    :param at: aware time after the call.
+    :param outcome: the credits, or what went wrong.
+    :param organization: whose balance it is; None for the key's default.
+    :param key: a number for each key in turn; another number is another key.
+    :param key_has_worked: whether this key has got a balance for this feed before.
+    """
+
+    at: datetime
+    outcome: float | StabilityError
+    organization: str | None
+    key: int
+    key_has_worked: bool
+
+
+async def observations(
+    stability_conn_id: str, organization: str | None, interval: float, *, not_before: datetime | None = None
+) -> AsyncGenerator[Observation, None]:
+    """Follow the feed of a connection and organization: its latest observation if fresh, then each new one.
+
+    Close it when done (``contextlib.aclosing``): the feed ends with its last follower.
+
+    :param stability_conn_id: the connection that is asked with.
+    :param organization: id such as ``org-123456``; None for the connection's, else the key's default.
+    :param interval: seconds between two polls that this follower wants at the most.
+    :param not_before: aware time before which the server wants no call with this connection.
+    """
+    hub = _hubs.setdefault(asyncio.get_running_loop(), _Hub())
+    if not_before is not None:
+        hub.lock_out(stability_conn_id, (not_before - datetime.now(UTC)).total_seconds())
+    feed = hub.feed(stability_conn_id, organization)
+    follower = feed.join(interval)
+    try:
+        if (fresh := feed.fresh(interval)) is not None:
+            yield fresh
+        while True:
+            yield await feed.next()
+    finally:
+        feed.leave(follower)
+
+
+class _Hub:
+    """The feeds of one event loop, and the lock-outs that those of one connection share."""
+
+    def __init__(self) -> None:
+        self.feeds: dict[tuple[str, str | None], _Feed] = {}
+        self.locked_until: dict[str, float] = {}
+
+    def feed(self, stability_conn_id: str, organization: str | None) -> _Feed:
+        key = (stability_conn_id, organization)
+        if key not in self.feeds:
+            self.feeds[key] = _Feed(self, stability_conn_id, organization)
+        return self.feeds[key]
+
+    def lock_out(self, stability_conn_id: str, seconds: float) -> None:
+        until = asyncio.get_running_loop().time() + seconds
+        self.locked_until[stability_conn_id] = max(until, self.locked_until.get(stability_conn_id, 0.0))
+
+
+_hubs: WeakKeyDictionary[asyncio.AbstractEventLoop, _Hub] = WeakKeyDictionary()
+
+
+class _Feed:
+    def __init__(self, hub: _Hub, stability_conn_id: str, organization: str | None) -> None:
+        self._hub = hub
+        self._conn_id = stability_conn_id
+        self._organization = organization
+        self._loop = asyncio.get_running_loop()
+        self._intervals: dict[object, float] = {}
+        self._followers_changed = asyncio.Event()
+        self._news: asyncio.Future[Observation] = self._loop.create_future()
+        self._latest: Observation | None = None
+        self._asked_at: float | None = None
+        self._client: StabilityClient | None = None
+        self._settings: tuple[object, ...] | None = None
+        self._api_key: str | None = None
+        self._key = 0
+        self._key_has_worked = False
+        self._task = self._loop.create_task(self._run(), context=contextvars.Context())
+
+    def join(self, interval: float) -> object:
+        follower = object()
+        self._intervals[follower] = interval
+        self._followers_changed.set()
+        return follower
+
+    def leave(self, follower: object) -> None:
+        del self._intervals[follower]
+        self._followers_changed.set()
+
+    def fresh(self, interval: float) -> Observation | None:
+        """Return the latest observation, unless a poll at this interval is due."""
+        if self._asked_at is None or self._loop.time() >= self._due(interval):
+            return None
+        return self._latest
+
+    async def next(self) -> Observation:
+        # Shielded: a follower that is cancelled must not cancel what all wait for.
+        return await asyncio.shield(self._news)
+
+    def _due(self, interval: float) -> float:
+        """Return when the next poll is due, in the loop's time."""
+        if self._asked_at is None:
+            return self._hub.locked_until.get(self._conn_id, 0.0)
+        return max(self._asked_at + interval, self._hub.locked_until.get(self._conn_id, 0.0))
+
+    async def _run(self) -> None:
+        try:
+            while self._intervals:
+                wait = self._due(min(self._intervals.values())) - self._loop.time()
+                if wait > 0:
+                    self._followers_changed.clear()
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._followers_changed.wait(), wait)
+                    continue
+                self._latest = await self._poll()
+                news, self._news = self._news, self._loop.create_future()
+                news.set_result(self._latest)
+        finally:
+            # Nothing is awaited between the last look at the followers and this: nobody joins in between.
+            del self._hub.feeds[self._conn_id, self._organization]
+            self._news.cancel()
+            if self._client is not None:
+                self._client.close()
+
+    async def _poll(self) -> Observation:
+        outcome: float | StabilityError
+        organization = self._organization
+        self._asked_at = self._loop.time()
+        try:
+            client = await self._connected()
+            organization = organization or client.organization
+            # The interval counts from here: reading the connection can take seconds when Airflow is busy.
+            self._asked_at = self._loop.time()
+            balance = await self._loop.run_in_executor(_calls, client.get_balance, self._organization)
+            outcome = balance.credits
+        except StabilityError as error:
+            outcome = error
+            if error.retry_after is not None:
+                self._hub.lock_out(self._conn_id, error.retry_after)
+        except Exception as error:  # a feed never fails: a thousand gates would
+            outcome = StabilityTransientError(f"The balance could not be read ({type(error).__name__}).")
+        had_worked = self._key_has_worked
+        if not isinstance(outcome, StabilityError):
+            self._key_has_worked = True
+        return Observation(datetime.now(UTC), outcome, organization, self._key, had_worked)
+
+    async def _connected(self) -> StabilityClient:
+        """Return the client, after reading the connection: so a rotated key is used at the next poll.
+
+        :raises StabilityError: the connection cannot be read, or makes no client.
+        """
+        from airflow_stability.hooks.connection import (
+            client_from_connection,
+            connection_settings,
+            missing_connection,
+            reading_failure,
+        )
+
+        failure: StabilityError | None = None
+        try:
+            connection = await read_connection(self._conn_id)
+        except AirflowNotFoundException as error:
+            failure = missing_connection(error)
+        except Exception as error:  # whatever Airflow's database, API or secrets backend raises
+            failure = reading_failure(self._conn_id, error)
+        if failure is not None:
+            raise failure  # outside of the handler: the original's text or context may hold the key
+        settings = connection_settings(connection)
+        if settings != self._settings:
+            self._settings = settings
+            if self._client is not None:
+                self._client.close()
+                self._client = None
+            if self._api_key != connection.password:
+                self._api_key = connection.password
+                self._key += 1
+                self._key_has_worked = False
+        if self._client is None:
+            self._client = client_from_connection(connection, retry_deadline=0)
+        return self._client

@@ -1,0 +1,127 @@
+"""StabilityBalanceTrigger: drives a gate in a triggerer, on the feed that all gates there share."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from airflow_stability.errors import StabilityError, StabilityTransientError
+from airflow_stability.gate import Gate, Verdict
+from airflow_stability.triggers.feed import observations
+
+
+class StabilityBalanceTrigger(BaseTrigger):
+    """Fires once, when a gate opens, fails or times out.
+
+    The event is a dict of ``verdict`` (``open``, ``fail`` or ``timeout``), ``text``, and with the first two
+    ``credits``, the balance that opened the gate, and ``failure``, the name of the error that failed it. All
+    that the trigger needs stands in its arguments: another triggerer can go on where one was killed.
+
+    :param stability_conn_id: a connection of type ``stability``. Never a key: arguments are kept in clear.
+    :param organization: id such as ``org-123456``; None for the connection's, else the key's default.
+    :param minimum_credits: the gate opens on more credits than this.
+    :param poke_interval: seconds between two looks at the balance.
+    :param timeout: seconds that the gate was given, for the text.
+    :param deadline: when they are over: an aware time in ISO format, as all times here.
+    :param last_credits: the balance that the worker read, before it deferred; None if it got none.
+    :param last_credits_at: when it was read.
+    :param last_failure: what kept the worker from reading one; None if nothing did.
+    :param not_before: before this time the server wants no call; None where it said nothing.
+    """
+
+    def __init__(
+        self,
+        *,
+        stability_conn_id: str,
+        organization: str | None,
+        minimum_credits: float,
+        poke_interval: float,
+        timeout: float,
+        deadline: str,
+        last_credits: float | None = None,
+        last_credits_at: str | None = None,
+        last_failure: str | None = None,
+        not_before: str | None = None,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # Airflow's
+        self.stability_conn_id = stability_conn_id
+        self.organization = organization
+        self.minimum_credits = minimum_credits
+        self.poke_interval = poke_interval
+        self.timeout = timeout
+        self.deadline = deadline
+        self.last_credits = last_credits
+        self.last_credits_at = last_credits_at
+        self.last_failure = last_failure
+        self.not_before = not_before
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return the class and its arguments, as Airflow stores them."""
+        return (
+            "airflow_stability.triggers.stability.StabilityBalanceTrigger",
+            {
+                "stability_conn_id": self.stability_conn_id,
+                "organization": self.organization,
+                "minimum_credits": self.minimum_credits,
+                "poke_interval": self.poke_interval,
+                "timeout": self.timeout,
+                "deadline": self.deadline,
+                "last_credits": self.last_credits,
+                "last_credits_at": self.last_credits_at,
+                "last_failure": self.last_failure,
+                "not_before": self.not_before,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Wait for the gate's verdict."""
+        yield TriggerEvent(await self._verdict())  # type: ignore[no-untyped-call]  # Airflow's
+
+    async def _verdict(self) -> dict[str, Any]:
+        gate = Gate(self.minimum_credits, organization=self.organization)
+        gate.go_on_from(
+            (self.last_credits, datetime.fromisoformat(self.last_credits_at))
+            if self.last_credits is not None and self.last_credits_at is not None
+            else None,
+            StabilityTransientError(self.last_failure) if self.last_failure else None,
+        )
+        left = (datetime.fromisoformat(self.deadline) - datetime.now(UTC)).total_seconds()
+        try:
+            async with asyncio.timeout(left):
+                return await self._follow(gate)
+        except TimeoutError:
+            return {"verdict": "timeout", "text": gate.timeout_text(self.timeout)}
+
+    async def _follow(self, gate: Gate) -> dict[str, Any]:
+        not_before = datetime.fromisoformat(self.not_before) if self.not_before else None
+        feed = observations(
+            self.stability_conn_id, self.organization, self.poke_interval, not_before=not_before
+        )
+        key: int | None = None
+        async with contextlib.aclosing(feed):
+            async for observation in feed:
+                gate.organization = observation.organization
+                if key is not None and observation.key != key:
+                    gate.key_changed()
+                key = observation.key
+                if isinstance(observation.outcome, StabilityError):
+                    if observation.key_has_worked:
+                        gate.key_has_worked()
+                    decision = gate.observe_failure(observation.outcome, observation.at)
+                else:
+                    decision = gate.observe_balance(observation.outcome, observation.at)
+                if decision.speak:
+                    self.log.info("%s", decision.text)
+                if decision.verdict is not Verdict.WAIT:
+                    return {
+                        "verdict": decision.verdict.value,
+                        "text": decision.text,
+                        "credits": decision.credits,
+                        "failure": decision.failure.name if decision.failure else None,
+                    }
+        raise AssertionError("a feed does not end before its followers")

@@ -1,0 +1,245 @@
+"""The feed on the simulator: many followers in an event loop, one poll."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+
+import pytest
+
+from airflow_stability.errors import StabilityConfigurationError, StabilityRateLimitError
+from airflow_stability.simulator import Fault
+from airflow_stability.triggers.feed import observations
+from airflow_stability.triggers.stability import StabilityBalanceTrigger
+
+
+@pytest.fixture(autouse=True)
+def connection(simulator, monkeypatch):
+    def connect(key=None):
+        uri = f"{simulator.connection_uri(key)}?api_version=v1"
+        monkeypatch.setenv("AIRFLOW_CONN_STABILITY_DEFAULT", uri)
+
+    connect()
+    return connect
+
+
+async def follow(count, *, interval=0.3, organization=None, conn_id="stability_default", **options):
+    """Return as many observations of a feed."""
+    found = []
+    async with contextlib.aclosing(observations(conn_id, organization, interval, **options)) as feed:
+        async for observation in feed:
+            found.append(observation)
+            if len(found) == count:
+                break
+    return found
+
+
+async def only_this_task():
+    """Wait until every feed has ended."""
+    async with asyncio.timeout(5):
+        while len(asyncio.all_tasks()) > 1:
+            await asyncio.sleep(0.01)
+
+
+def test_a_thousand_followers_share_one_poll(simulator):
+    async def main():
+        return await asyncio.gather(*(follow(3) for _ in range(1000)))
+
+    found = asyncio.run(main())
+
+    assert len(simulator.requests) == 3
+    assert len({id(observation) for follower in found for observation in follower}) == 3
+    assert found[0][0].outcome == 25.0
+    calls = [record.monotonic for record in simulator.requests]
+    assert all(later - earlier >= 0.29 for earlier, later in pairwise(calls))
+
+
+def test_the_smallest_interval_counts_for_all(simulator):
+    async def main():
+        await asyncio.gather(follow(4, interval=60), follow(4, interval=0.2))
+
+    asyncio.run(asyncio.wait_for(main(), 10))
+
+    assert len(simulator.requests) == 4
+
+
+def test_a_newcomer_gets_the_latest_observation_at_once_while_it_is_fresh(simulator):
+    async def main():
+        first = asyncio.create_task(follow(2, interval=1))
+        await asyncio.sleep(0.5)
+        newcomer = await asyncio.wait_for(follow(1, interval=1), 0.2)
+        return await first, newcomer
+
+    first, newcomer = asyncio.run(main())
+
+    assert newcomer[0] is first[0]
+    assert len(simulator.requests) == 2
+
+
+def test_the_feed_survives_its_first_follower(simulator):
+    async def main():
+        first = asyncio.create_task(follow(100))
+        await asyncio.sleep(0.1)
+        second = asyncio.create_task(follow(3))
+        await asyncio.sleep(0.1)
+        first.cancel()
+        return await asyncio.wait_for(second, 10)
+
+    assert [observation.outcome for observation in asyncio.run(main())] == [25.0] * 3
+
+
+def test_left_and_followed_again_during_a_call_it_does_not_poll_twice(simulator):
+    simulator.inject(Fault.slow(0.6), times=1)
+
+    async def main():
+        first = asyncio.create_task(follow(1, interval=30))
+        await asyncio.sleep(0.3)
+        first.cancel()
+        await asyncio.sleep(0)
+        return await follow(1, interval=30)
+
+    assert asyncio.run(asyncio.wait_for(main(), 10))[0].outcome == 25.0
+    assert len(simulator.requests) == 1
+
+
+def test_the_feed_ends_with_its_last_follower_in_one_loop_after_the_other(simulator):
+    async def main():
+        await follow(1)
+        await only_this_task()
+
+    for _ in range(3):
+        asyncio.run(main())
+
+    assert len(simulator.requests) == 3
+
+
+def test_organizations_are_polled_apart_and_wait_a_lock_out_out_together(simulator):
+    simulator.inject(Fault.status(429, retry_after=1), times=1)
+
+    async def main():
+        first = asyncio.create_task(follow(2, organization="org-default"))
+        await asyncio.sleep(0.3)
+        second = asyncio.create_task(follow(1, organization="org-other"))
+        return await first, await second
+
+    first, second = asyncio.run(asyncio.wait_for(main(), 10))
+
+    assert isinstance(first[0].outcome, StabilityRateLimitError)
+    assert (first[1].outcome, second[0].outcome) == (25.0, 0.0)
+    locked_out, *later = [record.monotonic for record in simulator.requests]
+    assert all(call - locked_out >= 1.0 for call in later)
+
+
+def test_a_lock_out_that_the_worker_met_is_waited_out(simulator):
+    not_before = datetime.now(UTC) + timedelta(seconds=0.8)
+
+    asyncio.run(follow(1, not_before=not_before))
+
+    assert simulator.requests[0].at >= not_before.timestamp() - 0.01
+
+
+def test_a_rotated_key_is_used_at_the_next_poll(simulator, connection):
+    async def main():
+        feed = observations("stability_default", None, 0.2)
+        async with contextlib.aclosing(feed):
+            before = await anext(feed)
+            connection(simulator.rotate_key(simulator.api_key))
+            after = await anext(feed)
+            once_more = await anext(feed)
+        return before, after, once_more
+
+    before, after, once_more = asyncio.run(asyncio.wait_for(main(), 10))
+
+    assert [observation.outcome for observation in (before, after, once_more)] == [25.0] * 3
+    assert after.key == once_more.key == before.key + 1
+    assert [observation.key_has_worked for observation in (before, after, once_more)] == [False, False, True]
+
+
+def test_a_feed_never_raises_into_its_followers():
+    found = asyncio.run(asyncio.wait_for(follow(2, conn_id="nowhere", interval=0.1), 10))
+
+    assert all(isinstance(observation.outcome, StabilityConfigurationError) for observation in found)
+    assert "nowhere" in str(found[0].outcome)
+
+
+def test_calls_that_hang_do_not_hold_the_loop(simulator):
+    simulator.inject(Fault.hang())
+
+    async def main():
+        longest = 0.0
+        feed = asyncio.create_task(follow(1))
+        loop = asyncio.get_running_loop()
+        for _ in range(100):
+            before = loop.time()
+            await asyncio.sleep(0.01)
+            longest = max(longest, loop.time() - before)
+        simulator.clear_faults()
+        await feed
+        return longest
+
+    assert asyncio.run(asyncio.wait_for(main(), 10)) < 0.5
+
+
+def trigger(**changes):
+    arguments = {
+        "stability_conn_id": "stability_default",
+        "organization": None,
+        "minimum_credits": 30.0,
+        "poke_interval": 0.2,
+        "timeout": 60.0,
+        "deadline": (datetime.now(UTC) + timedelta(seconds=60)).isoformat(),
+        "last_credits": 3.2,
+        "last_credits_at": "2026-11-22T10:02:00+00:00",
+    }
+    return StabilityBalanceTrigger(**arguments | changes)
+
+
+async def fire(trigger):
+    return [event.payload async for event in trigger.run()]
+
+
+def test_a_trigger_is_made_anew_from_what_it_serializes():
+    first = trigger(last_failure="503.", not_before="2026-11-22T10:03:00+00:00")
+
+    path, arguments = first.serialize()
+
+    assert path == f"{StabilityBalanceTrigger.__module__}.{StabilityBalanceTrigger.__name__}"
+    assert StabilityBalanceTrigger(**arguments).serialize() == first.serialize()
+
+
+def test_a_trigger_fires_once_when_there_is_credit(simulator):
+    async def main():
+        asyncio.get_running_loop().call_later(0.5, simulator.top_up, 10.5)
+        return await fire(trigger())
+
+    (event,) = asyncio.run(asyncio.wait_for(main(), 10))
+
+    assert (event["verdict"], event["credits"]) == ("open", 35.5)
+
+
+def test_a_trigger_keeps_its_deadline_wherever_it_runs(simulator):
+    simulator.inject(Fault.status(503))
+    gone = trigger(deadline=(datetime.now(UTC) + timedelta(seconds=0.5)).isoformat())
+
+    (event,) = asyncio.run(asyncio.wait_for(fire(gone), 10))
+
+    assert event["verdict"] == "timeout"
+    assert "Last balance 3.2 at 2026-11-22 10:02:00 UTC" in event["text"]
+    assert "answered 503" in event["text"]
+
+
+def test_a_cancelled_trigger_leaves_no_poll_running(simulator):
+    async def main():
+        running = asyncio.create_task(fire(trigger()))
+        await asyncio.sleep(0.5)
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+        await only_this_task()
+        before = len(simulator.requests)
+        await asyncio.sleep(0.5)
+        return before
+
+    assert asyncio.run(main()) == len(simulator.requests)

@@ -115,6 +115,7 @@ class _Feed:
         self._followers_changed = asyncio.Event()
         self._news: asyncio.Future[Observation] = self._loop.create_future()
         self._latest: Observation | None = None
+        self._latest_asked_at = 0.0
         self._asked_at: float | None = None
         self._client: StabilityClient | None = None
         self._settings: tuple[object, ...] | None = None
@@ -134,10 +135,16 @@ class _Feed:
         self._followers_changed.set()
 
     def fresh(self, interval: float) -> Observation | None:
-        """Return the latest observation, unless a poll at this interval is due."""
-        if self._asked_at is None or self._loop.time() >= self._due(interval):
+        """Return the latest observation if it is no older than the interval.
+
+        In a lock-out, the failure that is waited out is not too old; a balance may be.
+        """
+        if self._latest is None:
             return None
-        return self._latest
+        until = self._latest_asked_at + interval
+        if isinstance(self._latest.outcome, StabilityError):
+            until = max(until, self._hub.locked_until.get(self._conn_id, 0.0))
+        return self._latest if self._loop.time() < until else None
 
     async def next(self) -> Observation:
         # Shielded: a follower that is cancelled must not cancel what all wait for.
@@ -145,9 +152,8 @@ class _Feed:
 
     def _due(self, interval: float) -> float:
         """Return when the next poll is due, in the loop's time."""
-        if self._asked_at is None:
-            return self._hub.locked_until.get(self._conn_id, 0.0)
-        return max(self._asked_at + interval, self._hub.locked_until.get(self._conn_id, 0.0))
+        locked_until = self._hub.locked_until.get(self._conn_id, 0.0)
+        return locked_until if self._asked_at is None else max(self._asked_at + interval, locked_until)
 
     async def _run(self) -> None:
         try:
@@ -158,9 +164,12 @@ class _Feed:
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._followers_changed.wait(), wait)
                     continue
-                self._latest = await self._poll()
+                observation = await self._poll()
+                if observation is None:
+                    continue
+                self._latest, self._latest_asked_at = observation, self._asked_at or 0.0
                 news, self._news = self._news, self._loop.create_future()
-                news.set_result(self._latest)
+                news.set_result(observation)
         finally:
             # Nothing is awaited between the last look at the followers and this: nobody joins in between.
             del self._hub.feeds[self._conn_id, self._organization]
@@ -168,13 +177,16 @@ class _Feed:
             if self._client is not None:
                 self._client.close()
 
-    async def _poll(self) -> Observation:
+    async def _poll(self) -> Observation | None:
+        """Ask for the balance; return None if meanwhile a lock-out began or the last follower left."""
         outcome: float | StabilityError
         organization = self._organization
         self._asked_at = self._loop.time()
         try:
             client = await self._connected()
             organization = organization or client.organization
+            if not self._intervals or self._loop.time() < self._hub.locked_until.get(self._conn_id, 0.0):
+                return None
             # The interval counts from here: reading the connection can take seconds when Airflow is busy.
             self._asked_at = self._loop.time()
             balance = await self._loop.run_in_executor(_calls, client.get_balance, self._organization)

@@ -132,6 +132,21 @@ def test_organizations_are_polled_apart_and_wait_a_lock_out_out_together(simulat
     assert all(call - locked_out >= 1.0 for call in later)
 
 
+def test_a_balance_is_not_fresh_for_as_long_as_a_lock_out_lasts(simulator):
+    async def main():
+        staying = asyncio.create_task(follow(100, interval=60))
+        await asyncio.sleep(0.5)
+        simulator.set_credits(1.5)
+        locked_out = datetime.now(UTC) + timedelta(seconds=1)
+        other = asyncio.create_task(follow(1, organization="org-other", not_before=locked_out))
+        newcomer = await follow(1, interval=0.3)
+        staying.cancel()
+        await other
+        return newcomer
+
+    assert asyncio.run(asyncio.wait_for(main(), 10))[0].outcome == 1.5
+
+
 def test_a_lock_out_that_the_worker_met_is_waited_out(simulator):
     not_before = datetime.now(UTC) + timedelta(seconds=0.8)
 

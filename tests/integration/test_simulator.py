@@ -830,7 +830,9 @@ def test_a_path_cannot_write_log_lines_of_its_own(simulator, caplog):
 
 def simulator_threads():
     return [
-        thread for thread in threading.enumerate() if "AnyIO" in thread.name or "simulator" in thread.name
+        thread
+        for thread in threading.enumerate()
+        if "AnyIO" in thread.name or thread.name == "stability-simulator"
     ]
 
 

@@ -6,9 +6,20 @@ are ignored, so that an addition to the API breaks nothing.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _as_double(value: object) -> object:
+    """Read a whole number as a double: pydantic before 2.12 refuses those beyond 64 bits."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf
+    return value
 
 
 class _Answer(BaseModel):
@@ -58,4 +69,4 @@ class Balance(_Answer):
         costs 0.01 USD.
     """
 
-    credits: Annotated[float, Field(allow_inf_nan=False)]
+    credits: Annotated[float, BeforeValidator(_as_double), Field(allow_inf_nan=False)]

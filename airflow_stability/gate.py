@@ -115,6 +115,11 @@ class Gate:
             self._failures = 1
 
     @property
+    def not_before(self) -> datetime | None:
+        """Before this time the server wants no call; None where it said nothing."""
+        return self._not_before
+
+    @property
     def last_failure(self) -> StabilityError | None:
         """What went wrong last, unless a balance was read after it."""
         return self._last_failure

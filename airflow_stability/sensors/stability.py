@@ -171,9 +171,7 @@ class StabilityBalanceSensor(BaseSensorOperator):
 
         if self.exponential_backoff:
             self.log.warning("exponential_backoff is ignored in a triggerer, where gates share one poll.")
-        now = datetime.now(UTC)
-        balance, failure = self._gate.last_balance, self._gate.last_failure
-        locked_out = self._gate.seconds_until_poll(now)
+        balance, failure, not_before = self._gate.last_balance, self._gate.last_failure, self._gate.not_before
         self.defer(
             trigger=StabilityBalanceTrigger(
                 stability_conn_id=self.stability_conn_id,
@@ -185,10 +183,10 @@ class StabilityBalanceSensor(BaseSensorOperator):
                 last_credits=balance and balance[0],
                 last_credits_at=balance and balance[1].isoformat(),
                 last_failure=str(failure) if failure else None,
-                not_before=(now + timedelta(seconds=locked_out)).isoformat() if locked_out else None,
+                not_before=not_before.isoformat() if not_before else None,
             ),
             method_name="execute_complete",
-            timeout=max(deadline - now, timedelta(0)) + BACKSTOP,
+            timeout=max(deadline - datetime.now(UTC), timedelta(0)) + BACKSTOP,
         )
 
     def poke(self, context: Context) -> bool | PokeReturnValue:

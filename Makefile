@@ -3,15 +3,28 @@
 
 # The Airflow that `demo`, `lint` and a plain `make test` use, and all that are supported.
 AIRFLOW ?= 3.3
-AIRFLOWS := 2.11 3.3
+AIRFLOWS := 2.11 3.0 3.1 3.2 3.3
 
-# The release that stands for each, and the Pythons that it runs on.
+# The release that stands for each, the Pythons that it runs on, and the one that is taken if it is there.
 RELEASE_2.11 := 2.11.2
+RELEASE_3.0 := 3.0.6
+RELEASE_3.1 := 3.1.8
+RELEASE_3.2 := 3.2.2
 RELEASE_3.3 := 3.3.2
-PYTHON_2.11 := >=3.11,<3.13
-PYTHON_3.3 := >=3.11,<3.14
+PYTHONS_2.11 := >=3.11,<3.13
+PYTHONS_3.0 := >=3.11,<3.13
+PYTHONS_3.1 := >=3.11,<3.14
+PYTHONS_3.2 := >=3.11,<3.14
+PYTHONS_3.3 := >=3.11,<3.14
+PYTHON_2.11 := 3.11
+PYTHON_3.0 := 3.12
+PYTHON_3.1 := 3.13
+PYTHON_3.2 := 3.12
+PYTHON_3.3 := 3.11
 
-VENV = .venvs/airflow-$(AIRFLOW)
+# Another Python gets a venv of its own.
+PYTHON := $(PYTHON_$(AIRFLOW))
+VENV = .venvs/airflow-$(AIRFLOW)$(if $(filter-out $(PYTHON_$(AIRFLOW)),$(PYTHON)),-python-$(PYTHON))
 BIN = $(VENV)/bin
 # uv's only use is speed and --exclude-newer; one that is on the PATH will do.
 UV := $(or $(shell command -v uv 2>/dev/null),.venvs/uv/bin/uv)
@@ -29,6 +42,7 @@ help:
 	@echo "make demo KEEP=1         the same, and leave Airflow's web pages up"
 	@echo "make test                all tests, on Airflow $(AIRFLOW)"
 	@echo "make test AIRFLOW=2.11   all tests, on another Airflow: $(AIRFLOWS)"
+	@echo "make test PYTHON=3.13    all tests, on another Python"
 	@echo "make test-all            all tests, on every one of them"
 	@echo "make lint                ruff, ruff format and mypy strict"
 	@echo "make format              let ruff mend what it can"
@@ -60,7 +74,7 @@ build: $(VENV)/installed
 	$(BIN)/python -m build --no-isolation --outdir dist .
 
 check-wheel: build $(UV)
-	bash .ci/check-wheel $(UV) "$(PYTHON_$(AIRFLOW))" .ci/constraints-$(AIRFLOW).txt
+	bash .ci/check-wheel $(UV) "$(PYTHONS_$(AIRFLOW))" .ci/constraints-$(AIRFLOW).txt
 
 constraints: $(UV)
 	$(UV) run --no-project --python ">=3.11" python .ci/constraints.py $(UV) \
@@ -78,7 +92,7 @@ clean:
 $(VENV)/installed: pyproject.toml .ci/constraints-$(AIRFLOW).txt | $(UV)
 	@test -n "$(RELEASE_$(AIRFLOW))" || { echo "AIRFLOW must be one of $(AIRFLOWS), not $(AIRFLOW)."; exit 1; }
 	@echo "Installing Airflow $(RELEASE_$(AIRFLOW)) into $(VENV): about a minute, the first time"
-	@$(UV) venv --quiet --clear --python "$(PYTHON_$(AIRFLOW))" $(VENV)
+	@$(UV) venv --quiet --clear --python "$$(bash .ci/find-python $(UV) $(PYTHON) "$(PYTHONS_$(AIRFLOW))")" $(VENV)
 	@$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python \
 		--constraints .ci/constraints-$(AIRFLOW).txt apache-airflow --editable ".[simulator]" --group dev
 	@touch $@

@@ -11,14 +11,20 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from airflow import __version__ as airflow_version
+from airflow.triggers.base import StartTriggerArgs, TaskSuccessEvent
 
 AIRFLOW_VERSION = tuple(int(part) for part in airflow_version.split(".")[:2])
 
-if TYPE_CHECKING or AIRFLOW_VERSION >= (3, 0):
-    # Airflow 3: DAG authors' and providers' names live in the Task SDK.
-    from airflow.sdk import BaseHook, BaseOperator, BaseSensorOperator, Connection, Context, PokeReturnValue
+if TYPE_CHECKING or AIRFLOW_VERSION >= (3, 1):
+    # Moved to the Task SDK later than the rest.
+    from airflow.sdk import BaseHook
 else:
     from airflow.hooks.base import BaseHook
+
+if TYPE_CHECKING or AIRFLOW_VERSION >= (3, 0):
+    # Airflow 3: DAG authors' and providers' names live in the Task SDK.
+    from airflow.sdk import BaseOperator, BaseSensorOperator, Connection, Context, PokeReturnValue
+else:
     from airflow.models import BaseOperator, Connection
     from airflow.sensors.base import BaseSensorOperator, PokeReturnValue
     from airflow.utils.context import Context
@@ -54,6 +60,45 @@ else:
 # decorator that checks this is there on every version.
 execute_base_sensor: Callable[[BaseSensorOperator, Context], Any] = BaseSensorOperator.execute.__wrapped__  # type: ignore[attr-defined]
 
+# Whether Airflow starts a task in the triggerer when the operator asks for it, and renders templates there.
+# 3.1 and 3.2 ignore the wish.
+STARTS_IN_TRIGGERER = AIRFLOW_VERSION < (3, 1) or AIRFLOW_VERSION >= (3, 3)
+RENDERS_IN_TRIGGERER = AIRFLOW_VERSION >= (3, 3)
+
+
+def is_deferral_timeout(next_method: str, next_kwargs: dict[str, Any] | None) -> bool:
+    """Tell whether a task resumes because its deferral timed out.
+
+    Airflow 3 has an exception for this, Airflow 2.11 the words only; the words are the same on all versions.
+    """
+    return next_method == "__fail__" and (next_kwargs or {}).get("error") == "Trigger/execution timeout"
+
+
+async def success_event(task_instance: Any, returned: float, *, do_xcom_push: bool) -> TaskSuccessEvent:
+    """Return the event that ends a task in the triggerer, with what it returned in XCom.
+
+    Airflow 2.11 writes the event's XComs. Some versions of Airflow 3 encode them twice, so that a number
+    comes back as a string: there the XCom is written before the event.
+
+    :param task_instance: the trigger's.
+    """
+    if not do_xcom_push:
+        return TaskSuccessEvent()
+    if AIRFLOW_VERSION < (3, 0):
+        return TaskSuccessEvent(xcoms={"return_value": returned})
+    from airflow.sdk.execution_time.xcom import XCom
+    from asgiref.sync import sync_to_async
+
+    await sync_to_async(XCom.set)(
+        key="return_value",
+        value=returned,
+        dag_id=task_instance.dag_id,
+        task_id=task_instance.task_id,
+        run_id=task_instance.run_id,
+        map_index=task_instance.map_index,
+    )
+    return TaskSuccessEvent()
+
 
 async def read_connection(conn_id: str) -> Connection:
     """Read a connection on an event loop, such as a triggerer's.
@@ -70,6 +115,8 @@ async def read_connection(conn_id: str) -> Connection:
 
 __all__ = [
     "AIRFLOW_VERSION",
+    "RENDERS_IN_TRIGGERER",
+    "STARTS_IN_TRIGGERER",
     "AirflowFailException",
     "AirflowNotFoundException",
     "AirflowSensorTimeout",
@@ -80,8 +127,11 @@ __all__ = [
     "Connection",
     "Context",
     "PokeReturnValue",
+    "StartTriggerArgs",
     "conf",
     "execute_base_sensor",
+    "is_deferral_timeout",
     "mask_secret",
     "read_connection",
+    "success_event",
 ]

@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
-from airflow_stability.arguments import check_credits, check_organization, is_template
+from airflow_stability.arguments import check_credits, check_organization, format_number, is_template
 from airflow_stability.compat import (
+    RENDERS_IN_TRIGGERER,
+    STARTS_IN_TRIGGERER,
     AirflowFailException,
     AirflowNotFoundException,
     AirflowSensorTimeout,
@@ -15,8 +17,10 @@ from airflow_stability.compat import (
     BaseSensorOperator,
     Context,
     PokeReturnValue,
+    StartTriggerArgs,
     conf,
     execute_base_sensor,
+    is_deferral_timeout,
 )
 from airflow_stability.errors import StabilityError, StabilityPermanentError
 from airflow_stability.gate import Decision, Gate, Verdict
@@ -60,6 +64,11 @@ class StabilityBalanceSensor(BaseSensorOperator):
     :param stability_conn_id: a connection of type ``stability`` (templated).
     :param deferrable: wait in a triggerer, where all gates on one connection and organization share one poll,
         after a first look on the worker; default: Airflow's ``[operators] default_deferrable``.
+    :param start_from_trigger: with ``deferrable``, start in the triggerer, without a first look on a worker.
+        Where Airflow cannot, the task defers from a worker at once, and says so: on Airflow 3.1 and 3.2,
+        mapped, with templated arguments before 3.3 or such as need an XCom, and under ``airflow dags test``.
+    :param end_from_trigger: with ``deferrable``, succeed in the triggerer, without another start on a worker.
+        All other ends go through a worker. README says what is given up with both.
     :param kwargs: what every sensor takes: ``poke_interval`` (seconds, default 60), ``timeout`` (seconds),
         ``mode`` (``poke`` or ``reschedule``), ``soft_fail``, ``never_fail`` and so on.
     :raises ValueError: an argument that cannot be what it should; for a template, when the task runs.
@@ -75,10 +84,13 @@ class StabilityBalanceSensor(BaseSensorOperator):
         organization: str | None = None,
         stability_conn_id: str = StabilityHook.default_conn_name,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        start_from_trigger: bool = False,
+        end_from_trigger: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.deferrable = deferrable
+        self.end_from_trigger = end_from_trigger
         if not is_template(minimum_credits):
             check_credits(minimum_credits)
         if not is_template(organization):
@@ -86,6 +98,16 @@ class StabilityBalanceSensor(BaseSensorOperator):
         self.minimum_credits = minimum_credits
         self.organization = organization
         self.stability_conn_id = stability_conn_id
+        self._skips_first_look = deferrable and start_from_trigger
+        if self._skips_first_look and self._can_start_in_triggerer():
+            # Airflow reads both from the instance.
+            self.start_from_trigger = True
+            self.start_trigger_args = StartTriggerArgs(
+                trigger_cls="airflow_stability.triggers.stability.StabilityBalanceTrigger",
+                trigger_kwargs=self._trigger_arguments(self.minimum_credits),
+                next_method="execute_complete",
+                timeout=timedelta(seconds=self.timeout),
+            )
         self._gate: Gate = None  # type: ignore[assignment]  # both are made when the task runs
         self._hook: StabilityHook = None  # type: ignore[assignment]
 
@@ -119,6 +141,7 @@ class StabilityBalanceSensor(BaseSensorOperator):
         """Return the balance that opened the gate in the triggerer; asks nothing.
 
         :param event: what :class:`StabilityBalanceTrigger` fired.
+        :raises ValueError: an argument that was rendered in the triggerer cannot be what it should.
         """
         match event["verdict"]:
             case "open":
@@ -126,16 +149,30 @@ class StabilityBalanceSensor(BaseSensorOperator):
                 return float(event["credits"])
             case "timeout":
                 raise _GateTimedOut(event["text"])
+            case "unusable":
+                raise ValueError(event["text"])
             case _:
                 raise _GateFailed(event["text"], event["failure"])
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after a deferral; see :meth:`execute` for what is raised."""
         try:
+            if is_deferral_timeout(next_method, next_kwargs):
+                raise _GateTimedOut(self._timed_out_by_airflow())
             return super().resume_execution(next_method, next_kwargs, context)
         except _Verdict as verdict:
             ending = self._ending(verdict)
         raise ending
+
+    def _timed_out_by_airflow(self) -> str:
+        """Say what is known when Airflow, and not the trigger, ended the deferral."""
+        limits = [f"timeout of {format_number(self.timeout)} s"]
+        if self.execution_timeout:
+            limits.append(f"execution_timeout of {format_number(self.execution_timeout.total_seconds())} s")
+        return (
+            f"Timed out in the triggerer ({' and '.join(limits)}). This task's log from there says what the "
+            "gate saw last; if there is none, no triggerer ran it."
+        )
 
     def _ending(self, verdict: _Verdict) -> Exception:
         """Return what the flags make of a verdict: one rule for every mode."""
@@ -154,13 +191,16 @@ class StabilityBalanceSensor(BaseSensorOperator):
         return AirflowFailException(text)
 
     def _look_once_and_defer(self, context: Context) -> float:
-        decision = self._look()
-        self._say(decision)
-        if decision.credits is None:
-            # On Airflow 2.11, `airflow dags test` starts tasks without noting when.
-            started = context["ti"].start_date or datetime.now(UTC)
-            self._defer(started + timedelta(seconds=self.timeout))
-        return decision.credits
+        if self._skips_first_look:
+            self.log.info("Airflow started this task on a worker, not in the triggerer: deferring at once.")
+        else:
+            decision = self._look()
+            self._say(decision)
+            if decision.credits is not None:
+                return decision.credits
+        # On Airflow 2.11, `airflow dags test` starts tasks without noting when.
+        started = context["ti"].start_date or datetime.now(UTC)
+        return self._defer(started + timedelta(seconds=self.timeout))
 
     def _defer(self, deadline: datetime) -> NoReturn:
         """Go on in a triggerer.
@@ -174,11 +214,7 @@ class StabilityBalanceSensor(BaseSensorOperator):
         balance, failure, not_before = self._gate.last_balance, self._gate.last_failure, self._gate.not_before
         self.defer(
             trigger=StabilityBalanceTrigger(
-                stability_conn_id=self.stability_conn_id,
-                organization=self.organization,
-                minimum_credits=self._gate.minimum_credits,
-                poke_interval=self.poke_interval,
-                timeout=self.timeout,
+                **self._trigger_arguments(self._gate.minimum_credits),
                 deadline=deadline.isoformat(),
                 last_credits=balance and balance[0],
                 last_credits_at=balance and balance[1].isoformat(),
@@ -188,6 +224,26 @@ class StabilityBalanceSensor(BaseSensorOperator):
             method_name="execute_complete",
             timeout=max(deadline - datetime.now(UTC), timedelta(0)) + BACKSTOP,
         )
+
+    def _trigger_arguments(self, minimum_credits: float | str) -> dict[str, Any]:
+        """Return those of the trigger's arguments that are known before the task runs."""
+        return {
+            # Airflow renders those three in the triggerer if they have the names of the template fields.
+            "minimum_credits": minimum_credits,
+            "organization": self.organization,
+            "stability_conn_id": self.stability_conn_id,
+            "poke_interval": self.poke_interval,
+            "timeout": self.timeout,
+            "end_from_trigger": self.end_from_trigger,
+            "do_xcom_push": self.do_xcom_push,
+        }
+
+    def _can_start_in_triggerer(self) -> bool:
+        templates = [value for name in self.template_fields if is_template(value := getattr(self, name))]
+        if not STARTS_IN_TRIGGERER or (templates and not RENDERS_IN_TRIGGERER):
+            return False
+        # An XComArg arrives there as it is, and a template that pulls an XCom there never ends.
+        return all(isinstance(template, str) and "xcom" not in template for template in templates)
 
     def poke(self, context: Context) -> bool | PokeReturnValue:
         """Ask for the balance once, unless the server wants no call yet, and tell whether waiting is over."""

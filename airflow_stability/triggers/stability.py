@@ -10,6 +10,7 @@ from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from airflow_stability.compat import success_event
 from airflow_stability.errors import StabilityError, StabilityTransientError
 from airflow_stability.gate import Gate, Verdict
 from airflow_stability.triggers.feed import observations
@@ -18,16 +19,21 @@ from airflow_stability.triggers.feed import observations
 class StabilityBalanceTrigger(BaseTrigger):
     """Fires once, when a gate opens, fails or times out.
 
-    The event is a dict of ``verdict`` (``open``, ``fail`` or ``timeout``), ``text``, and with the first two
-    ``credits``, the balance that opened the gate, and ``failure``, the name of the error that failed it. All
-    that the trigger needs stands in its arguments: another triggerer can go on where one was killed.
+    The event is a dict of ``verdict`` (``open``, ``fail``, ``timeout``, or ``unusable`` for an argument that
+    cannot be what it should), ``text``, and with the first two ``credits``, the balance that opened the gate,
+    and ``failure``, the name of the error that failed it. All that the trigger needs stands in its arguments:
+    another triggerer can go on where one was killed.
 
     :param stability_conn_id: a connection of type ``stability``. Never a key: arguments are kept in clear.
     :param organization: id such as ``org-123456``; None for the connection's, else the key's default.
-    :param minimum_credits: the gate opens on more credits than this.
+    :param minimum_credits: the gate opens on more credits than this: a number, or a string that is one.
     :param poke_interval: seconds between two looks at the balance.
     :param timeout: seconds that the gate was given, for the text.
-    :param deadline: when they are over: an aware time in ISO format, as all times here.
+    :param deadline: when they are over: an aware time in ISO format, as all times here. None for a task that
+        started in the triggerer, whose time begins with it; Airflow's own timeout bounds that one when a
+        triggerer is killed.
+    :param end_from_trigger: succeed here, instead of resuming on a worker.
+    :param do_xcom_push: whether the balance is then pushed to XCom.
     :param last_credits: the balance that the worker read, before it deferred; None if it got none.
     :param last_credits_at: when it was read.
     :param last_failure: what kept the worker from reading one; None if nothing did.
@@ -39,10 +45,12 @@ class StabilityBalanceTrigger(BaseTrigger):
         *,
         stability_conn_id: str,
         organization: str | None,
-        minimum_credits: float,
+        minimum_credits: float | str,
         poke_interval: float,
         timeout: float,
-        deadline: str,
+        deadline: str | None = None,
+        end_from_trigger: bool = False,
+        do_xcom_push: bool = True,
         last_credits: float | None = None,
         last_credits_at: str | None = None,
         last_failure: str | None = None,
@@ -55,6 +63,8 @@ class StabilityBalanceTrigger(BaseTrigger):
         self.poke_interval = poke_interval
         self.timeout = timeout
         self.deadline = deadline
+        self.end_from_trigger = end_from_trigger
+        self.do_xcom_push = do_xcom_push
         self.last_credits = last_credits
         self.last_credits_at = last_credits_at
         self.last_failure = last_failure
@@ -71,6 +81,8 @@ class StabilityBalanceTrigger(BaseTrigger):
                 "poke_interval": self.poke_interval,
                 "timeout": self.timeout,
                 "deadline": self.deadline,
+                "end_from_trigger": self.end_from_trigger,
+                "do_xcom_push": self.do_xcom_push,
                 "last_credits": self.last_credits,
                 "last_credits_at": self.last_credits_at,
                 "last_failure": self.last_failure,
@@ -80,17 +92,34 @@ class StabilityBalanceTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait for the gate's verdict."""
-        yield TriggerEvent(await self._verdict())  # type: ignore[no-untyped-call]  # Airflow's
+        event = await self._verdict()
+        if self.end_from_trigger and event["verdict"] == "open":
+            try:
+                yield await success_event(
+                    self.task_instance, event["credits"], do_xcom_push=self.do_xcom_push
+                )
+                return
+            except Exception as error:  # whatever Airflow's API raises
+                self.log.warning(
+                    "The balance could not be pushed to XCom from here (%s): a worker does it.",
+                    type(error).__name__,
+                )
+        yield TriggerEvent(event)  # type: ignore[no-untyped-call]  # Airflow's
 
     async def _verdict(self) -> dict[str, Any]:
-        gate = Gate(self.minimum_credits, organization=self.organization)
+        try:
+            gate = Gate(self.minimum_credits, organization=self.organization)
+        except ValueError as error:
+            return {"verdict": "unusable", "text": str(error)}
         gate.go_on_from(
             (self.last_credits, datetime.fromisoformat(self.last_credits_at))
             if self.last_credits is not None and self.last_credits_at is not None
             else None,
             StabilityTransientError(self.last_failure) if self.last_failure else None,
         )
-        left = (datetime.fromisoformat(self.deadline) - datetime.now(UTC)).total_seconds()
+        left = self.timeout
+        if self.deadline is not None:
+            left = (datetime.fromisoformat(self.deadline) - datetime.now(UTC)).total_seconds()
         try:
             async with asyncio.timeout(left):
                 return await self._follow(gate)

@@ -13,32 +13,36 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import fcntl
 import json
 import os
 import secrets
 import shutil
 import signal
-import socket
 import sqlite3
-import subprocess
 import sys
 import time
-from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-import psutil
 import requests
 from cryptography.fernet import Fernet
 
 from airflow_stability.simulator import StabilitySimulator
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from tests.real_airflow import (  # noqa: E402 (a script finds what stands beside it, and not the checkout)
+    COMPONENTS,
+    AirflowError,
+    RealAirflow,
+    descendants,
+    last_lines,
+)
+
 DEMO = ROOT / ".demo"
 HOME = DEMO / "airflow"
 DATABASE = HOME / "airflow.db"
@@ -47,10 +51,18 @@ LOGS = DEMO / "logs"
 TASK_LOGS = HOME / "logs"
 USER = "admin"
 PASSWORD_FILE = DEMO / "password.json"
-COMPONENTS = ("scheduler", "dag-processor", "triggerer", "api-server")
 PIPELINE = "stability_image_pipeline"
 ACCOUNT = "stability_account"
 RUN = "demo"
+
+SETTINGS = {
+    # Only the two DAGs that are shown are unpaused.
+    "core__dags_are_paused_at_creation": True,
+    "core__auth_manager": "airflow.api_fastapi.auth.managers.simple.simple_auth_manager.SimpleAuthManager",
+    "core__simple_auth_manager_users": f"{USER}:admin",
+    "core__simple_auth_manager_passwords_file": PASSWORD_FILE,
+    "core__test_connection": "Enabled",
+}
 
 PROMPTS = ("a lighthouse in a storm", "a paper boat on a calm lake", "a fox reading a newspaper")
 CREDITS_PER_IMAGE = 3
@@ -63,8 +75,6 @@ TOP_UP = 18.0
 TIME_LIMIT = 600
 #: Seconds between two looks at anything that is waited for.
 LOOK_EVERY = 0.5
-#: Seconds that processes have to end by themselves before they are killed.
-TIME_TO_END = 7
 
 T = TypeVar("T")
 
@@ -168,149 +178,7 @@ class Signals:
             raise Ended
 
 
-# --- Processes ----------------------------------------------------------------------------------------
-
-
-class Processes:
-    """Airflow's processes, each with a log of its own, and everything that they start themselves."""
-
-    def __init__(self, environment: dict[str, str]) -> None:
-        self.environment = environment
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
-        if sys.platform == "linux":
-            # Orphans become children of this process, so that none is out of sight: Airflow runs tasks in
-            # sessions of their own. (36 is PR_SET_CHILD_SUBREAPER.)
-            ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
-
-    def command(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start `airflow ARGUMENTS` in a session of its own, with its output in a log called NAME."""
-        with self.log_of(name).open("wb") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "airflow", *arguments],
-                env=self.environment,
-                cwd=HOME,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def start(self, component: str, *arguments: str) -> None:
-        """Start a component of Airflow, which is to run until the end."""
-        self._running[component] = self.command(component, component, *arguments)
-
-    def finished(self, name: str, command: subprocess.Popen[bytes]) -> bool:
-        """Tell whether a command has ended, well.
-
-        :raises DemoError: it has ended with an error.
-        """
-        status = command.poll()
-        if status:
-            raise self._failure(name, status)
-        return status == 0
-
-    def check(self) -> None:
-        """Look whether all components still run.
-
-        :raises DemoError: one does not.
-        """
-        for name, process in self._running.items():
-            if (status := process.poll()) is not None:
-                raise self._failure(name, status)
-
-    def end(self) -> None:
-        """End all of them and all that they have started: politely, then by force."""
-        give_up = time.monotonic() + 3 * TIME_TO_END
-        self._running.clear()
-        _send(signal.SIGTERM, left := _descendants())
-        psutil.wait_procs(left, timeout=TIME_TO_END)
-        while (left := _descendants()) and time.monotonic() < give_up:
-            _send(signal.SIGKILL, left)
-            psutil.wait_procs(left, timeout=1)
-
-    @staticmethod
-    def log_of(name: str) -> Path:
-        """Where the output of a process is."""
-        return LOGS / f"{name}.log"
-
-    def _failure(self, name: str, status: int) -> DemoError:
-        log = self.log_of(name)
-        how = f"was ended by signal {-status}" if status < 0 else f"ended by itself with status {status}"
-        return DemoError(f"Airflow's {name} {how}; {_last_lines(log)}")
-
-
-def _descendants() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
-
-
-def _send(number: int, processes: list[psutil.Process]) -> None:
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            process.send_signal(number)
-
-
-def _last_lines(log: Path, count: int = 12) -> str:
-    lines = log.read_text(errors="replace").rstrip().splitlines()[-count:] if log.exists() else []
-    return "\n".join([f"the last lines of {shown(log)}:", *(f"    {line[:500]}" for line in lines)])
-
-
 # --- Airflow ------------------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on just now."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
-
-
-def airflow_environment(api_url: str, port: int, fernet_key: str) -> dict[str, str]:
-    """The environment of Airflow's processes: nothing of an Airflow that the caller may have set up."""
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        # Without compiled modules each of the many starts of a process takes twice as long.
-        if not name.lstrip("_").startswith("AIRFLOW") and name != "PYTHONDONTWRITEBYTECODE"
-    }
-    loopback = ["127.0.0.1", "localhost"]
-    for name in ("NO_PROXY", "no_proxy"):
-        inherited[name] = ",".join([*filter(None, [inherited.get(name)]), *loopback])
-    settings = {
-        ("core", "dags_folder"): ROOT / "example_dags",
-        ("core", "load_examples"): False,
-        # Only the two DAGs that are shown are unpaused.
-        ("core", "dags_are_paused_at_creation"): True,
-        ("core", "executor"): "LocalExecutor",
-        ("core", "parallelism"): 4,
-        ("core", "hostname_callable"): "socket.gethostname",
-        ("core", "fernet_key"): fernet_key,
-        ("core", "execution_api_server_url"): f"{api_url}/execution/",
-        ("core", "auth_manager"): (
-            "airflow.api_fastapi.auth.managers.simple.simple_auth_manager.SimpleAuthManager"
-        ),
-        ("core", "simple_auth_manager_users"): f"{USER}:admin",
-        ("core", "simple_auth_manager_passwords_file"): PASSWORD_FILE,
-        ("core", "test_connection"): "Enabled",
-        ("database", "sql_alchemy_conn"): f"sqlite:///{DATABASE}",
-        ("logging", "base_log_folder"): TASK_LOGS,
-        ("api", "host"): "127.0.0.1",
-        ("api", "port"): port,
-        ("api", "base_url"): api_url,
-        ("api", "workers"): 1,
-        ("api", "secret_key"): secrets.token_hex(32),
-        ("api_auth", "jwt_secret"): secrets.token_hex(32),
-        # A worker notices only at a heartbeat that its task has ended, and is not free before.
-        ("workers", "min_heartbeat_interval"): 1,
-        ("scheduler", "scheduler_idle_sleep_time"): 0.5,
-        ("scheduler", "enable_health_check"): False,
-        ("dag_processor", "parsing_processes"): 1,
-        ("usage_data_collection", "enabled"): False,
-    }
-    return {
-        **inherited,
-        "AIRFLOW_HOME": str(HOME),
-        **{f"AIRFLOW__{section}__{name}".upper(): str(value) for (section, name), value in settings.items()},
-    }
 
 
 class Api:
@@ -345,7 +213,7 @@ class Api:
         except requests.RequestException as error:
             raise DemoError(f"Airflow did not answer {method} {path}: {type(error).__name__}") from None
         if not answer.ok:
-            log = _last_lines(Processes.log_of("api-server"))
+            log = last_lines(LOGS / "api-server.log")
             raise DemoError(f"Airflow answered {method} {path} with status {answer.status_code}; {log}")
         return answer.json() if answer.content else None
 
@@ -418,17 +286,14 @@ class Demo:
         self.simulator = simulator
         self.say = terminal.say
         self.began = time.monotonic()
-        self.fernet_key = urlsafe_b64encode(secrets.token_bytes(32)).decode()
         self.password = secrets.token_urlsafe(12)
         self.stays = False
-        port = free_port()
-        url = f"http://127.0.0.1:{port}"
-        self.api = Api(url, self.password)
-        self.processes = Processes(airflow_environment(url, port, self.fernet_key))
+        make_room(self.password)
+        self.airflow = RealAirflow(DEMO, ROOT / "example_dags", settings=SETTINGS)
+        self.api = Api(self.airflow.url, self.password)
 
     def run(self) -> None:
         """All of it."""
-        make_room(self.password)
         self.say(
             "simulator", f"a Stability API at {self.simulator.url}, with {self.simulator.credits():g} credits"
         )
@@ -453,7 +318,7 @@ class Demo:
         """
         since = time.monotonic()
         while not (seen := look()):
-            self.processes.check()
+            self.airflow.check()
             if time.monotonic() - self.began > TIME_LIMIT:
                 raise DemoError(f"time is over after {TIME_LIMIT} s, while {what}; logs: {shown(LOGS)}")
             self.terminal.pass_time(what, since)
@@ -465,13 +330,10 @@ class Demo:
     def start_airflow(self) -> None:
         """Make Airflow's database and start its processes, until all of them are well."""
         self.say("airflow", f"{version('apache-airflow')} in {shown(DEMO)}: making its database")
-        migrate = self.processes.command("db-migrate", "db", "migrate")
-        self.wait_for("Making Airflow's database", lambda: self.processes.finished("db-migrate", migrate))
+        migrate = self.airflow.command("db-migrate", "db", "migrate")
+        self.wait_for("Making Airflow's database", lambda: self.airflow.finished("db-migrate", migrate))
         self.say("airflow", f"database made; starting {', '.join(COMPONENTS)}")
-        for name in COMPONENTS:
-            # Their own servers of log files are not needed on one machine, and would listen to the network.
-            quiet = ["--skip-serve-logs"] if name in ("scheduler", "triggerer") else []
-            self.processes.start(name, *quiet)
+        self.airflow.start()
         self.wait_for("Waiting for the api-server", lambda: self.api.get("/api/v2/monitor/health"))
         self.say("airflow", f"api-server answers at {self.api.url}")
         self.api.log_in()
@@ -633,7 +495,7 @@ class Demo:
                         if key.encode() in (value if isinstance(value, bytes) else str(value).encode())
                     ]
             [(encrypted,)] = database.execute("SELECT password FROM connection").fetchall()
-        if Fernet(self.fernet_key).decrypt(encrypted.encode()).decode() != key:
+        if Fernet(self.airflow.fernet_key).decrypt(encrypted.encode()).decode() != key:
             raise DemoError("the connection in Airflow's database does not hold the key")
         if places:
             raise DemoError(f"the API key stands in clear in {'; '.join(sorted(set(places)))}")
@@ -653,7 +515,7 @@ class Demo:
         self.stays = True
         self.say("airflow", f"{self.api.url}  user: {USER}  password: {self.password}  (Ctrl-C ends it)")
         while True:
-            self.processes.check()
+            self.airflow.check()
             self.signals.pause()
 
     def end_airflow(self) -> None:
@@ -661,11 +523,11 @@ class Demo:
 
         :raises DemoError: something cannot be ended.
         """
-        if not _descendants():
+        if not descendants():
             return
         since = time.monotonic()
-        self.processes.end()
-        if left := _descendants():
+        self.airflow.end()
+        if left := descendants():
             raise DemoError(f"these processes could not be ended: {', '.join(str(each) for each in left)}")
         self.say("airflow", f"all that was started is gone ({time.monotonic() - since:.0f} s)")
 
@@ -701,7 +563,7 @@ def tell(terminal: Terminal, demo: Demo, signals: Signals) -> int:
         if demo.stays and signals.received == signal.SIGINT:
             return 0
         return 128 + (signals.received or 0)
-    except (DemoError, OSError, sqlite3.Error) as error:
+    except (DemoError, AirflowError, OSError, sqlite3.Error) as error:
         terminal.say("failed", f"The demo failed: {error}")
         return 1
     return 0
@@ -721,8 +583,8 @@ def main() -> int:
             return 1
         try:
             return show(terminal, signals, keep=options.keep)
-        except DemoError as error:
-            terminal.say("failed", f"The demo failed to tidy up: {error}")
+        except (DemoError, OSError) as error:
+            terminal.say("failed", f"The demo failed to make or tidy up its folder: {error}")
             return 1
 
 

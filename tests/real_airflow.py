@@ -1,0 +1,279 @@
+"""A real Airflow in a folder of its own: a database, and the processes that a deployment has.
+
+For the end-to-end tests, the benchmark and the demo. It sees nothing of an Airflow that the machine may have,
+listens on loopback only, and can end all that it has started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from base64 import urlsafe_b64encode
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.error import URLError
+from urllib.request import ProxyHandler, build_opener
+
+import psutil
+
+#: What a deployment of this Airflow consists of. On 2.11 the scheduler reads the DAG files, too. The version is
+#: not asked of Airflow itself: importing it would make a home for it.
+COMPONENTS = (
+    ("scheduler", "triggerer")
+    if version("apache-airflow").startswith("2.")
+    else ("scheduler", "dag-processor", "triggerer", "api-server")
+)
+#: Seconds that processes have to end by themselves before they are killed.
+TIME_TO_END = 7
+
+T = TypeVar("T")
+
+
+class AirflowError(Exception):
+    """Airflow has not done what it should; the text says why."""
+
+
+class RealAirflow:
+    """One Airflow. Make it, ``migrate``, ``start``, and ``end`` it in any case.
+
+    :param folder: for its home, database and logs; made if it is not there.
+    :param dags: the folder of its DAG files.
+    :param database: SQLAlchemy's URL of the database; None for SQLite in the folder.
+    :param settings: Airflow's settings, as ``section__name``.
+    """
+
+    def __init__(
+        self, folder: Path, dags: Path, *, database: str | None = None, settings: Mapping[str, object] = {}
+    ) -> None:
+        self.home = folder / "airflow"
+        self.logs = folder / "logs"
+        self.task_logs = self.home / "logs"
+        for directory in (folder, self.home, self.logs):
+            directory.mkdir(exist_ok=True)
+        self.database = database or f"sqlite:///{self.home / 'airflow.db'}"
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.fernet_key = urlsafe_b64encode(secrets.token_bytes(32)).decode()
+        self.environment = self._environment(dags, settings)
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._engine: Any = None
+        if sys.platform == "linux":
+            # Orphans become children of this process, so that none is out of sight: Airflow runs tasks in
+            # sessions of their own. (36 is PR_SET_CHILD_SUBREAPER.)
+            ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+
+    def _environment(self, dags: Path, settings: Mapping[str, object]) -> dict[str, str]:
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            # Without compiled modules each of the many starts of a process takes twice as long.
+            if not name.lstrip("_").startswith("AIRFLOW") and name != "PYTHONDONTWRITEBYTECODE"
+        }
+        for name in ("NO_PROXY", "no_proxy"):
+            inherited[name] = ",".join([*filter(None, [inherited.get(name)]), "127.0.0.1", "localhost"])
+        # Airflow 2.11 starts tasks with the command `airflow`.
+        inherited["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{inherited.get('PATH', os.defpath)}"
+        all_settings = {
+            "core__dags_folder": dags,
+            "core__load_examples": False,
+            "core__executor": "LocalExecutor",
+            "core__parallelism": 4,
+            "core__hostname_callable": "socket.gethostname",
+            "core__fernet_key": self.fernet_key,
+            "core__execution_api_server_url": f"{self.url}/execution/",
+            "database__sql_alchemy_conn": self.database,
+            "logging__base_log_folder": self.task_logs,
+            "metrics__timer_unit_consistency": True,
+            "api__host": "127.0.0.1",
+            "api__port": self.port,
+            "api__base_url": self.url,
+            "api__workers": 1,
+            "api__secret_key": secrets.token_hex(32),
+            "api_auth__jwt_secret": secrets.token_hex(32),
+            # A worker notices only at a heartbeat that its task has ended, and is not free before.
+            "workers__min_heartbeat_interval": 1,
+            "scheduler__scheduler_idle_sleep_time": 0.5,
+            "scheduler__enable_health_check": False,
+            "dag_processor__parsing_processes": 1,
+            "usage_data_collection__enabled": False,
+            **settings,
+        }
+        return {
+            **inherited,
+            "AIRFLOW_HOME": str(self.home),
+            # Airflow 2.11 refuses to run tasks side by side on SQLite, which serves a test well enough.
+            "_AIRFLOW__SKIP_DATABASE_EXECUTOR_COMPATIBILITY_CHECK": "1",
+            **{f"AIRFLOW__{name}".upper(): str(value) for name, value in all_settings.items()},
+        }
+
+    # Its processes
+
+    def start(self, *components: str) -> None:
+        """Start components, all of them by default, which then run until they are ended."""
+        for name in components or COMPONENTS:
+            # Their own servers of log files are not needed on one machine, and would listen to the network.
+            quiet = ["--skip-serve-logs"] if name in ("scheduler", "triggerer") else []
+            self._running[name] = self.command(name, name, *quiet)
+
+    def kill(self, component: str) -> None:
+        """End a component with SIGKILL, and all that it has started."""
+        process = psutil.Process(self._running.pop(component).pid)
+        family = [process, *process.children(recursive=True)]
+        _send(signal.SIGKILL, family)
+        psutil.wait_procs(family, timeout=TIME_TO_END)
+
+    def process(self, component: str) -> psutil.Process:
+        """Return the process of a component."""
+        return psutil.Process(self._running[component].pid)
+
+    def command(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start `airflow ARGUMENTS` in a session of its own, with its output in a log called NAME."""
+        with self.log_of(name).open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "airflow", *arguments],
+                env=self.environment,
+                cwd=self.home,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def run(self, *arguments: str) -> None:
+        """Run `airflow ARGUMENTS` to its end.
+
+        :raises AirflowError: it ended with an error.
+        """
+        name = arguments[0]
+        if status := self.command(name, *arguments).wait():
+            raise self._failure(name, status)
+
+    def finished(self, name: str, command: subprocess.Popen[bytes]) -> bool:
+        """Tell whether a command has ended, well.
+
+        :raises AirflowError: it has ended with an error.
+        """
+        status = command.poll()
+        if status:
+            raise self._failure(name, status)
+        return status == 0
+
+    def check(self) -> None:
+        """Look whether all components still run.
+
+        :raises AirflowError: one does not.
+        """
+        for name, process in self._running.items():
+            if (status := process.poll()) is not None:
+                raise self._failure(name, status)
+
+    def wait_for(self, what: str, look: Callable[[], T | None], *, seconds: float = 120) -> T:
+        """Look again and again until there is something to see, and return it.
+
+        :raises AirflowError: a component has ended, or time is over.
+        """
+        give_up = time.monotonic() + seconds
+        while not (seen := look()):
+            self.check()
+            if time.monotonic() > give_up:
+                raise AirflowError(f"{what}: not within {seconds} s; logs: {self.logs}")
+            time.sleep(0.2)
+        return seen
+
+    def end(self) -> None:
+        """End all components and all that they have started: politely, then by force."""
+        if self._engine is not None:
+            self._engine.dispose()
+        give_up = time.monotonic() + 3 * TIME_TO_END
+        self._running.clear()
+        _send(signal.SIGTERM, left := descendants())
+        psutil.wait_procs(left, timeout=TIME_TO_END)
+        while (left := descendants()) and time.monotonic() < give_up:
+            _send(signal.SIGKILL, left)
+            psutil.wait_procs(left, timeout=1)
+
+    def log_of(self, name: str) -> Path:
+        """Where the output of a component or command is."""
+        return self.logs / f"{name}.log"
+
+    def _failure(self, name: str, status: int) -> AirflowError:
+        how = f"was ended by signal {-status}" if status < 0 else f"ended by itself with status {status}"
+        return AirflowError(f"Airflow's {name} {how}; {last_lines(self.log_of(name))}")
+
+    # What is in it
+
+    def healthy(self) -> bool:
+        """Tell whether its components say so. Airflow 2.11 has nobody to ask without its web server."""
+        if "api-server" not in COMPONENTS:
+            return True
+        with contextlib.suppress(URLError, OSError, ValueError):
+            answer = build_opener(ProxyHandler({})).open(f"{self.url}/api/v2/monitor/health", timeout=5)
+            health = json.load(answer)
+            return all(
+                (health.get(name.replace("-", "_")) or {}).get("status") == "healthy"
+                for name in COMPONENTS[:-1]
+            )
+        return False
+
+    def connect(self, uris: Mapping[str, str]) -> None:
+        """Put connections, given as URIs, into the database, instead of those of the same name."""
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+            json.dump(dict(uris), file)
+            file.flush()
+            self.run("connections", "import", "--overwrite", file.name)
+
+    def query(self, sql: str, **values: object) -> list[Any]:
+        """Return the rows of a query on the database."""
+        import sqlalchemy
+
+        if self._engine is None:
+            self._engine = sqlalchemy.create_engine(self.database)
+        with self._engine.connect() as connection:
+            return list(connection.execute(sqlalchemy.text(sql), values))
+
+    def states(self, dag_id: str) -> dict[tuple[str, int], str | None]:
+        """Return the state of each task instance of a DAG, by task id and map index."""
+        rows = self.query(
+            "SELECT task_id, map_index, state FROM task_instance WHERE dag_id = :dag_id", dag_id=dag_id
+        )
+        return {(task_id, map_index): state for task_id, map_index, state in rows}
+
+    def task_log(self, dag_id: str, task_id: str) -> str:
+        """Return all that was logged for a task, by workers and triggerers."""
+        files = self.task_logs.glob(f"dag_id={dag_id}/*/task_id={task_id}/**/attempt=*")
+        return "\n".join(file.read_text(errors="replace") for file in sorted(files))
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on just now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
+
+
+def descendants() -> list[psutil.Process]:
+    """Return all that this process, and what it has started, has started."""
+    return psutil.Process().children(recursive=True)
+
+
+def last_lines(log: Path, count: int = 12) -> str:
+    """Return the end of a log, to be shown."""
+    lines = log.read_text(errors="replace").rstrip().splitlines()[-count:] if log.exists() else []
+    return "\n".join([f"the last lines of {log}:", *(f"    {line[:500]}" for line in lines)])
+
+
+def _send(number: int, processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(number)

@@ -27,8 +27,8 @@ from urllib.request import ProxyHandler, build_opener
 
 import psutil
 
-#: What a deployment of this Airflow consists of. On 2.11 the scheduler reads the DAG files, too. The version is
-#: not asked of Airflow itself: importing it would make a home for it.
+#: What a deployment of this Airflow consists of. On 2.11 the scheduler reads the DAG files, too. The version
+#: is not asked of Airflow itself: importing it would make a home for it.
 COMPONENTS = (
     ("scheduler", "triggerer")
     if version("apache-airflow").startswith("2.")

@@ -128,9 +128,11 @@ class RealAirflow:
 
     def kill(self, component: str) -> None:
         """End a component with SIGKILL, and all that it has started."""
-        process = psutil.Process(self._running.pop(component).pid)
-        family = [process, *process.children(recursive=True)]
-        _send(signal.SIGKILL, family)
+        started = self._running.pop(component)
+        process = psutil.Process(started.pid)
+        family = process.children(recursive=True)
+        _send(signal.SIGKILL, [process, *family])
+        started.wait()
         psutil.wait_procs(family, timeout=TIME_TO_END)
 
     def process(self, component: str) -> psutil.Process:
@@ -139,9 +141,12 @@ class RealAirflow:
 
     def command(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
         """Start `airflow ARGUMENTS` in a session of its own, with its output in a log called NAME."""
+        return self._python(name, "-m", "airflow", *arguments)
+
+    def _python(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
         with self.log_of(name).open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "airflow", *arguments],
+                [sys.executable, *arguments],
                 env=self.environment,
                 cwd=self.home,
                 stdin=subprocess.DEVNULL,
@@ -158,6 +163,14 @@ class RealAirflow:
         name = arguments[0]
         if status := self.command(name, *arguments).wait():
             raise self._failure(name, status)
+
+    def execute(self, code: str) -> None:
+        """Run Python code as one who has Airflow's settings, to its end.
+
+        :raises AirflowError: it ended with an error.
+        """
+        if status := self._python("code", "-c", code).wait():
+            raise self._failure("code", status)
 
     def finished(self, name: str, command: subprocess.Popen[bytes]) -> bool:
         """Tell whether a command has ended, well.
@@ -196,12 +209,14 @@ class RealAirflow:
         if self._engine is not None:
             self._engine.dispose()
         give_up = time.monotonic() + 3 * TIME_TO_END
-        self._running.clear()
         _send(signal.SIGTERM, left := descendants())
         psutil.wait_procs(left, timeout=TIME_TO_END)
         while (left := descendants()) and time.monotonic() < give_up:
             _send(signal.SIGKILL, left)
             psutil.wait_procs(left, timeout=1)
+        for process in self._running.values():
+            process.poll()
+        self._running.clear()
 
     def log_of(self, name: str) -> Path:
         """Where the output of a component or command is."""
@@ -234,13 +249,38 @@ class RealAirflow:
             self.run("connections", "import", "--overwrite", file.name)
 
     def query(self, sql: str, **values: object) -> list[Any]:
-        """Return the rows of a query on the database."""
+        """Execute a statement on the database and return its rows, if it has any."""
         import sqlalchemy
 
         if self._engine is None:
             self._engine = sqlalchemy.create_engine(self.database)
-        with self._engine.connect() as connection:
-            return list(connection.execute(sqlalchemy.text(sql), values))
+        with self._engine.begin() as connection:
+            result = connection.execute(sqlalchemy.text(sql), values)
+            return list(result) if result.returns_rows else []
+
+    def places_of(self, text: str) -> tuple[list[str], int]:
+        """Search all files of this Airflow and all rows of its database.
+
+        :returns: where the text stands, and how many files and rows were searched.
+        """
+        import sqlalchemy
+
+        searched, places = 0, []
+        for file in sorted(self.home.parent.rglob("*")):
+            if file.is_file():
+                searched += 1
+                if text.encode() in file.read_bytes():
+                    places.append(str(file))
+        self.query("SELECT 1")
+        for table in sqlalchemy.inspect(self._engine).get_table_names():
+            for row in self.query(f'SELECT * FROM "{table}"'):
+                searched += 1
+                places += [
+                    f"table {table}, column {column}"
+                    for column, value in row._mapping.items()
+                    if text.encode() in (value if isinstance(value, bytes) else str(value).encode())
+                ]
+        return places, searched
 
     def states(self, dag_id: str) -> dict[tuple[str, int], str | None]:
         """Return the state of each task instance of a DAG, by task id and map index."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_stability.compat import success_event
 from airflow_stability.errors import StabilityError, StabilityTransientError
-from airflow_stability.gate import Gate, Verdict
+from airflow_stability.gate import GRACE, Gate, Verdict
 from airflow_stability.triggers.feed import observations
 
 
@@ -34,6 +34,7 @@ class StabilityBalanceTrigger(BaseTrigger):
         triggerer is killed.
     :param end_from_trigger: succeed here, instead of resuming on a worker.
     :param do_xcom_push: whether the balance is then pushed to XCom.
+    :param grace: seconds for which a key that has worked before may be refused.
     :param last_credits: the balance that the worker read, before it deferred; None if it got none.
     :param last_credits_at: when it was read.
     :param last_failure: what kept the worker from reading one; None if nothing did.
@@ -51,6 +52,7 @@ class StabilityBalanceTrigger(BaseTrigger):
         deadline: str | None = None,
         end_from_trigger: bool = False,
         do_xcom_push: bool = True,
+        grace: float = GRACE.total_seconds(),
         last_credits: float | None = None,
         last_credits_at: str | None = None,
         last_failure: str | None = None,
@@ -65,6 +67,7 @@ class StabilityBalanceTrigger(BaseTrigger):
         self.deadline = deadline
         self.end_from_trigger = end_from_trigger
         self.do_xcom_push = do_xcom_push
+        self.grace = grace
         self.last_credits = last_credits
         self.last_credits_at = last_credits_at
         self.last_failure = last_failure
@@ -83,6 +86,7 @@ class StabilityBalanceTrigger(BaseTrigger):
                 "deadline": self.deadline,
                 "end_from_trigger": self.end_from_trigger,
                 "do_xcom_push": self.do_xcom_push,
+                "grace": self.grace,
                 "last_credits": self.last_credits,
                 "last_credits_at": self.last_credits_at,
                 "last_failure": self.last_failure,
@@ -108,7 +112,11 @@ class StabilityBalanceTrigger(BaseTrigger):
 
     async def _verdict(self) -> dict[str, Any]:
         try:
-            gate = Gate(self.minimum_credits, organization=self.organization)
+            gate = Gate(
+                self.minimum_credits,
+                organization=self.organization,
+                grace=timedelta(seconds=self.grace),
+            )
         except ValueError as error:
             return {"verdict": "unusable", "text": str(error)}
         gate.go_on_from(

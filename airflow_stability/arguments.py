@@ -1,7 +1,7 @@
-"""What callers may pass: the number of credits, the organization id. Knows no HTTP and no Airflow.
+"""What callers may pass: credits, seconds, ids. Knows no HTTP and no Airflow.
 
-Gate, client, sensor and operators all check with these, so each rule stands once; a DAG file can load
-them without loading an HTTP library.
+All that takes arguments checks with these, so each rule stands once; a DAG file can load them without loading
+an HTTP library.
 """
 
 from __future__ import annotations
@@ -50,6 +50,28 @@ def check_organization(value: object) -> str | None:
         "organization must be an id such as org-123456, without blanks; leave it out (None) for the key's "
         f"default organization; got {show(value)}."
     )
+
+
+def check_seconds(value: object, *, argument: str) -> float:
+    """Return a time in seconds as a float.
+
+    :param value: a number.
+    :param argument: the name that the error text uses.
+    :raises ValueError: it is no number, a boolean, not finite, or not more than 0.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf:
+        return float(value)
+    raise ValueError(f"{argument} must be a finite number of seconds, more than 0; got {show(value)}.")
+
+
+def check_conn_id(value: object) -> str:
+    """Return the id of a connection.
+
+    :raises ValueError: it is no string, or empty.
+    """
+    if isinstance(value, str) and value:
+        return value
+    raise ValueError(f"stability_conn_id must be the id of a connection; got {show(value)}.")
 
 
 def is_template(value: object) -> bool:

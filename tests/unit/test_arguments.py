@@ -1,4 +1,4 @@
-"""What callers may pass: credits and organization ids."""
+"""What callers may pass: credits, seconds, ids."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_stability.arguments import check_credits, check_organization, format_number, is_template
+from airflow_stability.arguments import (
+    check_conn_id,
+    check_credits,
+    check_organization,
+    check_seconds,
+    format_number,
+    is_template,
+)
 
 
 @pytest.mark.parametrize(
@@ -123,3 +130,22 @@ def test_a_template_is_what_airflow_still_has_to_render(value, expected):
 )
 def test_credits_are_written_without_rounding(credits, text):
     assert format_number(credits) == text
+
+
+@pytest.mark.parametrize(("value", "seconds"), [(60, 60.0), (0.2, 0.2)])
+def test_numbers_are_seconds(value, seconds):
+    assert check_seconds(value, argument="poke_interval") == seconds
+    assert type(check_seconds(value, argument="poke_interval")) is float
+
+
+@pytest.mark.parametrize("value", [0, -1, True, None, "60", math.inf, math.nan])
+def test_what_is_no_time_in_seconds_is_refused_by_the_name_of_the_argument(value):
+    with pytest.raises(ValueError, match=r"^pause must be a finite number of seconds, more than 0; got "):
+        check_seconds(value, argument="pause")
+
+
+@pytest.mark.parametrize("value", ["", None, 7, ["stability_default"]])
+def test_what_is_no_id_of_a_connection_is_refused(value):
+    assert check_conn_id("stability_default") == "stability_default"
+    with pytest.raises(ValueError, match=r"^stability_conn_id must be the id of a connection; got "):
+        check_conn_id(value)

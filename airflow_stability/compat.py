@@ -55,6 +55,19 @@ elif AIRFLOW_VERSION >= (3, 0):
 else:
     from airflow.utils.log.secrets_masker import mask_secret
 
+if TYPE_CHECKING or AIRFLOW_VERSION >= (3, 0):
+    from airflow.triggers.base import BaseEventTrigger
+else:
+
+    def __getattr__(name: str) -> Any:
+        # Airflow 2.11 starts no DAG on an event: whoever imports what needs that has to be told.
+        if name == "BaseEventTrigger":
+            raise ImportError(
+                "StabilityBalanceEventTrigger needs Airflow 3 or later: Airflow 2.11 has no asset watchers."
+            )
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 # What a sensor that overrides execute() goes on with. Airflow 2.11 takes ``super().execute()`` for an
 # operator that is called inside another, and warns, or fails where that is forbidden. The function below the
 # decorator that checks this is there on every version.
@@ -69,9 +82,10 @@ RENDERS_IN_TRIGGERER = AIRFLOW_VERSION >= (3, 3)
 def is_deferral_timeout(next_method: str, next_kwargs: dict[str, Any] | None) -> bool:
     """Tell whether a task resumes because its deferral timed out.
 
-    Airflow 3 has an exception for this, Airflow 2.11 the words only; the words are the same on all versions.
+    Airflow 3 has an exception for this, Airflow 2.11 words only, and other words.
     """
-    return next_method == "__fail__" and (next_kwargs or {}).get("error") == "Trigger/execution timeout"
+    words = "Trigger/execution timeout" if AIRFLOW_VERSION < (3, 0) else "Trigger timeout"
+    return next_method == "__fail__" and (next_kwargs or {}).get("error") == words
 
 
 async def success_event(task_instance: Any, returned: float, *, do_xcom_push: bool) -> TaskSuccessEvent:
@@ -113,6 +127,14 @@ async def read_connection(conn_id: str) -> Connection:
     return await sync_to_async(BaseHook.get_connection)(conn_id)
 
 
+def asset_state_store(trigger: BaseEventTrigger) -> Any:
+    """Return where a watcher's trigger may keep what it must not forget; None where it has no such place.
+
+    The triggerer of Airflow 3.3 gives one to each trigger before it runs; the attribute is not there before.
+    """
+    return getattr(trigger, "asset_state_store", None)
+
+
 __all__ = [
     "AIRFLOW_VERSION",
     "RENDERS_IN_TRIGGERER",
@@ -121,6 +143,7 @@ __all__ = [
     "AirflowNotFoundException",
     "AirflowSensorTimeout",
     "AirflowSkipException",
+    "BaseEventTrigger",
     "BaseHook",
     "BaseOperator",
     "BaseSensorOperator",
@@ -128,6 +151,7 @@ __all__ = [
     "Context",
     "PokeReturnValue",
     "StartTriggerArgs",
+    "asset_state_store",
     "conf",
     "execute_base_sensor",
     "is_deferral_timeout",

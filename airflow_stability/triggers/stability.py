@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
@@ -14,6 +14,9 @@ from airflow_stability.compat import success_event
 from airflow_stability.errors import StabilityError, StabilityTransientError
 from airflow_stability.gate import GRACE, Gate, Verdict
 from airflow_stability.triggers.feed import observations
+
+if TYPE_CHECKING:
+    from airflow_stability.triggers.events import StabilityBalanceEventTrigger as StabilityBalanceEventTrigger
 
 
 class StabilityBalanceTrigger(BaseTrigger):
@@ -162,3 +165,12 @@ class StabilityBalanceTrigger(BaseTrigger):
                         "failure": decision.failure.name if decision.failure else None,
                     }
         raise AssertionError("a feed does not end before its followers")
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when it is asked for: Airflow 2.11 has no such trigger, and says so then.
+    if name == "StabilityBalanceEventTrigger":
+        from airflow_stability.triggers.events import StabilityBalanceEventTrigger
+
+        return StabilityBalanceEventTrigger
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

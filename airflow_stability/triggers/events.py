@@ -1,0 +1,207 @@
+"""StabilityBalanceEventTrigger: drives an edge in a triggerer, on the feed that all gates there share.
+
+It is imported from :mod:`airflow_stability.triggers.stability`, and needs Airflow 3.
+
+What must not happen to the trigger of an asset's watcher, and how it is kept from happening:
+
+- Airflow restarts one that ends or raises every two seconds, for ever: ``run`` does neither.
+- The event is lost if the triggerer is killed before Airflow has stored it. So memory is brought up to date a
+  moment after the event: killed in between, it fires again. An event may come twice, but is not lost.
+- When memory cannot be read or written, events are fired all the same, and it is tried again with each
+  balance.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+from airflow.triggers.base import TriggerEvent
+
+from airflow_stability.arguments import check_conn_id, check_organization, check_seconds
+from airflow_stability.compat import BaseEventTrigger, asset_state_store
+from airflow_stability.edge import ASK_REFUSED_EVERY, Direction, Edge, Report
+from airflow_stability.errors import StabilityError
+from airflow_stability.hooks.stability import StabilityHook
+from airflow_stability.triggers.feed import Observation, observations
+
+#: Seconds that Airflow gets to store an event. It takes one or two, and tells nobody.
+HAND_OVER = 5.0
+
+
+class StabilityBalanceEventTrigger(BaseEventTrigger):
+    """Starts DAGs when a balance crosses a threshold: for the ``AssetWatcher`` of an asset. Airflow 3.
+
+    It fires once per crossing, and for the next one after the balance was back on the other side. The first
+    balance that it ever reads fires nothing. On Airflow 3.3 the side and the last balance are remembered in
+    the asset's state store, so that a crossing while no triggerer ran is noticed afterwards; before 3.3 each
+    restart of the triggerer begins anew.
+
+    The event's payload is a dict of ``credits``, ``previous_credits``, ``threshold``, ``direction``,
+    ``organization`` (None for the key's default) and ``time`` (in ISO format).
+
+    It never ends by itself. What goes wrong is in the triggerer's log; a refused key is tried again every
+    five minutes at the most.
+
+    :param threshold: credits: a finite number, 0 or more, or a string that is one.
+    :param direction: ``above`` fires when the balance rises to more credits than the threshold, ``below``
+        when it falls to as many or fewer.
+    :param margin: credits by which the balance must have gone back before it fires again: ``above`` to the
+        threshold less the margin or fewer, ``below`` to more than the threshold plus the margin.
+    :param organization: id such as ``org-123456``; None for the connection's organization, else the key's
+        default.
+    :param stability_conn_id: a connection of type ``stability``. Never a key: arguments are kept in Airflow's
+        database.
+    :param poke_interval: seconds between two looks at the balance.
+    :raises ValueError: an argument that cannot be what it should.
+    """
+
+    def __init__(
+        self,
+        *,
+        threshold: float | str,
+        direction: Direction,
+        margin: float | str = 0,
+        organization: str | None = None,
+        stability_conn_id: str = StabilityHook.default_conn_name,
+        poke_interval: float = 60,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # Airflow's
+        # A triggerer makes the trigger anew from what is stored, and dies of a ValueError: whatever was once
+        # accepted here has to be accepted for ever.
+        edge = Edge(threshold, direction, margin=margin)
+        self.threshold = edge.threshold
+        self.direction = edge.direction
+        self.margin = edge.margin
+        self.organization = check_organization(organization)
+        self.stability_conn_id = check_conn_id(stability_conn_id)
+        self.poke_interval = check_seconds(poke_interval, argument="poke_interval")
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return the class and its arguments, as Airflow stores them: equal ones are one trigger."""
+        return (
+            "airflow_stability.triggers.stability.StabilityBalanceEventTrigger",
+            {
+                "threshold": self.threshold,
+                "direction": self.direction,
+                "margin": self.margin,
+                "organization": self.organization,
+                "stability_conn_id": self.stability_conn_id,
+                "poke_interval": self.poke_interval,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Fire at each crossing, for ever."""
+        edge = Edge(self.threshold, self.direction, margin=self.margin)
+        memory = _Memory(self, edge)
+        while True:
+            try:
+                async with contextlib.aclosing(self._events(edge, memory)) as events:
+                    async for event in events:
+                        yield event
+            except Exception:
+                self.log.exception("What should not happen has happened; the balance is watched on.")
+            await asyncio.sleep(self.poke_interval)
+
+    async def _events(self, edge: Edge, memory: _Memory) -> AsyncGenerator[TriggerEvent, None]:
+        refused = False
+        while True:
+            interval = max(self.poke_interval, ASK_REFUSED_EVERY) if refused else self.poke_interval
+            feed = observations(self.stability_conn_id, self.organization, interval)
+            async with contextlib.aclosing(feed):
+                async for observation in feed:
+                    report = await self._report(observation, edge, memory)
+                    if report.crossed:
+                        yield self._event(observation, report)
+                        await asyncio.sleep(min(HAND_OVER, self.poke_interval))
+                    await memory.write()
+                    if report.refused != refused:
+                        refused = report.refused
+                        break  # and follow at the other interval
+
+    async def _report(self, observation: Observation, edge: Edge, memory: _Memory) -> Report:
+        if isinstance(observation.outcome, StabilityError):
+            report = edge.observe_failure(observation.outcome, observation.at, observation.organization)
+            say = self.log.warning
+        else:
+            await memory.read()
+            report = edge.observe_balance(observation.outcome, observation.at, observation.organization)
+            say = self.log.info
+        if report.speak:
+            say("%s", report.text)
+        return report
+
+    def _event(self, observation: Observation, report: Report) -> TriggerEvent:
+        payload = {
+            "credits": observation.outcome,
+            "previous_credits": report.previous_credits,
+            "threshold": self.threshold,
+            "direction": self.direction,
+            "organization": observation.organization,
+            "time": observation.at.isoformat(),
+        }
+        return TriggerEvent(payload)  # type: ignore[no-untyped-call]  # Airflow's
+
+
+class _Memory:
+    """Keeps what an edge knows in the state store of the asset, where Airflow has one."""
+
+    def __init__(self, trigger: StabilityBalanceEventTrigger, edge: Edge) -> None:
+        self._edge = edge
+        self._log = trigger.log
+        self._store = asset_state_store(trigger)
+        # Several triggers can watch one asset, and another threshold has another side. The interval may
+        # change without anything being forgotten.
+        self._key = (
+            f"stability_balance {trigger.direction} {trigger.threshold} margin {trigger.margin} "
+            f"{trigger.organization or 'default'} {trigger.stability_conn_id}"
+        )
+        self._was_read = False
+        self._written: object = None
+        self._fails = False
+
+    async def read(self) -> None:
+        """Let the edge recall what it knew before a restart, if it has not yet."""
+        if self._store is None or self._was_read:
+            return
+        try:
+            self._written = await self._store.aget(self._key)
+        except Exception as error:  # whatever Airflow's API or a state backend raises
+            self._failed("read", error)
+            return
+        self._was_read = True
+        self._edge.recall(self._written)
+
+    async def write(self) -> None:
+        """Keep what the edge knows, if it is news; never over something that was not read yet."""
+        state = self._edge.state
+        if self._store is None or not self._was_read or state is None or state == self._written:
+            return
+        try:
+            await self._store.aset(self._key, state)
+        except Exception as error:
+            self._failed("written", error)
+            return
+        self._written = state
+        self._fails = False
+
+    def _failed(self, done: str, error: Exception) -> None:
+        if not self._fails:
+            self._fails = True
+            # Airflow gives no way to a store when it gives more than one.
+            shared = (
+                " Several assets with the same trigger have no memory."
+                if isinstance(error, ValueError)
+                else ""
+            )
+            self._log.warning(
+                "The trigger's memory in the asset's state store could not be %s (%s: %s).%s Until it can, a "
+                "crossing around a restart of the triggerer may be missed, or fired twice.",
+                done,
+                type(error).__name__,
+                error,
+                shared,
+            )

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import runpy
+from types import SimpleNamespace
+
 import pytest
 
+from airflow_stability.compat import AIRFLOW_VERSION
 from airflow_stability.simulator import Fault, StabilitySimulator
+from tests.conftest import ROOT
+from tests.integration.conftest import load_dag
 
 
 @pytest.fixture
@@ -43,6 +49,40 @@ def test_the_account_example_pushes_account_and_balance(simulator, run_dag):
         result.xcom("summarize")
         == "user-1 is in Default Organization, Other Organization and has 25.5 credits."
     )
+
+
+@pytest.mark.skipif(AIRFLOW_VERSION < (3, 0), reason="Airflow 2.11 has no asset watchers")
+@pytest.mark.parametrize(
+    ("dag_id", "task_id", "direction", "result"),
+    [
+        ("stability_credit_restored", "plan_images", "above", 20),
+        ("stability_credit_low", "alert", "below", "At noon org-1 had 60.5 credits left."),
+    ],
+)
+def test_an_event_driven_example_takes_what_its_trigger_fires(
+    airflow_database, dag_id, task_id, direction, result
+):
+    example = runpy.run_path(str(ROOT / "example_dags" / f"{dag_id}.py"))
+    (asset,) = [value for value in example.values() if isinstance(value, example["Asset"])]
+    (watcher,) = asset.watchers
+    event = SimpleNamespace(
+        extra={
+            "payload": {
+                "credits": 60.5,
+                "previous_credits": 2.0,
+                "threshold": 50.0,
+                "direction": direction,
+                "organization": "org-1",
+                "time": "noon",
+            }
+        }
+    )
+
+    task = load_dag(dag_id).get_task(task_id)
+
+    assert type(watcher.trigger) is example["StabilityBalanceEventTrigger"]
+    assert watcher.trigger.direction == direction
+    assert task.python_callable(triggering_asset_events={asset: [event]}) == result
 
 
 def test_operators_take_templates_and_push_plain_json(simulator, run_dag):

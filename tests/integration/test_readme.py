@@ -20,6 +20,8 @@ def blocks(language):
 
 @pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.splitlines()[0])
 def test_a_block_of_python_runs(block, simulator, monkeypatch):
+    if AIRFLOW_VERSION < (3, 0) and "AssetWatcher" in block:
+        pytest.skip("Airflow 2.11 has no asset watchers")
     monkeypatch.setenv("AIRFLOW_CONN_STABILITY_DEFAULT", simulator.connection_uri())
     if AIRFLOW_VERSION < (3, 0):  # as the block itself says
         block = block.replace("from airflow.sdk import dag, task", "from airflow.decorators import dag, task")

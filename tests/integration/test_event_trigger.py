@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
-import logging
 
 import pytest
 
@@ -28,15 +27,14 @@ def connection(simulator, monkeypatch):
 
 
 @pytest.fixture
-def logged(caplog, capfd):
+def logged(capfd):
     """Return a function that returns what was logged: Airflow 3 writes the log of a trigger to stdout."""
-    caplog.set_level(logging.INFO)
     said = ""
 
     def logged():
         nonlocal said
         said += capfd.readouterr().out
-        return caplog.text + said
+        return said
 
     return logged
 

@@ -8,8 +8,8 @@ rules:
 - It is fired once. The edge is armed again when the balance is back on the other side, by the margin at
   least: ``above`` at the threshold less the margin or fewer credits, ``below`` at more credits than the
   threshold plus the margin.
-- The first balance tells the side and fires nothing: a crossing has two sides. What was known before a
-  restart can be recalled; then the first balance is not the first.
+- The first balance tells the side and fires nothing: a crossing has two sides. Beyond the threshold it counts
+  as if it had fired. What was known before a restart can be recalled; then it is not the first.
 - A failure fires nothing and forgets nothing, and it never ends anything: nobody waits for an edge.
 - It speaks when it starts, at each change, and every hour.
 """

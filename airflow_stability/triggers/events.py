@@ -35,9 +35,9 @@ class StabilityBalanceEventTrigger(BaseEventTrigger):
     """Starts DAGs when a balance crosses a threshold: for the ``AssetWatcher`` of an asset. Airflow 3.
 
     It fires once per crossing, and for the next one after the balance was back on the other side. The first
-    balance that it ever reads fires nothing. On Airflow 3.3 the side and the last balance are remembered in
-    the asset's state store, so that a crossing while no triggerer ran is noticed afterwards; before 3.3 each
-    restart of the triggerer begins anew.
+    balance that it ever reads fires nothing; beyond the threshold it counts as if it had. On Airflow 3.3 the
+    side and the last balance are remembered in the asset's state store, so that a crossing while no triggerer
+    ran is noticed afterwards; before 3.3 each restart of the triggerer begins anew.
 
     The event's payload is a dict of ``credits``, ``previous_credits``, ``threshold``, ``direction``,
     ``organization`` (None for the key's default) and ``time`` (in ISO format).

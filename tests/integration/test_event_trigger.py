@@ -87,16 +87,16 @@ class Store:
     def __init__(self):
         self.values = {}
         self.writes = []
-        self.failure = None
+        self.reads_fail = self.writes_fail = False
 
     async def aget(self, key, default=None):
-        if self.failure is not None:
-            raise self.failure
+        if self.reads_fail:
+            raise RuntimeError("the API server is gone")
         return self.values.get(key, default)
 
     async def aset(self, key, value):
-        if self.failure is not None:
-            raise self.failure
+        if self.writes_fail:
+            raise RuntimeError("the API server is gone")
         self.values[key] = value
         self.writes.append(value)
 
@@ -463,18 +463,18 @@ def test_it_writes_what_is_news_only(simulator):
 
 
 @airflow_3
-def test_a_store_that_fails_neither_ends_it_nor_loses_an_event(simulator, logged):
+def test_a_store_that_cannot_be_written_neither_ends_it_nor_loses_an_event(simulator, logged):
     simulator.set_credits(2.0)
     store = Store()
 
     async def main():
         async with Watch(simulator, trigger(), store) as watch:
             await watch.until(lambda: store.writes)
-            store.failure = RuntimeError("the API server is gone")
+            store.writes_fail = True
             simulator.set_credits(60.0)
             await watch.until(lambda: watch.fired)
             await watch.polls(3)
-            store.failure = None
+            store.writes_fail = False
             await watch.until(lambda: not store.writes[-1]["armed"])
             return watch.fired
 
@@ -487,14 +487,16 @@ def test_a_store_that_cannot_be_read_at_first_is_not_overwritten_and_counts_late
     simulator.set_credits(2.0)
     store = Store()
     asyncio.run(gets_to_know_the_balance(simulator, store))
+    known = list(store.writes)
     simulator.set_credits(60.0)
-    store.failure = RuntimeError("the API server is gone")
+    store.reads_fail = True
 
     async def restarted():
         async with Watch(simulator, trigger(), store) as watch:
             await watch.polls(3)
             assert watch.fired == []
-            store.failure = None
+            assert store.writes == known
+            store.reads_fail = False
             await watch.until(lambda: watch.fired)
 
     asyncio.run(restarted())

@@ -64,8 +64,21 @@ def test_with_a_margin_it_fires_again_only_after_the_balance_has_gone_back_by_it
 
 
 @pytest.mark.parametrize(("direction", "balances"), [("above", [45, 51]), ("below", [55, 49])])
-def test_the_margin_counts_after_an_event_only(direction, balances):
+def test_a_first_balance_on_the_near_side_is_near_enough_whatever_the_margin(direction, balances):
     assert crossings(Edge(50, direction, margin=10), *balances) == balances[1:]
+
+
+@pytest.mark.parametrize(
+    ("direction", "balances", "fired"),
+    [
+        ("above", [60, 45, 60], []),
+        ("above", [60, 40, 60], [60]),
+        ("below", [40, 55, 40], []),
+        ("below", [40, 61, 40], [40]),
+    ],
+)
+def test_a_first_balance_beyond_the_threshold_counts_as_if_it_had_fired(direction, balances, fired):
+    assert crossings(Edge(50, direction, margin=10), *balances) == fired
 
 
 @given(st.lists(st.integers(0, 20), min_size=1), st.integers(0, 20), st.sampled_from(["above", "below"]))

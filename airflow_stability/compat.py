@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from airflow import __version__ as airflow_version
-from airflow.triggers.base import StartTriggerArgs, TaskSuccessEvent
 
 AIRFLOW_VERSION = tuple(int(part) for part in airflow_version.split(".")[:2])
 
@@ -55,17 +54,22 @@ elif AIRFLOW_VERSION >= (3, 0):
 else:
     from airflow.utils.log.secrets_masker import mask_secret
 
-if TYPE_CHECKING or AIRFLOW_VERSION >= (3, 0):
-    from airflow.triggers.base import BaseEventTrigger
-else:
+if TYPE_CHECKING:
+    from airflow.triggers.base import BaseEventTrigger, TaskSuccessEvent
 
-    def __getattr__(name: str) -> Any:
+
+def __getattr__(name: str) -> Any:
+    if name == "BaseEventTrigger":
         # Airflow 2.11 starts no DAG on an event: whoever imports what needs that has to be told.
-        if name == "BaseEventTrigger":
+        if AIRFLOW_VERSION < (3, 0):
             raise ImportError(
                 "StabilityBalanceEventTrigger needs Airflow 3 or later: Airflow 2.11 has no asset watchers."
             )
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        # Loaded when it is asked for: a DAG file loads this module with the sensor.
+        from airflow.triggers.base import BaseEventTrigger
+
+        return BaseEventTrigger
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 # What a sensor that overrides execute() goes on with. Airflow 2.11 takes ``super().execute()`` for an
@@ -96,6 +100,8 @@ async def success_event(task_instance: Any, returned: float, *, do_xcom_push: bo
 
     :param task_instance: the trigger's.
     """
+    from airflow.triggers.base import TaskSuccessEvent
+
     if not do_xcom_push:
         return TaskSuccessEvent()
     if AIRFLOW_VERSION < (3, 0):
@@ -150,7 +156,6 @@ __all__ = [
     "Connection",
     "Context",
     "PokeReturnValue",
-    "StartTriggerArgs",
     "asset_state_store",
     "conf",
     "execute_base_sensor",

@@ -17,7 +17,6 @@ from airflow_stability.compat import (
     BaseSensorOperator,
     Context,
     PokeReturnValue,
-    StartTriggerArgs,
     conf,
     execute_base_sensor,
     is_deferral_timeout,
@@ -100,6 +99,8 @@ class StabilityBalanceSensor(BaseSensorOperator):
         self.stability_conn_id = stability_conn_id
         self._skips_first_look = deferrable and start_from_trigger
         if self._skips_first_look and self._can_start_in_triggerer():
+            from airflow.triggers.base import StartTriggerArgs
+
             # Airflow reads both from the instance.
             self.start_from_trigger = True
             self.start_trigger_args = StartTriggerArgs(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import threading
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
+import psutil
 import pytest
 
 from airflow_stability.errors import StabilityConfigurationError, StabilityRateLimitError
-from airflow_stability.simulator import Fault
+from airflow_stability.simulator import Fault, RateLimit, StabilitySimulator
 from airflow_stability.triggers.feed import observations
 from airflow_stability.triggers.stability import StabilityBalanceTrigger
 
@@ -258,3 +261,37 @@ def test_a_cancelled_trigger_leaves_no_poll_running(simulator):
         return before
 
     assert asyncio.run(main()) == len(simulator.requests)
+
+
+@pytest.fixture
+def patient_simulator():
+    with StabilitySimulator(rate_limit=RateLimit(requests=1_000_000)) as simulator:
+        yield simulator
+
+
+def test_ten_thousand_feeds_leak_neither_memory_nor_threads(patient_simulator, monkeypatch, caplog):
+    simulator = patient_simulator
+    caplog.set_level("WARNING", logger="airflow_stability.simulator")  # pytest would keep its lines
+    uri = f"{simulator.connection_uri()}?api_version=v1"
+    names = [f"wallet_{number}" for number in range(100)]
+    for name in names:
+        monkeypatch.setenv(f"AIRFLOW_CONN_{name.upper()}", uri)
+    process = psutil.Process()
+
+    async def open_and_close(feeds):
+        for _ in range(feeds // len(names)):
+            await asyncio.gather(*(follow(1, conn_id=name) for name in names))
+            await only_this_task()
+            simulator.clear_requests()
+        gc.collect()
+        return process.memory_info().rss, threading.active_count()
+
+    async def main():
+        return await open_and_close(1000), await open_and_close(9000)
+
+    (memory, threads), (memory_after, threads_after) = asyncio.run(main())
+
+    assert threads_after <= threads
+    # Less than a tenth of what a client and its session take.
+    assert memory_after - memory < 9000 * 500
+    assert not [each for each in gc.get_objects() if type(each).__name__ in ("_Feed", "StabilityClient")]

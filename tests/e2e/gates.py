@@ -43,3 +43,5 @@ TWO = ("two_a", "two_b")
 MAPPED = ("mapped_a", "mapped_b")
 #: In a DAG of their own.
 STOPPED = ("marked_failed", "cleared")
+#: DAGs that start at a crossing of the minimum, by the direction.
+EVENTS = ("restored", "low")

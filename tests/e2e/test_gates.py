@@ -21,6 +21,7 @@ from tests.conftest import ROOT
 from tests.e2e.gates import (
     ALONE,
     DEADLINE,
+    EVENTS,
     LASTS,
     LATE,
     MAPPED,
@@ -47,6 +48,8 @@ SETTINGS = {
     "triggerer__triggerer_health_check_threshold": 6,
     "scheduler__trigger_timeout_check_interval": 2,
 }
+HAS_EVENTS = AIRFLOW_VERSION >= (3, 0)
+HAS_MEMORY = AIRFLOW_VERSION >= (3, 3)
 OPENED = (*TROUBLES, "rotated", *TWO, *SHARED, "template", "from_xcom")
 ENDED = {"success", "failed", "skipped"}
 LOCK_OUT = 60.0
@@ -68,7 +71,7 @@ class Wallets:
         self.of: dict[str, StabilitySimulator] = {}
         self.keys: dict[str, str] = {}
         self.every_key: list[str] = []
-        for connection in (*ALONE, *STOPPED):
+        for connection in (*ALONE, *STOPPED, "watched"):
             self._add(connection, (connection,))
         self._add("two", TWO)
         self._add("shared", ("shared",))
@@ -118,16 +121,22 @@ class Story:
         airflow.connect(uris)
         airflow.start()
         airflow.wait_for("all components are healthy", airflow.healthy)
-        airflow.wait_for("the DAGs are there", lambda: len(airflow.query("SELECT * FROM dag")) == 3)
-        for dag_id in ("gates", "stopped"):
+        dags = ["gates", "stopped", *(EVENTS if HAS_EVENTS else ()), "late"]
+        airflow.wait_for("all DAGs are there", lambda: len(airflow.query("SELECT * FROM dag")) == len(dags))
+        for dag_id in dags[:-1]:
             airflow.run("dags", "unpause", dag_id)
         airflow.wait_for("gates and stopped wait", self._most_wait, seconds=300)
         airflow.run("dags", "unpause", "late")
         airflow.wait_for("late waits", lambda: self._waiting("late") == set(LATE))
         self._wait_for_polls("before the triggerer is killed")
+        wallets.of["watched"].top_up(TOP_UP, "watched")
+        if HAS_EVENTS:
+            airflow.wait_for("restored has run", lambda: self.payloads("restored"))
+            self._wait_for_polls("with which what watches remembers that")
 
         self.deadlines.append(self._deadlines())
         airflow.kill("triggerer")
+        wallets.of["watched"].set_credits(POOR, "watched")
         airflow.start("triggerer")
         self._wait_for_polls("after the triggerer was killed")
         self.deadlines.append(self._deadlines())
@@ -154,7 +163,8 @@ class Story:
     def _wait_for_polls(self, when: str) -> None:
         """Wait until a triggerer polls for each gate that it has to."""
         now = time.monotonic()
-        polled = [connection for connection in self.wallets.of if connection not in ("never_worked", "soft")]
+        unpolled = {"never_worked", "soft"} | (set() if HAS_EVENTS else {"watched"})
+        polled = self.wallets.of.keys() - unpolled
         self.airflow.wait_for(
             f"polls {when}", lambda: all(self.wallets.calls(connection, since=now) for connection in polled)
         )
@@ -210,6 +220,11 @@ class Story:
             "SELECT value FROM xcom WHERE task_id = :task_id AND key = 'return_value'", task_id=task_id
         )
         return [value if isinstance(value, int | float) else json.loads(value) for (value,) in rows]
+
+    def payloads(self, dag_id: str) -> list[Any]:
+        """Return what the runs of an event's DAG were told."""
+        rows = self.airflow.query("SELECT value FROM xcom WHERE dag_id = :dag_id", dag_id=dag_id)
+        return [json.loads(value) for (value,) in rows]
 
     def time_of(self, column: str, task_id: str) -> datetime | None:
         ((value,),) = self.airflow.query(
@@ -349,6 +364,17 @@ def test_what_starts_in_the_triggerer_takes_no_worker(story):
             assert ("deferring at once" in log) == takes_worker
     at_once = "deferring at once" in story.airflow.task_log("gates", "template")
     assert at_once == (not RENDERS_IN_TRIGGERER)
+
+
+@pytest.mark.skipif(not HAS_EVENTS, reason="Airflow 2.11 starts no DAG on an event")
+def test_a_crossing_starts_a_dag_once_and_is_remembered_where_airflow_can(story):
+    (restored,) = story.payloads("restored")
+
+    assert (restored["previous_credits"], restored["credits"]) == (POOR, RICH)
+    assert (restored["organization"], restored["direction"]) == ("watched", "above")
+    # It fell while no triggerer ran.
+    low = [(payload["previous_credits"], payload["credits"]) for payload in story.payloads("low")]
+    assert low == ([(RICH, POOR)] if HAS_MEMORY else [])
 
 
 def test_each_log_holds_its_own_lines_and_no_others(story):

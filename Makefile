@@ -34,16 +34,17 @@ unexport PYTHONPATH AIRFLOW_HOME
 # Without compiled modules each start of an Airflow process takes twice as long.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-all lint format build check-wheel constraints clean
+.PHONY: help demo test test-e2e test-all lint format build check-wheel constraints clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo                run the image pipeline on a real Airflow against the simulator"
 	@echo "make demo KEEP=1         the same, and leave Airflow's web pages up"
-	@echo "make test                all tests, on Airflow $(AIRFLOW)"
-	@echo "make test AIRFLOW=2.11   all tests, on another Airflow: $(AIRFLOWS)"
-	@echo "make test PYTHON=3.13    all tests, on another Python"
-	@echo "make test-all            all tests, on every one of them"
+	@echo "make test                unit and integration tests, on Airflow $(AIRFLOW)"
+	@echo "make test AIRFLOW=2.11   the same, on another Airflow: $(AIRFLOWS)"
+	@echo "make test PYTHON=3.13    the same, on another Python"
+	@echo "make test-e2e            gates in a real Airflow, while everything goes wrong"
+	@echo "make test-all            all of these, on every Airflow"
 	@echo "make lint                ruff, ruff format and mypy strict"
 	@echo "make format              let ruff mend what it can"
 	@echo "make build               wheel and source distribution, into dist/"
@@ -57,8 +58,11 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	@EXPECTED_AIRFLOW=$(AIRFLOW) $(BIN)/python -m pytest $(ARGS)
 
+test-e2e: $(VENV)/installed
+	@EXPECTED_AIRFLOW=$(AIRFLOW) $(BIN)/python -m pytest --numprocesses=0 --show-capture=no tests/e2e $(ARGS)
+
 test-all:
-	@set -e; for airflow in $(AIRFLOWS); do $(MAKE) --no-print-directory test AIRFLOW=$$airflow; done
+	@set -e; for airflow in $(AIRFLOWS); do $(MAKE) --no-print-directory test test-e2e AIRFLOW=$$airflow; done
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

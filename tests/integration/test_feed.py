@@ -237,6 +237,23 @@ def test_a_trigger_fires_once_when_there_is_credit(simulator):
     assert (event["verdict"], event["credits"]) == ("open", 35.5)
 
 
+def test_a_trigger_whose_argument_became_unusable_says_so():
+    (event,) = asyncio.run(fire(trigger(minimum_credits="many")))
+
+    assert event["verdict"] == "unusable"
+    assert "minimum_credits must be a finite number" in event["text"]
+
+
+def test_a_trigger_that_is_told_no_deadline_takes_its_timeout_from_now(simulator):
+    (event,) = asyncio.run(asyncio.wait_for(fire(trigger(deadline=None, timeout=0.5)), 10))
+
+    assert event == {
+        "verdict": "timeout",
+        "text": event["text"],
+    }
+    assert event["text"].startswith("Timed out after 0.5 s: ")
+
+
 def test_a_trigger_keeps_its_deadline_wherever_it_runs(simulator):
     simulator.inject(Fault.status(503))
     gone = trigger(deadline=(datetime.now(UTC) + timedelta(seconds=0.5)).isoformat())

@@ -1,12 +1,21 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 
 import pytest
 import responses
 
+from airflow_stability.compat import (
+    AIRFLOW_VERSION,
+    RENDERS_IN_TRIGGERER,
+    STARTS_IN_TRIGGERER,
+    AirflowSensorTimeout,
+    AirflowSkipException,
+)
 from airflow_stability.operators.stability import StabilityAccountOperator, StabilityBalanceOperator
 from airflow_stability.sensors.stability import StabilityBalanceSensor
+from airflow_stability.triggers.stability import StabilityBalanceTrigger
 
 
 @pytest.mark.parametrize(
@@ -74,3 +83,61 @@ def test_the_arguments_that_are_templates():
     assert StabilityBalanceSensor.template_fields == ("minimum_credits", "organization", "stability_conn_id")
     assert StabilityBalanceOperator.template_fields == ("organization", "stability_conn_id")
     assert StabilityAccountOperator.template_fields == ("stability_conn_id",)
+
+
+def gate(**arguments):
+    return StabilityBalanceSensor(
+        **{"task_id": "gate", "minimum_credits": 8, "deferrable": True, **arguments}
+    )
+
+
+@pytest.mark.skipif(not STARTS_IN_TRIGGERER, reason="this Airflow starts every task on a worker")
+def test_a_gate_that_starts_in_the_triggerer_has_what_its_trigger_needs():
+    sensor = gate(start_from_trigger=True, timeout=300, do_xcom_push=False)
+
+    assert sensor.start_from_trigger
+    start = sensor.start_trigger_args
+    assert (start.timeout, start.next_method) == (timedelta(seconds=300), "execute_complete")
+    trigger = StabilityBalanceTrigger(**start.trigger_kwargs)
+    assert trigger.serialize()[0] == start.trigger_cls
+    assert (trigger.minimum_credits, trigger.timeout, trigger.do_xcom_push) == (8, 300, False)
+    json.dumps(start.trigger_kwargs)  # it is kept in the database
+
+
+@pytest.mark.parametrize(
+    ("arguments", "starts"),
+    [
+        ({}, STARTS_IN_TRIGGERER),
+        ({"deferrable": False}, False),
+        ({"minimum_credits": "{{ params.minimum }}"}, RENDERS_IN_TRIGGERER),
+        ({"organization": "{{ params.organization }}"}, RENDERS_IN_TRIGGERER),
+        # In the triggerer this would wait for ever.
+        ({"minimum_credits": "{{ ti.xcom_pull(task_ids='other') }}"}, False),
+    ],
+)
+def test_a_gate_starts_in_the_triggerer_where_airflow_can(arguments, starts):
+    assert gate(start_from_trigger=True, **arguments).start_from_trigger == starts
+    assert not gate(**arguments).start_from_trigger
+
+
+@pytest.mark.parametrize(
+    ("flags", "ending"),
+    [
+        ({}, AirflowSensorTimeout),
+        ({"soft_fail": True}, AirflowSkipException),
+        ({"never_fail": True}, AirflowSkipException),
+    ],
+)
+def test_a_deferral_that_airflow_timed_out_is_a_timeout(flags, ending):
+    words = "Trigger/execution timeout" if AIRFLOW_VERSION < (3, 0) else "Trigger timeout"
+    sensor = gate(timeout=300, execution_timeout=timedelta(minutes=2), **flags)
+
+    with pytest.raises(ending, match=r"timeout of 300 s and execution_timeout of 120 s"):
+        sensor.resume_execution("__fail__", {"error": words}, {})
+
+
+def test_an_argument_that_was_unusable_in_the_triggerer_is_a_value_error():
+    event = {"verdict": "unusable", "text": "minimum_credits must be a number."}
+
+    with pytest.raises(ValueError, match="minimum_credits must be a number"):
+        gate().resume_execution("execute_complete", {"event": event}, {})

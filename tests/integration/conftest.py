@@ -59,7 +59,7 @@ def set_connection(airflow_database: None) -> Callable[[str, str], None]:
 def run_dag(airflow_database: None) -> Callable[..., DagRunResult]:
     """Return a function that runs a DAG of the DAG folder to its end in this process."""
     if (3, 0) <= AIRFLOW_VERSION < (3, 3):
-        let_dag_test_do_what_it_does_on_3_3()
+        make_up_for_dag_test()
 
     def run_dag(dag_id: str, conf: dict[str, Any] | None = None) -> DagRunResult:
         return DagRunResult(load_dag(dag_id).test(run_conf=conf))
@@ -67,9 +67,8 @@ def run_dag(airflow_database: None) -> Callable[..., DagRunResult]:
     return run_dag
 
 
-def let_dag_test_do_what_it_does_on_3_3() -> None:
-    """Make up for what ``DAG.test()`` of Airflow 3.0, 3.1 and 3.2 lacks beside a worker of theirs, and be quick."""
-    import structlog
+def make_up_for_dag_test() -> None:
+    """Make up for what ``DAG.test()`` of Airflow 3.0, 3.1 and 3.2 lacks beside their workers, and be quick."""
     from airflow.sdk.execution_time import supervisor, task_runner
 
     # A new API server for every task and every trigger takes seconds each.
@@ -86,14 +85,38 @@ def let_dag_test_do_what_it_does_on_3_3() -> None:
     task_runner.finalize = finalize_with_exception
 
     if AIRFLOW_VERSION < (3, 1):
-        # Nobody has set up structlog, which then draws every traceback with all variables, seconds each.
-        structlog.configure(
-            wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-            processors=[
-                *structlog.get_config()["processors"][:-1],
-                structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
-            ],
-        )
+        make_up_for_dag_test_of_3_0()
+
+
+def make_up_for_dag_test_of_3_0() -> None:
+    """Make up for what only 3.0 lacks."""
+    import structlog
+    from airflow.sdk.execution_time.comms import TaskRescheduleStartDate
+    from airflow.sdk.execution_time.supervisor import InProcessTestSupervisor
+
+    # A worker parses what the supervisor sends; here a sensor would get the date as Client made it: a string.
+    send_msg = InProcessTestSupervisor.send_msg
+
+    def send_parsed(self: Any, msg: Any, *args: Any, **kwargs: Any) -> None:
+        if isinstance(msg, TaskRescheduleStartDate):
+            msg = TaskRescheduleStartDate.model_validate(dict(msg))
+        send_msg(self, msg, *args, **kwargs)
+
+    InProcessTestSupervisor.send_msg = send_parsed
+
+    # The whole DAG is serialized for every task; of the last DAG once is enough.
+    InProcessTestSupervisor._api_client = staticmethod(
+        functools.lru_cache(maxsize=1)(InProcessTestSupervisor._api_client)
+    )
+
+    # Nobody has set up structlog, which then draws every traceback with all variables, seconds each.
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        processors=[
+            *structlog.get_config()["processors"][:-1],
+            structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
+        ],
+    )
 
 
 class DagRunResult:

@@ -224,6 +224,7 @@ class World:
                     case "revoke":
                         self._simulator.revoke_key(self._keys[case.task_id])
                     case "rotate":
-                        new = self._simulator.rotate_key(self._keys[case.task_id])
+                        # In this order, or a poke in between would find the old key refused and no other.
+                        self._connect(case, self._simulator.add_key(account=f"user-{case.task_id}"))
+                        self._simulator.revoke_key(self._keys[case.task_id])
                         self._simulator.set_credits(50.25, case.task_id)
-                        self._connect(case, new)

@@ -68,7 +68,7 @@ def run_dag(airflow_database: None) -> Callable[..., DagRunResult]:
 
 
 def make_up_for_dag_test() -> None:
-    """Make up for what ``DAG.test()`` of Airflow 3.0, 3.1 and 3.2 lacks beside their workers, and be quick."""
+    """Make up for what ``DAG.test()`` of Airflow 3.0 to 3.2 lacks beside their workers, and be quick."""
     from airflow.sdk.execution_time import supervisor, task_runner
 
     # A new API server for every task and every trigger takes seconds each.

@@ -34,12 +34,14 @@ unexport PYTHONPATH AIRFLOW_HOME
 # Without compiled modules each start of an Airflow process takes twice as long.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-e2e test-all lint format build check-wheel constraints clean
+.PHONY: help demo bench test test-e2e test-all lint format build check-wheel constraints clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo                run the image pipeline on a real Airflow against the simulator"
 	@echo "make demo KEEP=1         the same, and leave Airflow's web pages up"
+	@echo "make bench               measure the waiting gates beside Airflow's HttpSensor, and write docs/benchmark.md"
+	@echo "make bench ARGS='--gates 1 20 --window 20'   a quick look, which writes nothing; --help lists the options"
 	@echo "make test                unit and integration tests, on Airflow $(AIRFLOW)"
 	@echo "make test AIRFLOW=2.11   the same, on another Airflow: $(AIRFLOWS)"
 	@echo "make test PYTHON=3.13    the same, on another Python"
@@ -54,6 +56,11 @@ help:
 
 demo: $(VENV)/installed
 	@$(BIN)/python .ci/demo.py $(if $(KEEP),--keep)
+
+# Installs what it compares with, which must not be there when the tests run.
+bench: VENV := .venvs/bench
+bench: .venvs/bench/installed
+	@$(BIN)/python -m tests.benchmarks $(ARGS)
 
 test: $(VENV)/installed
 	@EXPECTED_AIRFLOW=$(AIRFLOW) $(BIN)/python -m pytest $(ARGS)
@@ -85,7 +92,7 @@ constraints: $(UV)
 		$(foreach airflow,$(AIRFLOWS),$(airflow)=$(RELEASE_$(airflow)))
 
 clean:
-	rm -rf .venvs .demo dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venvs .demo .bench dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venvs/uv/bin/uv:
 	@echo "Installing uv into .venvs/uv"
@@ -93,10 +100,11 @@ clean:
 	@.venvs/uv/bin/python -m pip install --quiet --disable-pip-version-check uv
 
 # pip's and uv's other settings (an index, a proxy) are the machine's own and count.
-$(VENV)/installed: pyproject.toml .ci/constraints-$(AIRFLOW).txt | $(UV)
+.venvs/bench/installed: MORE := --group bench
+$(VENV)/installed .venvs/bench/installed: pyproject.toml .ci/constraints-$(AIRFLOW).txt | $(UV)
 	@test -n "$(RELEASE_$(AIRFLOW))" || { echo "AIRFLOW must be one of $(AIRFLOWS), not $(AIRFLOW)."; exit 1; }
-	@echo "Installing Airflow $(RELEASE_$(AIRFLOW)) into $(VENV): about a minute, the first time"
-	@$(UV) venv --quiet --clear --python "$$(bash .ci/find-python $(UV) $(PYTHON) "$(PYTHONS_$(AIRFLOW))")" $(VENV)
-	@$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python \
-		--constraints .ci/constraints-$(AIRFLOW).txt apache-airflow --editable ".[simulator]" --group dev
+	@echo "Installing Airflow $(RELEASE_$(AIRFLOW)) into $(@D): about a minute, the first time"
+	@$(UV) venv --quiet --clear --python "$$(bash .ci/find-python $(UV) $(PYTHON) "$(PYTHONS_$(AIRFLOW))")" $(@D)
+	@$(UV) pip install --quiet --compile-bytecode --python $(@D)/bin/python \
+		--constraints .ci/constraints-$(AIRFLOW).txt apache-airflow --editable ".[simulator]" --group dev $(MORE)
 	@touch $@

@@ -1,6 +1,6 @@
 """Rewrite `.ci/constraints-<airflow>.txt`: what people have who installed that Airflow when it was released.
 
-Resolves this package, its tests and its tools together with one Airflow release, from the index as of three
+Resolves this package, its tests, tools and benchmark together with one Airflow release, from the index as of three
 days after that release. The release's day is found by asking the index with uv's ``--exclude-newer`` until
 the release appears, so that no index has to be named here. The files hold names and versions, nothing else.
 
@@ -26,7 +26,7 @@ def resolve(uv: str, requirement: str, as_of: date, *more: str) -> subprocess.Co
     For every platform and every Python from 3.11.
     """
     command = [uv, "pip", "compile", "--quiet", "--universal", "--python-version", "3.11", "--no-header"]
-    command += ["--no-annotate", "--exclude-newer", as_of.isoformat(), "-", *more]
+    command += ["--fork-strategy=fewest", "--no-annotate", "--exclude-newer", as_of.isoformat(), "-", *more]
     return subprocess.run(command, input=requirement, text=True, capture_output=True, cwd=ROOT, check=False)
 
 
@@ -45,7 +45,7 @@ def released_on(uv: str, release: str) -> date:
 def write(uv: str, airflow: str, release: str) -> None:
     """Write the constraints of one Airflow."""
     as_of = released_on(uv, release) + timedelta(days=DAYS_AFTER_RELEASE)
-    everything = ["pyproject.toml", "--extra=simulator", "--group=dev"]
+    everything = ["pyproject.toml", "--extra=simulator", "--group=dev", "--group=bench"]
     resolved = resolve(uv, f"apache-airflow=={release}", as_of, *everything)
     if resolved.returncode:
         sys.exit(f"Airflow {release} as of {as_of} cannot be resolved:\n{resolved.stderr}")

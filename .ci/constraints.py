@@ -1,8 +1,9 @@
 """Rewrite `.ci/constraints-<airflow>.txt`: what people have who installed that Airflow when it was released.
 
-Resolves this package, its tests, tools and benchmark together with one Airflow release, from the index as of three
-days after that release. The release's day is found by asking the index with uv's ``--exclude-newer`` until
-the release appears, so that no index has to be named here. The files hold names and versions, nothing else.
+Resolves this package, its tests, tools and benchmark together with one Airflow release, from the index as of
+three days after that release. The release's day is found by asking the index with uv's ``--exclude-newer``
+until the release appears, so that no index has to be named here. The files hold names and versions, nothing
+else.
 
 Usage: python constraints.py UV AIRFLOW=RELEASE...   e.g.  constraints.py uv 2.11=2.11.2 3.3=3.3.2
 """

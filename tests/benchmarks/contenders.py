@@ -49,6 +49,12 @@ CONTENDERS = (
         "The same, and it starts in the triggerer, too: it never sees a worker.",
     ),
     Contender(
+        "ours_no_xcom",
+        "ours, start and end, no XCom",
+        "/v1/user/balance",
+        "The same with `do_xcom_push=False`: as little as the others, which hand nothing on.",
+    ),
+    Contender(
         "http_sensor",
         "HttpSensor",
         "/v1/user/account",

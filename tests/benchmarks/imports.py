@@ -28,7 +28,7 @@ print(json.dumps({{"seconds": took, "modules": sorted(set(sys.modules) - before)
 """
 
 
-def measure(environment: Mapping[str, str], *, rounds: int = 9) -> dict[str, dict[str, Any]]:
+def measure(environment: Mapping[str, str], *, rounds: int) -> dict[str, dict[str, Any]]:
     """Return seconds (the median), modules and their names for each sensor.
 
     :param environment: an Airflow's. Each import has a process of its own; they take turns, so that what

@@ -19,6 +19,7 @@ STYLES = {
     "ours_classic": ("#2b83ba", "o", "-"),
     "ours_end": ("#2b83ba", "s", "--"),
     "ours_start_end": ("#2b83ba", "D", ":"),
+    "ours_no_xcom": ("#2b83ba", "v", "-."),
     "http_sensor": ("#e66101", "o", "-"),
     "http_event_trigger": ("#b2559b", "s", "--"),
 }
@@ -76,7 +77,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     for axis in axes[-1]:
         axis.set_xlabel("gates")
     figure.legend(
-        *axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False
+        *axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
     )
     figure.savefig(path, transparent=True, metadata={"Date": None})
     plt.close(figure)

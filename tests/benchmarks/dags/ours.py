@@ -1,4 +1,4 @@
-"""Our gate, in its three ways to wait in a triggerer."""
+"""Our gate, in its ways to wait in a triggerer."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ for dag_id, in_trigger in {
     "ours_classic": {},
     "ours_end": {"end_from_trigger": True},
     "ours_start_end": {"start_from_trigger": True, "end_from_trigger": True},
+    "ours_no_xcom": {"start_from_trigger": True, "end_from_trigger": True, "do_xcom_push": False},
 }.items():
     with DAG(dag_id, schedule=None, max_active_runs=10_000):
         StabilityBalanceSensor(

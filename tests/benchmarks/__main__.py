@@ -63,13 +63,17 @@ def bench(options: argparse.Namespace) -> None:
     FOLDER.mkdir(exist_ok=True)
     contenders = [each for each in CONTENDERS if each.dag in options.only]
     with Bench(FOLDER, say, window=options.window, use_postgres=use_postgres) as run:
-        result = run.run(contenders, options.gates)
-    (RESULT if full else FOLDER / "quick.json").write_text(json.dumps(result, indent=1))
+        result = run.run(contenders, options.gates, lambda so_far: keep(full, so_far))
+    keep(full, result)
     print(report.text(result))
     if full:
         write(result)
     else:
         say("this was no full run: the page stays as it is")
+
+
+def keep(full: bool, result: report.Result) -> None:
+    (RESULT if full else FOLDER / "quick.json").write_text(json.dumps(result, indent=1))
 
 
 def write(result: report.Result) -> None:

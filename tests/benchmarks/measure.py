@@ -118,9 +118,15 @@ class Bench:
     def __exit__(self, *_error: object) -> None:
         self._stack.close()
 
-    def run(self, contenders: Sequence[Contender], gates: Sequence[int]) -> dict[str, Any]:
+    def run(
+        self,
+        contenders: Sequence[Contender],
+        gates: Sequence[int],
+        keep: Callable[[dict[str, Any]], None],
+    ) -> dict[str, Any]:
         """Measure all of it.
 
+        :param keep: is handed what there is after each measurement, since all of them take an hour.
         :raises AirflowError: something did not go as it should.
         """
         result: dict[str, Any] = {
@@ -142,6 +148,7 @@ class Bench:
             for contender in contenders:
                 measured = self._measure(contender, count, idle)
                 result["measured"].append(asdict(measured))
+                keep(result)
         result["minutes"] = (datetime.now(UTC) - datetime.fromisoformat(result["began"])).total_seconds() / 60
         return result
 

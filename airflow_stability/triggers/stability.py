@@ -99,19 +99,19 @@ class StabilityBalanceTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait for the gate's verdict."""
-        event = await self._verdict()
-        if self.end_from_trigger and event["verdict"] == "open":
+        yield await self._event(await self._verdict())
+
+    async def _event(self, verdict: dict[str, Any]) -> TriggerEvent:
+        if self.end_from_trigger and verdict["verdict"] == Verdict.OPEN.value:
+            credits, push = verdict["credits"], self.do_xcom_push
             try:
-                yield await success_event(
-                    self.task_instance, event["credits"], do_xcom_push=self.do_xcom_push
-                )
-                return
+                return await success_event(self.task_instance, credits, do_xcom_push=push)
             except Exception as error:  # whatever Airflow's API raises
                 self.log.warning(
                     "The balance could not be pushed to XCom from here (%s): a worker does it.",
                     type(error).__name__,
                 )
-        yield TriggerEvent(event)  # type: ignore[no-untyped-call]  # Airflow's
+        return TriggerEvent(verdict)  # type: ignore[no-untyped-call]  # Airflow's
 
     async def _verdict(self) -> dict[str, Any]:
         try:

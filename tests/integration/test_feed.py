@@ -11,7 +11,9 @@ from itertools import pairwise
 
 import psutil
 import pytest
+from airflow.triggers.base import TaskSuccessEvent
 
+from airflow_stability.compat import AIRFLOW_VERSION
 from airflow_stability.errors import StabilityConfigurationError, StabilityRateLimitError
 from airflow_stability.simulator import Fault, RateLimit, StabilitySimulator
 from airflow_stability.triggers.feed import observations
@@ -214,8 +216,12 @@ def trigger(**changes):
     return StabilityBalanceTrigger(**arguments | changes)
 
 
+async def events(trigger):
+    return [event async for event in trigger.run()]
+
+
 async def fire(trigger):
-    return [event.payload async for event in trigger.run()]
+    return [event.payload for event in await events(trigger)]
 
 
 def test_a_trigger_is_made_anew_from_what_it_serializes():
@@ -237,6 +243,27 @@ def test_a_trigger_fires_once_when_there_is_credit(simulator):
     assert (event["verdict"], event["credits"]) == ("open", 35.5)
 
 
+def test_a_trigger_without_xcom_ends_its_task_with_nothing_else(simulator):
+    ending = trigger(minimum_credits=8, end_from_trigger=True, do_xcom_push=False)
+
+    (event,) = asyncio.run(asyncio.wait_for(events(ending), 10))
+
+    assert isinstance(event, TaskSuccessEvent)
+    assert event.xcoms is None
+
+
+def test_a_trigger_that_cannot_push_the_balance_leaves_that_to_a_worker(simulator):
+    ending = trigger(minimum_credits=8, end_from_trigger=True)
+
+    # It runs in no triggerer here, so there is nothing to push with. Airflow 2.11 pushes what the event has.
+    (event,) = asyncio.run(asyncio.wait_for(events(ending), 10))
+
+    if AIRFLOW_VERSION < (3, 0):
+        assert event.xcoms == {"return_value": 25.0}
+    else:
+        assert (event.payload["verdict"], event.payload["credits"]) == ("open", 25.0)
+
+
 def test_a_trigger_whose_argument_became_unusable_says_so():
     (event,) = asyncio.run(fire(trigger(minimum_credits="many")))
 
@@ -247,10 +274,7 @@ def test_a_trigger_whose_argument_became_unusable_says_so():
 def test_a_trigger_that_is_told_no_deadline_takes_its_timeout_from_now(simulator):
     (event,) = asyncio.run(asyncio.wait_for(fire(trigger(deadline=None, timeout=0.5)), 10))
 
-    assert event == {
-        "verdict": "timeout",
-        "text": event["text"],
-    }
+    assert event["verdict"] == "timeout"
     assert event["text"].startswith("Timed out after 0.5 s: ")
 
 

@@ -12,7 +12,7 @@ RICH = POOR + TOP_UP
 #: Enough for everything but what is to time out.
 TIMEOUT = 600.0
 #: Of the gates that are to time out.
-DEADLINE = 60.0
+DEADLINE = 75.0
 #: Seconds for which a key that has worked may be refused, instead of ten minutes.
 GRACE = 10.0
 #: Seconds of trouble.
@@ -41,6 +41,7 @@ ALONE = (*TROUBLES, "rotated", "revoked", "never_worked", "soft", *LATE)
 #: Two organizations on one key.
 TWO = ("two_a", "two_b")
 MAPPED = ("mapped_a", "mapped_b")
+MAPPED_GATES = {f"mapped_{name}": SHARED[name] for name in ("classic", "end", "start", "start_and_end")}
 #: In a DAG of their own.
 STOPPED = ("marked_failed", "cleared")
 #: DAGs that start at a crossing of the minimum, by the direction.

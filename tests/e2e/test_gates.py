@@ -25,6 +25,7 @@ from tests.e2e.gates import (
     LASTS,
     LATE,
     MAPPED,
+    MAPPED_GATES,
     MINIMUM,
     POKE_INTERVAL,
     POOR,
@@ -157,7 +158,7 @@ class Story:
         return {name for (name, _), state in self.airflow.states(dag_id).items() if state == "deferred"}
 
     def _most_wait(self) -> bool:
-        gates = {*OPENED, "mapped", "mapped_start_and_end", "revoked"}
+        gates = {*OPENED, *MAPPED_GATES, "revoked"}
         return self._waiting("gates") >= gates and self._waiting("stopped") == set(STOPPED)
 
     def _wait_for_polls(self, when: str) -> None:
@@ -258,7 +259,7 @@ def test_a_gate_opens_with_the_balance_in_xcom_as_a_float(name, story):
     assert all(type(balance) is float for balance in balances)
 
 
-@pytest.mark.parametrize("name", ["mapped", "mapped_start_and_end"])
+@pytest.mark.parametrize("name", MAPPED_GATES)
 def test_mapped_gates_open(name, story):
     assert [story.state(name, index) for index in range(2)] == ["success"] * 2
     assert story.xcoms(name) == [RICH] * 2

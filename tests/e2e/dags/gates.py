@@ -10,6 +10,7 @@ from tests.e2e.gates import (
     DEADLINE,
     GRACE,
     MAPPED,
+    MAPPED_GATES,
     MINIMUM,
     POKE_INTERVAL,
     SHARED,
@@ -60,7 +61,7 @@ with DAG("gates", params={"minimum": MINIMUM}, **ONCE):
     gate("template", connection="shared", start_from_trigger=True, minimum_credits="{{ params.minimum }}")
     from_xcom = task(lambda: MINIMUM, task_id="minimum")()
     gate("from_xcom", connection="shared", start_from_trigger=True, minimum_credits=from_xcom)
-    for name, arguments in (("mapped", {}), ("mapped_start_and_end", SHARED["start_and_end"])):
+    for name, arguments in MAPPED_GATES.items():
         StabilityBalanceSensor.partial(
             task_id=name, stability_conn_id="mapped", **{**COMMON, **arguments}
         ).expand(organization=list(MAPPED))

@@ -7,6 +7,7 @@ Airflow installs providers under Airflow's own constraints, and the version that
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING or AIRFLOW_VERSION >= (3, 2):
         AirflowNotFoundException,
         AirflowSensorTimeout,
         AirflowSkipException,
+        TaskDeferralError,
     )
 else:
     from airflow.configuration import conf
@@ -44,6 +46,7 @@ else:
         AirflowNotFoundException,
         AirflowSensorTimeout,
         AirflowSkipException,
+        TaskDeferralError,
     )
 
 if TYPE_CHECKING or AIRFLOW_VERSION >= (3, 1):
@@ -92,6 +95,10 @@ def is_deferral_timeout(next_method: str, next_kwargs: dict[str, Any] | None) ->
     return next_method == "__fail__" and (next_kwargs or {}).get("error") == words
 
 
+#: What is written for triggers that may be cancelled meanwhile: a loop keeps no task alive by itself.
+_writes: set[asyncio.Future[None]] = set()
+
+
 async def success_event(task_instance: Any, returned: float, *, do_xcom_push: bool) -> TaskSuccessEvent:
     """Return the event that ends a task in the triggerer, with what it returned in XCom.
 
@@ -109,14 +116,21 @@ async def success_event(task_instance: Any, returned: float, *, do_xcom_push: bo
     from airflow.sdk.execution_time.xcom import XCom
     from asgiref.sync import sync_to_async
 
-    await sync_to_async(XCom.set)(
-        key="return_value",
-        value=returned,
-        dag_id=task_instance.dag_id,
-        task_id=task_instance.task_id,
-        run_id=task_instance.run_id,
-        map_index=task_instance.map_index,
+    write = asyncio.ensure_future(
+        sync_to_async(XCom.set)(
+            key="return_value",
+            value=returned,
+            dag_id=task_instance.dag_id,
+            task_id=task_instance.task_id,
+            run_id=task_instance.run_id,
+            map_index=task_instance.map_index,
+        )
     )
+    # Airflow 3.0 and 3.1 tell answers apart by their order. A request that is cancelled with its trigger
+    # would leave its answer to the next one, and the whole triggerer would end.
+    _writes.add(write)
+    write.add_done_callback(_writes.discard)
+    await asyncio.shield(write)
     return TaskSuccessEvent()
 
 
@@ -156,6 +170,7 @@ __all__ = [
     "Connection",
     "Context",
     "PokeReturnValue",
+    "TaskDeferralError",
     "asset_state_store",
     "conf",
     "execute_base_sensor",

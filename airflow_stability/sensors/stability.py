@@ -17,6 +17,7 @@ from airflow_stability.compat import (
     BaseSensorOperator,
     Context,
     PokeReturnValue,
+    TaskDeferralError,
     conf,
     execute_base_sensor,
     is_deferral_timeout,
@@ -27,6 +28,25 @@ from airflow_stability.hooks.stability import StabilityHook
 
 #: Airflow's own timeout of a deferral comes this much after the trigger's, in case no triggerer runs at all.
 BACKSTOP = timedelta(minutes=5)
+
+
+#: What a template may name to be rendered in the triggerer. The rest of a task's context is not there, or is
+#: asked for and never answered: an XCom, an earlier run.
+AT_HAND = frozenset(
+    {
+        "dag_run",
+        "data_interval_end",
+        "data_interval_start",
+        "ds",
+        "ds_nodash",
+        "logical_date",
+        "params",
+        "run_id",
+        "ts",
+        "ts_nodash",
+        "ts_nodash_with_tz",
+    }
+)
 
 
 class _Verdict(BaseException):
@@ -91,7 +111,9 @@ class StabilityBalanceSensor(BaseSensorOperator):
         self.deferrable = deferrable
         self.end_from_trigger = end_from_trigger
         if not is_template(minimum_credits):
-            check_credits(minimum_credits)
+            # A string stays one: it is what the user wrote, and sees as rendered.
+            number = check_credits(minimum_credits)
+            minimum_credits = minimum_credits if isinstance(minimum_credits, str) else number
         if not is_template(organization):
             check_organization(organization)
         self.minimum_credits = minimum_credits
@@ -162,7 +184,13 @@ class StabilityBalanceSensor(BaseSensorOperator):
                 raise _GateTimedOut(self._timed_out_by_airflow())
             return super().resume_execution(next_method, next_kwargs, context)
         except _Verdict as verdict:
-            ending = self._ending(verdict)
+            ending: BaseException = self._ending(verdict)
+        except (AirflowSkipException, TaskDeferralError) as broken:
+            # The trigger could not be made where it was to run, or ended with an error that is no verdict.
+            # With soft_fail, Airflow would skip then, too.
+            ending = broken.__cause__ or broken
+            if self.never_fail:
+                ending = AirflowSkipException(str(ending))
         raise ending
 
     def _timed_out_by_airflow(self) -> str:
@@ -201,15 +229,19 @@ class StabilityBalanceSensor(BaseSensorOperator):
                 return decision.credits
         # On Airflow 2.11, `airflow dags test` starts tasks without noting when.
         started = context["ti"].start_date or datetime.now(UTC)
-        return self._defer(started + timedelta(seconds=self.timeout))
+        return self._defer(started)
 
-    def _defer(self, deadline: datetime) -> NoReturn:
+    def _defer(self, started: datetime) -> NoReturn:
         """Go on in a triggerer.
 
-        :param deadline: reckoned from the start of the try, which stays when the task comes back to a worker.
+        :param started: when the try did, which stays when the task comes back to a worker.
         """
         from airflow_stability.triggers.stability import StabilityBalanceTrigger
 
+        deadline = started + timedelta(seconds=self.timeout)
+        limit = deadline + BACKSTOP
+        if self.execution_timeout:  # Airflow 3 itself does not mind it once a task has deferred
+            limit = min(limit, started + self.execution_timeout)
         if self.exponential_backoff:
             self.log.warning("exponential_backoff is ignored in a triggerer, where gates share one poll.")
         balance, failure, not_before = self._gate.last_balance, self._gate.last_failure, self._gate.not_before
@@ -223,7 +255,7 @@ class StabilityBalanceSensor(BaseSensorOperator):
                 not_before=not_before.isoformat() if not_before else None,
             ),
             method_name="execute_complete",
-            timeout=max(deadline - datetime.now(UTC), timedelta(0)) + BACKSTOP,
+            timeout=max(limit - datetime.now(UTC), timedelta(0)),
         )
 
     def _trigger_arguments(self, minimum_credits: float | str) -> dict[str, Any]:
@@ -241,10 +273,11 @@ class StabilityBalanceSensor(BaseSensorOperator):
 
     def _can_start_in_triggerer(self) -> bool:
         templates = [value for name in self.template_fields if is_template(value := getattr(self, name))]
-        if not STARTS_IN_TRIGGERER or (templates and not RENDERS_IN_TRIGGERER):
-            return False
-        # An XComArg arrives there as it is, and a template that pulls an XCom there never ends.
-        return all(isinstance(template, str) and "xcom" not in template for template in templates)
+        if not templates:
+            return STARTS_IN_TRIGGERER
+        # There, None would be the string "None".
+        native = self.has_dag() and self.dag.render_template_as_native_obj  # type: ignore[no-untyped-call]
+        return RENDERS_IN_TRIGGERER and not native and all(map(_renders_in_triggerer, templates))
 
     def poke(self, context: Context) -> bool | PokeReturnValue:
         """Ask for the balance once, unless the server wants no call yet, and tell whether waiting is over."""
@@ -314,3 +347,22 @@ class StabilityBalanceSensor(BaseSensorOperator):
 
         # The gates that were locked out together do not come back together.
         return max(interval, with_jitter(locked_out))
+
+
+def _renders_in_triggerer(template: object) -> bool:
+    """Tell whether a template comes to the same in the triggerer, which does not know the DAG."""
+    if not isinstance(template, str):  # an XComArg arrives there as it is
+        return False
+    from jinja2 import TemplateError
+    from jinja2.meta import find_undeclared_variables
+    from jinja2.nodes import Filter
+    from jinja2.sandbox import SandboxedEnvironment
+
+    environment = SandboxedEnvironment()
+    try:
+        tree = environment.parse(template)
+        names = find_undeclared_variables(tree)
+    except TemplateError:
+        return False
+    filters = {each.name for each in tree.find_all(Filter)}
+    return names <= AT_HAND and filters <= environment.filters.keys()

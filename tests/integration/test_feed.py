@@ -8,12 +8,13 @@ import gc
 import threading
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from airflow.triggers.base import TaskSuccessEvent
 
-from airflow_stability.compat import AIRFLOW_VERSION
+from airflow_stability.compat import AIRFLOW_VERSION, success_event
 from airflow_stability.errors import StabilityConfigurationError, StabilityRateLimitError
 from airflow_stability.simulator import Fault, RateLimit, StabilitySimulator
 from airflow_stability.triggers.feed import observations
@@ -262,6 +263,34 @@ def test_a_trigger_that_cannot_push_the_balance_leaves_that_to_a_worker(simulato
         assert event.xcoms == {"return_value": 25.0}
     else:
         assert (event.payload["verdict"], event.payload["credits"]) == ("open", 25.0)
+
+
+@pytest.mark.skipif(AIRFLOW_VERSION < (3, 0), reason="Airflow 2.11 writes the XCom by itself")
+def test_an_xcom_is_written_to_its_end_when_its_trigger_is_cancelled(monkeypatch):
+    from airflow.sdk.execution_time.xcom import XCom
+    from asgiref.sync import async_to_sync
+
+    written = []
+
+    async def ask_the_supervisor(value):
+        await asyncio.sleep(0.3)
+        written.append(value)
+
+    # As Airflow 3.0 and 3.1 do it: a request on the triggerer's loop, whose answer somebody has to read.
+    monkeypatch.setattr(XCom, "set", lambda *, value, **_: async_to_sync(ask_the_supervisor)(value))
+    task_instance = SimpleNamespace(dag_id="dag", task_id="task", run_id="run", map_index=-1)
+
+    async def main():
+        writing = asyncio.create_task(success_event(task_instance, 25.5, do_xcom_push=True))
+        await asyncio.sleep(0.1)
+        writing.cancel()
+        await asyncio.wait([writing])
+        assert writing.cancelled()
+        await asyncio.sleep(0.5)
+
+    asyncio.run(main())
+
+    assert written == [25.5]
 
 
 def test_a_trigger_whose_argument_became_unusable_says_so():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
+from fractions import Fraction
 
 import pytest
 import responses
@@ -12,10 +13,16 @@ from airflow_stability.compat import (
     STARTS_IN_TRIGGERER,
     AirflowSensorTimeout,
     AirflowSkipException,
+    TaskDeferralError,
 )
 from airflow_stability.operators.stability import StabilityAccountOperator, StabilityBalanceOperator
 from airflow_stability.sensors.stability import StabilityBalanceSensor
 from airflow_stability.triggers.stability import StabilityBalanceTrigger
+
+try:
+    from airflow.sdk import DAG
+except ImportError:  # Airflow 2.11
+    from airflow import DAG
 
 
 @pytest.mark.parametrize(
@@ -111,8 +118,13 @@ def test_a_gate_that_starts_in_the_triggerer_has_what_its_trigger_needs():
         ({"deferrable": False}, False),
         ({"minimum_credits": "{{ params.minimum }}"}, RENDERS_IN_TRIGGERER),
         ({"organization": "{{ params.organization }}"}, RENDERS_IN_TRIGGERER),
-        # In the triggerer this would wait for ever.
+        ({"minimum_credits": "{{ dag_run.conf['a'] | float + params.b }}"}, RENDERS_IN_TRIGGERER),
+        # In the triggerer these would wait for ever, or fail.
         ({"minimum_credits": "{{ ti.xcom_pull(task_ids='other') }}"}, False),
+        ({"minimum_credits": "{{ prev_start_date_success.day }}"}, False),
+        ({"minimum_credits": "{{ a_macro_of_the_dag() }}"}, False),
+        ({"minimum_credits": "{{ params.minimum | a_filter_of_the_dag }}"}, False),
+        ({"minimum_credits": "{% if params.minimum"}, False),
     ],
 )
 def test_a_gate_starts_in_the_triggerer_where_airflow_can(arguments, starts):
@@ -134,6 +146,29 @@ def test_a_deferral_that_airflow_timed_out_is_a_timeout(flags, ending):
 
     with pytest.raises(ending, match=r"timeout of 300 s and execution_timeout of 120 s"):
         sensor.resume_execution("__fail__", {"error": words}, {})
+
+
+def test_a_gate_of_a_dag_with_native_templates_does_not_start_in_the_triggerer():
+    with DAG("native", schedule=None, render_template_as_native_obj=True):
+        assert not gate(start_from_trigger=True, organization="{{ params.organization }}").start_from_trigger
+
+
+@pytest.mark.parametrize(
+    ("flags", "ending"),
+    [
+        ({}, TaskDeferralError),
+        ({"soft_fail": True}, TaskDeferralError),
+        ({"never_fail": True}, AirflowSkipException),
+    ],
+)
+def test_a_trigger_that_broke_is_no_timeout(flags, ending):
+    with pytest.raises(ending, match="Trigger failure"):
+        gate(**flags).resume_execution("__fail__", {"error": "Trigger failure"}, {})
+
+
+def test_a_minimum_that_is_no_json_is_kept_as_a_number():
+    assert gate(minimum_credits=Fraction(17, 2)).minimum_credits == 8.5
+    assert type(gate(minimum_credits=Fraction(17, 2)).minimum_credits) is float
 
 
 def test_an_argument_that_was_unusable_in_the_triggerer_is_a_value_error():

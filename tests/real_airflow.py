@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import math
 import os
 import secrets
 import signal
@@ -51,11 +52,19 @@ class RealAirflow:
     :param dags: the folder of its DAG files.
     :param database: SQLAlchemy's URL of the database; None for SQLite in the folder.
     :param settings: Airflow's settings, as ``section__name``.
+    :param seconds: after which whoever waits for it gives up, whatever for.
     """
 
     def __init__(
-        self, folder: Path, dags: Path, *, database: str | None = None, settings: Mapping[str, object] = {}
+        self,
+        folder: Path,
+        dags: Path,
+        *,
+        database: str | None = None,
+        settings: Mapping[str, object] = {},
+        seconds: float = math.inf,
     ) -> None:
+        self.give_up = time.monotonic() + seconds
         self.home = folder / "airflow"
         self.logs = folder / "logs"
         self.task_logs = self.home / "logs"
@@ -144,6 +153,7 @@ class RealAirflow:
         return self._python(name, "-m", "airflow", *arguments)
 
     def _python(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start Python as one who has Airflow's settings."""
         with self.log_of(name).open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, *arguments],
@@ -161,16 +171,17 @@ class RealAirflow:
         :raises AirflowError: it ended with an error.
         """
         name = arguments[0]
-        if status := self.command(name, *arguments).wait():
-            raise self._failure(name, status)
+        command = self.command(name, *arguments)
+        self.wait_for(f"airflow {' '.join(arguments[:2])}", lambda: self.finished(name, command))
 
-    def execute(self, code: str) -> None:
-        """Run Python code as one who has Airflow's settings, to its end.
+    def execute(self, code: str) -> str:
+        """Run Python code as one who has Airflow's settings, to its end, and return what it has said last.
 
         :raises AirflowError: it ended with an error.
         """
-        if status := self._python("code", "-c", code).wait():
-            raise self._failure("code", status)
+        command = self._python("code", "-c", code)
+        self.wait_for("code", lambda: self.finished("code", command))
+        return self.log_of("code").read_text().rstrip().rpartition("\n")[2]
 
     def finished(self, name: str, command: subprocess.Popen[bytes]) -> bool:
         """Tell whether a command has ended, well.
@@ -196,11 +207,11 @@ class RealAirflow:
 
         :raises AirflowError: a component has ended, or time is over.
         """
-        give_up = time.monotonic() + seconds
+        give_up = min(time.monotonic() + seconds, self.give_up)
         while not (seen := look()):
             self.check()
             if time.monotonic() > give_up:
-                raise AirflowError(f"{what}: not within {seconds} s; logs: {self.logs}")
+                raise AirflowError(f"{what}: not in time; logs: {self.logs}")
             time.sleep(0.2)
         return seen
 

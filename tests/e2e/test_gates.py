@@ -39,8 +39,27 @@ from tests.e2e.gates import (
 )
 from tests.real_airflow import RealAirflow
 
-pytestmark = pytest.mark.timeout(600)
+#: Seconds for the story; it takes two or three minutes on two cores. pytest's own limit ends this process at
+#: once, and would leave Airflow's running.
+LIMIT = 600
+pytestmark = pytest.mark.timeout(LIMIT + 60)
 
+READ_DEADLINES = """
+import json
+
+from airflow.models import TaskInstance
+from airflow.models.trigger import Trigger
+from airflow.utils.session import create_session
+
+with create_session() as session:
+    rows = session.query(TaskInstance, Trigger).join(Trigger, TaskInstance.trigger_id == Trigger.id)
+    deadlines = {
+        f"{task.task_id} {task.map_index}": [str(trigger.kwargs.get("deadline")), str(task.trigger_timeout)]
+        for task, trigger in rows
+    }
+print()
+print(json.dumps(deadlines))
+"""
 SETTINGS = {
     # Tasks that start before the API server answers fail.
     "core__dags_are_paused_at_creation": True,
@@ -109,7 +128,7 @@ class Story:
 
     def __init__(self, airflow: RealAirflow, wallets: Wallets) -> None:
         self.airflow, self.wallets = airflow, wallets
-        self.deadlines: list[set[str]] = []
+        self.deadlines: list[dict[str, list[str]]] = []
         self.trouble_since: dict[str, float] = {}
         self.healed_at: dict[str, float] = {}
         self.stopped_at: dict[str, float] = {}
@@ -171,12 +190,10 @@ class Story:
             f"polls {when}", lambda: all(self.wallets.calls(connection, since=now) for connection in polled)
         )
 
-    def _deadlines(self) -> set[str]:
-        """Return what the triggers of the gates have as deadline: in their arguments, or kept by Airflow."""
-        rows = self.airflow.query(
-            "SELECT task_id, map_index, trigger_timeout FROM task_instance WHERE state = 'deferred'"
-        )
-        return {f"{task_id} {map_index} {timeout}" for task_id, map_index, timeout in rows}
+    def _deadlines(self) -> dict[str, list[str]]:
+        """Return the deadlines of the gates that wait: in their triggers' arguments, and kept by Airflow."""
+        deadlines: dict[str, list[str]] = json.loads(self.airflow.execute(READ_DEADLINES))
+        return deadlines
 
     def _begin_trouble(self) -> None:
         for name in (*TROUBLES, "two"):
@@ -200,11 +217,23 @@ class Story:
                 self.wallets.of[name].start()
 
     def _stop_two(self) -> None:
+        trigger = (
+            "SELECT trigger.created_date FROM trigger JOIN task_instance ON trigger.id = trigger_id "
+            "WHERE task_id = 'cleared'"
+        )
+        ((first,),) = self.airflow.query(trigger)
         self.airflow.execute(STOP)
         self.stopped_at["marked_failed"] = time.monotonic()
         assert self.airflow.states("stopped")["marked_failed", -1] == "failed"
-        # What is cleared starts again, and waits again. The first trigger must not outlive the second.
-        self.airflow.wait_for("cleared waits again", lambda: self._waiting("stopped") == {"cleared"})
+        # What is cleared starts again, and waits again, with another trigger.
+        self.airflow.wait_for(
+            "cleared waits again",
+            lambda: self._waiting("stopped") == {"cleared"} and self.airflow.query(trigger) != [(first,)],
+        )
+        self.airflow.wait_for(
+            "the first trigger is gone",
+            lambda: not self.airflow.query("SELECT 1 FROM trigger WHERE created_date = :first", first=first),
+        )
         self.wallets.of["cleared"].top_up(TOP_UP, "cleared")
         self.airflow.wait_for(
             "cleared has ended", lambda: self.airflow.states("stopped")["cleared", -1] == "success"
@@ -237,11 +266,10 @@ class Story:
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
-    airflow = RealAirflow(
-        tmp_path_factory.mktemp("airflow"), Path(__file__).parent / "dags", settings=SETTINGS
-    )
-    airflow.environment["PYTHONPATH"] = str(ROOT)
     wallets = Wallets()
+    folder, dags = tmp_path_factory.mktemp("airflow"), Path(__file__).parent / "dags"
+    airflow = RealAirflow(folder, dags, settings=SETTINGS, seconds=LIMIT)
+    airflow.environment["PYTHONPATH"] = str(ROOT)
     try:
         story = Story(airflow, wallets)
         story.play()
@@ -269,14 +297,14 @@ def test_mapped_gates_open(name, story):
 def test_a_killed_triggerer_does_not_move_a_deadline(story):
     before, after = story.deadlines
 
-    assert before
-    assert after <= before
+    assert {f"{name} -1" for name in OPENED} <= after.keys()
+    assert after == {name: before[name] for name in after}
     for name in LATE:
         took = story.time_of("end_date", name) - story.time_of("start_date", name)
         assert story.state(name, dag_id="late") == "failed"
         # Airflow 2.11 notes a new start when a task resumes; the triggers' rows above hold there as well.
         if AIRFLOW_VERSION >= (3, 0):
-            assert timedelta(seconds=DEADLINE) <= took <= timedelta(seconds=DEADLINE + 30)
+            assert timedelta(seconds=DEADLINE) <= took <= timedelta(seconds=DEADLINE + 120)
 
 
 def test_the_text_of_a_timeout_says_what_the_gate_saw_last(story):
@@ -318,10 +346,10 @@ def test_a_revoked_key_fails_its_gate_after_its_grace(story):
 def test_a_waiting_gate_polls_once_an_interval_through_a_minute_of(name, story):
     calls = story.wallets.calls(name, since=story.trouble_since[name])
 
-    # On a busy machine a call arrives a little later than it was made.
+    # On a busy machine a call arrives later than it was made.
     gaps = [later - earlier for earlier, later in pairwise(calls)]
-    assert not [gap for gap in gaps if gap < POKE_INTERVAL - 0.3]
-    assert len(calls) <= LASTS / POKE_INTERVAL + 2
+    assert not [gap for gap in gaps if gap < POKE_INTERVAL - 1]
+    assert len(calls) <= (story.healed_at[name] - story.trouble_since[name]) / POKE_INTERVAL + 2
     if name == "lock_out":
         assert len(calls) == 2
         assert calls[1] - calls[0] >= LOCK_OUT
@@ -337,7 +365,7 @@ def test_two_organizations_on_one_key_wait_out_its_lock_out_together(story):
     later = [record.monotonic - locked_out.monotonic for record in records]
 
     # The other organization's call may have been on its way already.
-    assert not [seconds for seconds in later if 0.3 < seconds < LOCK_OUT]
+    assert not [seconds for seconds in later if 1 < seconds < LOCK_OUT]
     assert sum(seconds >= LOCK_OUT for seconds in later) in (1, 2)
 
 

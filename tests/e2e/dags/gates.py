@@ -58,7 +58,13 @@ with DAG("gates", params={"minimum": MINIMUM}, **ONCE):
 
     for name, arguments in SHARED.items():
         gate(name, connection="shared", **arguments)
-    gate("template", connection="shared", start_from_trigger=True, minimum_credits="{{ params.minimum }}")
+    gate(
+        "template",
+        connection="shared",
+        start_from_trigger=True,
+        minimum_credits="{{ params.minimum }}",
+        organization="{{ 'shared' if ds and run_id == dag_run.run_id else 'nobody' }}",
+    )
     from_xcom = task(lambda: MINIMUM, task_id="minimum")()
     gate("from_xcom", connection="shared", start_from_trigger=True, minimum_credits=from_xcom)
     for name, arguments in MAPPED_GATES.items():

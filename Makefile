@@ -1,5 +1,5 @@
 # Everything that a person or CI runs here. Each target sets up what it needs: a fresh machine needs make and
-# a Python from 3.11, nothing else. What is set up stays below this folder.
+# a Python from 3.11, nothing else. What is set up stays below this folder, but for uv's cache.
 
 # The Airflow that `demo`, `lint` and a plain `make test` use, and all that are supported.
 AIRFLOW ?= 3.3
@@ -26,8 +26,10 @@ PYTHON_3.3 := 3.11
 PYTHON := $(PYTHON_$(AIRFLOW))
 VENV = .venvs/airflow-$(AIRFLOW)$(if $(filter-out $(PYTHON_$(AIRFLOW)),$(PYTHON)),-python-$(PYTHON))
 BIN = $(VENV)/bin
-# uv's only use is speed and --exclude-newer; one that is on the PATH will do.
-UV := $(or $(shell command -v uv 2>/dev/null),.venvs/uv/bin/uv)
+# uv's only use is speed and --exclude-newer; one that is on the PATH will do, if it is not too old.
+UV := $(or $(shell uv venv --help 2>/dev/null | grep -q -e --clear && command -v uv),.venvs/uv/bin/uv)
+# Where none fits, uv fetches a Python.
+export UV_PYTHON_INSTALL_DIR := $(CURDIR)/.venvs/pythons
 
 export PYTHONUTF8 := 1
 unexport PYTHONPATH AIRFLOW_HOME
@@ -62,11 +64,15 @@ bench: VENV := .venvs/bench
 bench: .venvs/bench/installed
 	@$(BIN)/python -m tests.benchmarks $(ARGS)
 
+# What the tests then really have is checked: the Python only if one was asked for.
+test test-e2e: export EXPECTED_AIRFLOW := $(AIRFLOW)
+test test-e2e: export EXPECTED_PYTHON := $(if $(filter command,$(firstword $(origin PYTHON))),$(PYTHON))
+
 test: $(VENV)/installed
-	@EXPECTED_AIRFLOW=$(AIRFLOW) $(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(ARGS)
 
 test-e2e: $(VENV)/installed
-	@EXPECTED_AIRFLOW=$(AIRFLOW) $(BIN)/python -m pytest --numprocesses=0 --show-capture=no tests/e2e $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses=0 --show-capture=no tests/e2e $(ARGS)
 
 test-all:
 	@set -e; for airflow in $(AIRFLOWS); do $(MAKE) --no-print-directory test test-e2e AIRFLOW=$$airflow; done

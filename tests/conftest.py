@@ -39,11 +39,12 @@ def pytest_report_header() -> str:
 
 
 def pytest_configure() -> None:
+    import platform
+
     import pytest
     from airflow import __version__
 
-    expected = os.environ.get("EXPECTED_AIRFLOW")
-    if expected and not __version__.startswith(f"{expected}."):
-        pytest.exit(
-            f"These tests were to run on Airflow {expected}, but this is {__version__}.", returncode=2
-        )
+    for name, this in (("Airflow", __version__), ("Python", platform.python_version())):
+        expected = os.environ.get(f"EXPECTED_{name.upper()}")
+        if expected and not this.startswith(f"{expected}."):
+            pytest.exit(f"These tests were to run on {name} {expected}, but this is {this}.", returncode=2)

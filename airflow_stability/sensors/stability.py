@@ -85,7 +85,7 @@ class StabilityBalanceSensor(BaseSensorOperator):
         after a first look on the worker; default: Airflow's ``[operators] default_deferrable``.
     :param start_from_trigger: with ``deferrable``, start in the triggerer, without a first look on a worker.
         Where Airflow cannot, the task defers from a worker at once, and says so: on Airflow 3.1 and 3.2,
-        mapped, with templated arguments before 3.3 or such as need an XCom, and under ``airflow dags test``.
+        mapped, with most templates, and under ``airflow dags test``. README says which templates can.
     :param end_from_trigger: with ``deferrable``, succeed in the triggerer, without another start on a worker.
         All other ends go through a worker. README says what is given up with both.
     :param kwargs: what every sensor takes: ``poke_interval`` (seconds, default 60), ``timeout`` (seconds),

@@ -28,9 +28,9 @@ MEASURES: dict[str, tuple[str, Callable[[float], str]]] = {
 
 #: Why a target is missed, by its number, for the page: to be written by whoever has found out.
 XCOM = (
-    "A gate that ends in the triggerer writes its XCom from there, and Airflow 3.3's triggerer takes two "
-    "rounds of its main loop for each request of a trigger, with all of the loop's queries in both. "
-    "`do_xcom_push=False` saves that."
+    "Airflow's triggerer closes the gates that end there one after another: each event is a few statements "
+    "in its database, and each XCom, which has to be written before the event, a round of its main loop with "
+    "all of that loop's queries. `do_xcom_push=False` saves the second."
 )
 WHY: dict[int, str] = {4: XCOM, 5: XCOM}
 

@@ -27,12 +27,16 @@ MEASURES: dict[str, tuple[str, Callable[[float], str]]] = {
 }
 
 #: Why a target is missed, by its number, for the page: to be written by whoever has found out.
-XCOM = (
-    "Airflow's triggerer closes the gates that end there one after another: each event is a few statements "
-    "in its database, and each XCom, which has to be written before the event, a round of its main loop with "
-    "all of that loop's queries. `do_xcom_push=False` saves the second."
+EVENTS = (
+    "All our gates see the same balance at the same moment, but the triggerer hands their events to "
+    "Airflow's database one after another, and a gate counts as open when that is done. This comes on top "
+    "of the interval, since the top-up is at the worst moment; those who poll for themselves spread over it."
 )
-WHY: dict[int, str] = {4: XCOM, 5: XCOM}
+XCOM = (
+    "Each XCom has to be written before the event, and is a round of the triggerer's main loop with all of "
+    "that loop's queries. `do_xcom_push=False` saves it."
+)
+WHY: dict[int, str] = {4: f"{EVENTS} {XCOM}", 5: XCOM}
 
 
 @dataclass(frozen=True)

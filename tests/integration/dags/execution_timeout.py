@@ -13,5 +13,5 @@ except ImportError:  # Airflow 2.11
 
 with DAG("execution_timeout", schedule=None, start_date=datetime(2026, 1, 1)):
     StabilityBalanceSensor(
-        task_id="gate", minimum_credits=8, soft_fail=True, execution_timeout=timedelta(seconds=1)
+        task_id="gate", minimum_credits=8, soft_fail=True, execution_timeout=timedelta(seconds=3)
     )

@@ -21,8 +21,6 @@ os.environ.update(
     AIRFLOW__CORE__LOAD_EXAMPLES="False",
     AIRFLOW__CORE__DAGS_FOLDER=str(HOME / "dags"),
     AIRFLOW__LOGGING__LOGGING_LEVEL="INFO",
-    # At every start, Airflow 3.1 and later print what alembic says of itself.
-    AIRFLOW__LOGGING__NAMESPACE_LEVELS="alembic=WARNING",
     # Left out, Airflow 2.11 warns at every import.
     AIRFLOW__METRICS__TIMER_UNIT_CONSISTENCY="True",
 )

@@ -28,6 +28,18 @@ def simulator() -> Iterator[StabilitySimulator]:
         yield simulator
 
 
+@pytest.fixture
+def connection(simulator: StabilitySimulator, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Make the default connection one to the simulator, and return a function that makes it anew."""
+
+    def connect(key: str | None = None) -> None:
+        uri = f"{simulator.connection_uri(key)}?api_version=v1"
+        monkeypatch.setenv("AIRFLOW_CONN_STABILITY_DEFAULT", uri)
+
+    connect()
+    return connect
+
+
 @pytest.fixture(scope="session")
 def airflow_database() -> None:
     """Make Airflow's database, and a folder of DAGs: the examples and those of the tests."""

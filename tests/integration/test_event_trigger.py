@@ -13,17 +13,8 @@ from airflow_stability.simulator import Fault
 
 PUBLIC = "airflow_stability.triggers.stability"
 
+pytestmark = pytest.mark.usefixtures("connection")
 airflow_3 = pytest.mark.skipif(AIRFLOW_VERSION < (3, 0), reason="Airflow 2.11 has no asset watchers")
-
-
-@pytest.fixture(autouse=True)
-def connection(simulator, monkeypatch):
-    def connect(key=None):
-        uri = f"{simulator.connection_uri(key)}?api_version=v1"
-        monkeypatch.setenv("AIRFLOW_CONN_STABILITY_DEFAULT", uri)
-
-    connect()
-    return connect
 
 
 @pytest.fixture

@@ -21,15 +21,7 @@ from airflow_stability.simulator import Fault, RateLimit, StabilitySimulator
 from airflow_stability.triggers.feed import observations
 from airflow_stability.triggers.stability import StabilityBalanceTrigger
 
-
-@pytest.fixture(autouse=True)
-def connection(simulator, monkeypatch):
-    def connect(key=None):
-        uri = f"{simulator.connection_uri(key)}?api_version=v1"
-        monkeypatch.setenv("AIRFLOW_CONN_STABILITY_DEFAULT", uri)
-
-    connect()
-    return connect
+pytestmark = pytest.mark.usefixtures("connection")
 
 
 async def follow(count, *, interval=0.3, organization=None, conn_id="stability_default", **options):

@@ -46,6 +46,7 @@ class Server:
         self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
         self.connections: list[socket.socket] = []
         self.bytes_sent = 0
+        self.hung_up = threading.Event()
         self.closing = threading.Event()
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
@@ -128,6 +129,7 @@ def answer(serve):
             read_request(connection)
             server.send(connection, *pieces)
             connection.shutdown(socket.SHUT_WR)
+            server.hung_up.set()
             connection.recv(1)
 
         return serve(talk)
@@ -467,8 +469,10 @@ def test_a_bomb_is_not_unpacked(answer):
     ids=["http-1.0", "no-reason", "continue", "chunked", "newlines", "two-answers"],
 )
 def test_an_odd_answer_is_read_all_the_same(answer, sent):
-    with client_of(answer(sent).url) as client:
+    server = answer(sent)
+    with client_of(server.url) as client:
         assert client.get_balance().credits == 5
+        assert server.hung_up.wait(5)
         assert client.get_balance().credits == 5  # on another connection: nothing is left of the first
 
 

@@ -205,10 +205,11 @@ class World:
             self._connect(case, key)
         return key
 
-    def _connect(self, case: Case, key: str) -> None:
+    def _connect(self, case: Case, key: str, *, running: bool = False) -> None:
         uri = f"{self._simulator.connection_uri(key)}?api_version=v1"
-        if case.mode == "deferrable":
-            # Airflow's DAG.test() lets a trigger read connections from the environment only.
+        # Airflow's DAG.test() lets a trigger read connections from the environment only, and SQLite is not to
+        # be written to beside the run. What the environment says counts before the database.
+        if running or case.mode == "deferrable":
             os.environ[f"AIRFLOW_CONN_{case.task_id.upper()}"] = uri
         else:
             self._set_connection(case.task_id, uri)
@@ -226,6 +227,7 @@ class World:
                         self._simulator.revoke_key(self._keys[case.task_id])
                     case "rotate":
                         # In this order, or a poke in between would find the old key refused and no other.
-                        self._connect(case, self._simulator.add_key(account=f"user-{case.task_id}"))
+                        new = self._simulator.add_key(account=f"user-{case.task_id}")
+                        self._connect(case, new, running=True)
                         self._simulator.revoke_key(self._keys[case.task_id])
                         self._simulator.set_credits(50.25, case.task_id)

@@ -1,6 +1,7 @@
 """What can go wrong between this package and the Stability API. Imports nothing.
 
-Callers ask one question, "may this pass?", and the tree's two branches answer it::
+Callers ask one question, "may I ask again?", and the tree's three branches answer it: yes, it may pass;
+not before somebody changes something; not before somebody has looked, since the call may have been paid for::
 
     StabilityError
     ├── StabilityTransientError              may pass by itself: ask again later
@@ -10,14 +11,15 @@ Callers ask one question, "may this pass?", and the tree's two branches answer i
     │   ├── StabilityUnavailableError        408, 425, 5xx, or `temporary: true` in the body
     │   ├── StabilityMalformedAnswerError    an answer that is not what the API documents
     │   └── StabilityBlockedError            a 403 that is not the API's own: a firewall speaking
-    └── StabilityPermanentError              will not pass until somebody changes something
-        ├── StabilityConfigurationError      a setting that cannot work (also a ValueError)
-        ├── StabilityAuthenticationError     401: the API key is missing or refused
-        ├── StabilityPaymentRequiredError    402: not enough credits for this call
-        ├── StabilityPermissionError         403: the key may not do this
-        ├── StabilityNotFoundError           404, 410
-        ├── StabilityRedirectError           3xx: never followed, the key would go along
-        └── StabilityRequestError            every other 4xx
+    ├── StabilityPermanentError              will not pass until somebody changes something
+    │   ├── StabilityConfigurationError      a setting that cannot work (also a ValueError)
+    │   ├── StabilityAuthenticationError     401: the API key is missing or refused
+    │   ├── StabilityPaymentRequiredError    402: not enough credits for this call
+    │   ├── StabilityPermissionError         403: the key may not do this
+    │   ├── StabilityNotFoundError           404, 410
+    │   ├── StabilityRedirectError           3xx: never followed, the key would go along
+    │   └── StabilityRequestError            every other 4xx
+    └── StabilityOutcomeUnknownError         a call that may cost was sent, its answer never came whole
 """
 
 from __future__ import annotations
@@ -63,13 +65,19 @@ class StabilityTransientError(StabilityError):
 
 
 class StabilityNetworkError(StabilityTransientError):
-    """The API could not be reached, or the connection broke."""
+    """The API could not be reached, or the connection broke.
+
+    Asking again does no harm: nothing was sent yet, or it was a call that changes nothing, such as GET.
+    """
 
     advice = "If it goes on, check host, port and schema, then the network, the proxy and the CA settings."
 
 
 class StabilityTimeoutError(StabilityTransientError):
-    """The API did not answer completely in time."""
+    """The API did not answer completely in time.
+
+    Asking again does no harm: nothing was sent yet, or it was a call that changes nothing, such as GET.
+    """
 
     advice = "Raise request_timeout if the API is only slow."
 
@@ -140,3 +148,17 @@ class StabilityRequestError(StabilityPermanentError):
     """Any other 4xx: the API cannot take this request as it is."""
 
     advice = "Check the arguments of the call."
+
+
+class StabilityOutcomeUnknownError(StabilityError):
+    """A call that may cost was sent, or may have been, and its answer never came or not to its end.
+
+    On neither of the other branches: no rule may repeat such a call, because it may be paid for twice, nor
+    say that it failed, because the image may have been made. ``status`` is set where the answer broke off
+    after it: a 2xx says that the call was accepted.
+    """
+
+    advice = (
+        "The call may have been accepted and paid for: look at the balance, or for its output, "
+        "before you call again."
+    )

@@ -24,6 +24,7 @@ from airflow_stability.errors import (
     StabilityError,
     StabilityNetworkError,
     StabilityNotFoundError,
+    StabilityOutcomeUnknownError,
     StabilityPermanentError,
     StabilityRedirectError,
     StabilityTimeoutError,
@@ -38,6 +39,10 @@ DEFAULT_CLIENT_ID = "airflow-provider-stability"
 
 #: Bytes that an answer of the user endpoints, or an error, may have. Real ones have a few hundred.
 LARGEST_ANSWER = 1024 * 1024
+
+#: Methods that ask for nothing to be done (RFC 9110, section 9.2.1): such a call costs nothing, and one
+#: without an answer may be made again. TRACE, the fourth of them, no API answers.
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 # base URL -> the API version that answered there last, for all clients of the process.
 _answering: dict[str, str] = {}
@@ -94,6 +99,9 @@ class StabilityClient:
         self.retry_deadline = settings.check_seconds("retry_deadline", retry_deadline, zero=True)
         #: The API version that the last account or balance of this client came from.
         self.answered_version: str | None = None
+        #: How many calls of this client with another method than GET, HEAD and OPTIONS were answered with
+        #: 2xx, that is: accepted, and perhaps paid for. One whose body broke off after the status counts too.
+        self.accepted = 0
         self._client_headers = {
             "Stability-Client-ID": settings.check_header("client_id", client_id),
             "Stability-Client-Version": __version__,
@@ -169,6 +177,11 @@ class StabilityClient:
     ) -> requests.Response:
         """Call any other path of the API with the same key, limits and errors. Only GET is repeated.
 
+        A call with another method than GET, HEAD and OPTIONS may be paid for. One that was sent, or may have
+        been, and got no complete answer raises StabilityOutcomeUnknownError: whoever made it again might pay
+        twice. Those three only ask, so that theirs is a transient failure; and so it is for every method
+        where nothing was sent for certain: no address, no connection, no TLS, no way through the proxy.
+
         :param method: HTTP method, such as ``POST``.
         :param path: path such as ``/v2beta/stable-image/generate/core``.
         :param timeout: seconds instead of ``request_timeout`` for this call: generating takes longer than
@@ -177,6 +190,7 @@ class StabilityClient:
         :param kwargs: what ``requests.Request`` takes: ``params``, ``data``, ``json``, ``files``.
         :returns: the answer, its body read, with a status from 200 to 299.
         :raises StabilityPaymentRequiredError: 402, the organization has too few credits for this call.
+        :raises StabilityOutcomeUnknownError: the call may have been accepted and paid for.
         :raises StabilityTransientError: it may pass.
         :raises StabilityPermanentError: the API refuses, or the arguments cannot be sent.
         """
@@ -270,7 +284,7 @@ class StabilityClient:
         # its context would carry the request, and with it the key, to whoever collects tracebacks.
         failure: StabilityError | None = None
         response: requests.Response | None = None
-        body = b""
+        body, broken = b"", ""
         handled = sys.exception()  # the caller's own, if this is called while one is handled
         with TimeLimit(2 * timeout) as limit:
             try:
@@ -283,28 +297,40 @@ class StabilityClient:
                         prepared.url, dict(self._proxies), True, self._ca_bundle, None
                     ),
                 )
+                if method not in SAFE_METHODS and _succeeded(response, user_endpoint=False):
+                    self.accepted += 1  # before the body is read: nothing that happens there can undo it
                 with response:
                     body = _read(response, largest)
             except UnreadableAnswerError as unreadable:
                 failure = malformed(f"{call} answered 200, but the body {unreadable}", status=200)
             except (OSError, HTTPError, ValueError) as error:  # OSError: requests' exceptions are among them
-                reason = _innermost(error, handled)
-                limit.expired |= isinstance(reason, TimeoutError | requests.Timeout)
-                failure = self._network_error(call, reason)
+                timed_out, broken = self._reason(error, handled)
+                limit.expired |= timed_out
         if response is not None and not _succeeded(response, user_endpoint=largest is not None):
             # What the status says counts, whatever became of the body.
             failure = error_from_answer(
                 response.status_code, response.headers, body, call=call, secrets=self._secrets
             )
-        elif limit.expired:
-            failure = StabilityTimeoutError(
-                f"{call} got no complete answer: waited {timeout:g} s to connect or for the answer. "
-                f"{StabilityTimeoutError.advice}"
+        elif limit.expired or broken:
+            what = f" from {self.base_url}: {broken}"
+            if limit.expired:
+                what = f": waited {timeout:g} s to connect or for the answer"
+            failure = _no_answer(
+                f"{call} got no complete answer{what}",
+                timed_out=limit.expired,
+                harmless=limit.unsent or method in SAFE_METHODS,
+                status=response.status_code if response is not None else None,
             )
         if failure is not None:
             raise failure
         assert response is not None
         return response, body
+
+    def _reason(self, error: BaseException, handled: BaseException | None) -> tuple[bool, str]:
+        """Return whether an exchange failed for want of time, and what is to be told of it."""
+        reason = _innermost(error, handled)
+        told = clean(f"{type(reason).__name__}: {reason}", self._secrets).rstrip(".")
+        return isinstance(reason, TimeoutError | requests.Timeout), told
 
     def _prepare(self, method: str, path: str, **kwargs: Any) -> requests.PreparedRequest:
         try:
@@ -318,12 +344,6 @@ class StabilityClient:
             reason = clean(str(error), self._secrets)
         shown = clean(path, self._secrets)[:80]
         raise StabilityConfigurationError(f"{method} {shown!r} cannot be sent: {reason}.")
-
-    def _network_error(self, call: str, error: BaseException) -> StabilityNetworkError:
-        reason = clean(f"{type(error).__name__}: {error}", self._secrets).rstrip(".")
-        return StabilityNetworkError(
-            f"{call} got no complete answer from {self.base_url}: {reason}. {StabilityNetworkError.advice}"
-        )
 
 
 class _KeyAuth(AuthBase):
@@ -340,6 +360,20 @@ class _KeyAuth(AuthBase):
 
 def _succeeded(response: requests.Response, *, user_endpoint: bool) -> bool:
     return response.status_code == 200 if user_endpoint else 200 <= response.status_code <= 299
+
+
+def _no_answer(what: str, *, timed_out: bool, harmless: bool, status: int | None) -> StabilityError:
+    """Return the error for a call that was not refused and has no complete answer.
+
+    :param harmless: whether the call may be made again by rule.
+    :param status: the 2xx after which the answer broke off.
+    """
+    if harmless:
+        kind = StabilityTimeoutError if timed_out else StabilityNetworkError
+        return kind(f"{what}. {kind.advice}")
+    if status is not None:
+        what += f"; its status was {status}"
+    return StabilityOutcomeUnknownError(f"{what}. {StabilityOutcomeUnknownError.advice}", status=status)
 
 
 def _innermost(error: BaseException, handled: BaseException | None) -> BaseException:

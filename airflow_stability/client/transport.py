@@ -35,11 +35,15 @@ class TimeLimit:
     The exchange then fails, or seems to have ended early: ask ``limit.expired`` after either. Looking up
     the host name cannot be cut; the resolver's own limits apply there.
 
+    It is told as well how far an exchange came: ``limit.unsent`` after a failure means that not one byte of
+    the request has left, and is False wherever that is not certain.
+
     :param seconds: how long the exchange may take as a whole.
     """
 
     def __init__(self, seconds: float) -> None:
         self.expired = False
+        self.unsent = False
         self._socket: socket.socket | None = None
         self._lock = threading.Lock()
         self._timer = threading.Timer(seconds, self._cut)
@@ -103,7 +107,9 @@ class _BoundedResponse(http.client.HTTPResponse):
 
 
 class _WatchedHTTPConnection(HTTPConnection):
-    """Tells the time limit which socket it uses: from connecting on, and when it is used again."""
+    """Tells the time limit which socket it uses: from connecting on, and when it is used again. And when a
+    request begins to leave.
+    """
 
     response_class = _BoundedResponse
 
@@ -123,6 +129,20 @@ class _WatchedHTTPConnection(HTTPConnection):
         if self.sock is not None:
             _watch(self.sock)
         super().putrequest(*args, **kwargs)
+
+    def endheaders(self, *args: Any, **kwargs: Any) -> None:
+        """Send what was put together so far: up to here nothing of a request has left.
+
+        What a proxy is asked to connect to, and TLS's own talk, go by other ways.
+        """
+        if self.sock is None:
+            self.connect()  # http.client would, in the same breath as it sends the first byte
+        limit = _current.get()
+        if limit is not None:
+            if limit.expired:
+                raise TimeoutError("connecting took too long")  # the socket is cut: do not begin to send
+            limit.unsent = False
+        super().endheaders(*args, **kwargs)
 
 
 class _WatchedHTTPSConnection(_WatchedHTTPConnection, HTTPSConnection):
@@ -144,7 +164,17 @@ class _WatchedHTTPSPool(HTTPSConnectionPool):
 
 
 class _WatchedAdapter(HTTPAdapter):
-    """requests' own adapter, with connections that tell the time limit which socket they use."""
+    """requests' own adapter, with connections that tell the time limit which socket they use.
+
+    A request that it takes is unsent until one of them says otherwise. One that something else takes, such as
+    a stand-in for the network in a test, is not known to be.
+    """
+
+    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
+        limit = _current.get()
+        if limit is not None:
+            limit.unsent = True  # this is requests' first step with a request
+        return super().get_connection_with_tls_context(*args, **kwargs)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)

@@ -22,10 +22,13 @@ from airflow_stability.errors import (
     StabilityError,
     StabilityMalformedAnswerError,
     StabilityNetworkError,
+    StabilityOutcomeUnknownError,
     StabilityPaymentRequiredError,
     StabilityRateLimitError,
     StabilityRedirectError,
+    StabilityRequestError,
     StabilityTimeoutError,
+    StabilityUnavailableError,
 )
 
 KEY = "sk-THIS0is0SECRET0aBcDeFgH"
@@ -206,7 +209,7 @@ def test_the_answer_to_any_other_call_does_not_hold_it_either(serve):
         server.send(connection, b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
         server.drip(connection, b" ")
 
-    failure_of(serve(talk), StabilityTimeoutError, post)
+    failure_of(serve(talk), StabilityOutcomeUnknownError, post)
 
 
 @pytest.mark.parametrize("begin", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 14\r\n\r\n{"])
@@ -251,7 +254,7 @@ def test_a_server_that_takes_a_body_slowly_does_not_hold_a_call(serve):
     def upload(client):
         client.request("POST", "/v1/x", data=(b"x" * 65536 for _ in itertools.count()))
 
-    failure_of(serve(talk), StabilityTimeoutError, upload)
+    failure_of(serve(talk), StabilityOutcomeUnknownError, upload)  # it may do with what it has
 
 
 @pytest.fixture(scope="module")
@@ -552,12 +555,242 @@ def test_no_thread_and_no_connection_is_left_behind(serve):
     assert threading.active_count() <= before
 
 
-def test_a_refused_post_is_sent_once(serve):
+# Calls that may be paid for
+
+PAID_FOR = b"a lighthouse"
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n"
+
+
+def hang_up(server, connection):
+    """End the connection in good order."""
+
+
+def reset(server, connection):
+    time.sleep(0.05)  # let what was sent be read: a reset overtakes it
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def say_nothing_more(server, connection):
+    server.closing.wait()
+
+
+def drip(server, connection):
+    server.drip(connection, b" ")
+
+
+def speak_ssh(server, connection):
+    server.send(connection, b"SSH-2.0-OpenSSH_9.6\r\n")
+    connection.recv(1024)
+
+
+class Till:
+    """A server that notes every request that reaches it, begins to answer, and does not get to the end."""
+
+    def __init__(self, serve, end, begin: bytes = b"", **kwargs) -> None:
+        self.heads: list[bytes] = []
+
+        def talk(server, connection):
+            head = read_request(connection)
+            self.heads.append(head)
+            if head.startswith(b"POST "):
+                # To its end: whoever closes with something unread resets, and takes back what was sent.
+                unread = len(PAID_FOR)
+                while unread:
+                    unread -= len(connection.recv(unread))
+            server.send(connection, begin)
+            end(server, connection)
+
+        self.server = serve(talk, **kwargs)
+
+
+def outcome_of_a_post(url: str, kind: type[StabilityError], **kwargs) -> tuple[StabilityError, int]:
+    """Make a POST that fails, and return its error and how many calls its client calls accepted."""
+    with client_of(url, retry_deadline=60, **kwargs) as client:
+        began = time.monotonic()
+        with pytest.raises(kind) as failure:
+            client.request("POST", "/v1/x", data=PAID_FOR)
+        assert time.monotonic() - began < SOON
+        assert type(failure.value) is kind
+        assert failure.value.__context__ is None
+        assert KEY not in str(failure.value)
+        return failure.value, client.accepted
+
+
+@pytest.mark.parametrize("end", [hang_up, reset, say_nothing_more, drip])
+@pytest.mark.parametrize(
+    ("begin", "status"),
+    [
+        (b"", None),
+        (b"HTTP/1.1 2", None),
+        (HEAD, 200),
+        (HEAD + b"half an image", 200),
+        (b"HTTP/1.1 202 Accepted\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n", 202),
+    ],
+    ids=["nothing", "status", "head", "length", "chunks"],
+)
+def test_the_outcome_of_a_post_without_a_complete_answer_is_unknown(serve, end, begin, status):
+    till = Till(serve, end, begin)
+    failure, accepted = outcome_of_a_post(till.server.url, StabilityOutcomeUnknownError)
+    assert str(failure).startswith("POST /v1/x got no complete answer")
+    assert (f"; its status was {status}. " in str(failure)) is (status is not None)
+    assert str(failure).endswith(StabilityOutcomeUnknownError.advice)
+    assert failure.status == status
+    assert accepted == (status is not None)
+    assert len(till.heads) == 1
+    assert till.heads[0].startswith(b"POST /v1/x HTTP/1.1\r\n")
+
+
+@pytest.mark.parametrize("end", [hang_up, reset, say_nothing_more])
+def test_the_outcome_of_a_post_over_tls_is_unknown_too(serve, tls, certificate, end):
+    till = Till(serve, end, HEAD, tls=tls)
+    _, accepted = outcome_of_a_post(till.server.url, StabilityOutcomeUnknownError, ca_bundle=certificate)
+    assert (accepted, len(till.heads)) == (1, 1)
+
+
+def test_the_outcome_of_a_post_on_a_connection_that_was_used_before_is_unknown(serve):
     heads = []
 
     def talk(server, connection):
+        read_request(connection)
+        server.send(connection, BALANCE)
         heads.append(read_request(connection))
 
-    failure_of(serve(talk), StabilityNetworkError, post, retry_deadline=60)
-    assert len(heads) == 1
-    assert heads[0].startswith(b"POST /v1/x HTTP/1.1\r\n")
+    server = serve(talk)
+    with client_of(server.url) as client:
+        client.get_balance()
+        with pytest.raises(StabilityOutcomeUnknownError):
+            post(client)
+        assert client.accepted == 0
+    assert (len(heads), len(server.connections)) == (1, 1)
+
+
+@pytest.mark.parametrize("status", [400, 402, 500, 502, 504])
+def test_an_error_status_is_an_answer_whatever_becomes_of_its_body(serve, status):
+    kinds = {400: StabilityRequestError, 402: StabilityPaymentRequiredError}
+    till = Till(serve, hang_up, b"HTTP/1.1 %d No\r\nContent-Length: 100\r\n\r\n{" % status)
+    failure, accepted = outcome_of_a_post(till.server.url, kinds.get(status, StabilityUnavailableError))
+    assert (failure.status, accepted, len(till.heads)) == (status, 0, 1)
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
+@pytest.mark.parametrize(
+    ("end", "kind"), [(reset, StabilityNetworkError), (say_nothing_more, StabilityTimeoutError)]
+)
+def test_a_lost_answer_to_a_call_that_only_asks_is_a_transient_failure(serve, method, end, kind):
+    failure_of(Till(serve, end).server, kind, lambda client: client.request(method, "/v1/x"))
+
+
+def test_a_post_to_a_port_where_nobody_listens_was_not_sent(serve):
+    server = serve(hang_up)
+    server.close()
+    failure, _ = outcome_of_a_post(server.url, StabilityNetworkError)
+    assert "refused" in str(failure)
+
+
+def test_a_post_to_a_name_that_nobody_knows_was_not_sent(monkeypatch):
+    def unknown(*args, **kwargs):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    failure, _ = outcome_of_a_post("https://stability.example", StabilityNetworkError)
+    assert "Name or service not known" in str(failure)
+
+
+def test_a_post_that_gets_no_connection_in_time_was_not_sent():
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):  # what comes after these is neither accepted nor refused
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        outcome_of_a_post(f"http://127.0.0.1:{full.getsockname()[1]}", StabilityTimeoutError)
+
+
+def test_a_post_whose_time_was_up_before_there_was_a_connection_was_not_sent(serve, monkeypatch):
+    till = Till(serve, hang_up)
+    resolve = socket.getaddrinfo
+
+    def resolve_slowly(*args, **kwargs):
+        time.sleep(3 * TIMEOUT)
+        return resolve(*args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_slowly)
+    outcome_of_a_post(till.server.url, StabilityTimeoutError)
+    till.server.close()
+    assert till.heads == []
+
+
+def test_a_post_to_a_server_that_nobody_vouches_for_was_not_sent(serve, tls):
+    till = Till(serve, hang_up, tls=tls)
+    failure, _ = outcome_of_a_post(till.server.url, StabilityNetworkError)
+    assert "certificate verify failed" in str(failure)
+    till.server.close()
+    assert till.heads == []
+
+
+@pytest.mark.parametrize(
+    ("end", "kind"),
+    [
+        (hang_up, StabilityNetworkError),
+        (reset, StabilityNetworkError),
+        (say_nothing_more, StabilityTimeoutError),
+        (speak_ssh, StabilityNetworkError),
+    ],
+)
+def test_a_post_that_does_not_get_through_the_handshake_was_not_sent(serve, end, kind):
+    server = serve(end)
+    outcome_of_a_post(f"https://127.0.0.1:{server.port}", kind)
+
+
+@pytest.mark.parametrize("url", ["https://stability.example", "http://stability.example"])
+def test_a_post_by_way_of_a_proxy_that_cannot_be_reached_was_not_sent(serve, url):
+    proxy = serve(hang_up)
+    proxy.close()
+    failure, _ = outcome_of_a_post(
+        url, StabilityNetworkError, proxy=f"http://u:pw@127.0.0.1:{proxy.port}", allow_http=True
+    )
+    assert "refused" in str(failure)
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "kind"),
+    [
+        (b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", hang_up, StabilityNetworkError),
+        (b"HTTP/1.1 502 Bad Gateway\r\n\r\n", hang_up, StabilityNetworkError),
+        (b"", hang_up, StabilityNetworkError),
+        (b"", reset, StabilityNetworkError),
+        (b"", say_nothing_more, StabilityTimeoutError),
+        (b"HTTP/1.1 200 OK\r\nX: ", drip, StabilityTimeoutError),
+        (b"HTTP/1.1 200 OK\r\n\r\n", reset, StabilityNetworkError),
+    ],
+)
+def test_a_post_that_gets_no_tunnel_through_a_proxy_was_not_sent(serve, begin, end, kind):
+    proxy = Till(serve, end, begin)
+    outcome_of_a_post("https://stability.example", kind, proxy=f"http://u:pw@127.0.0.1:{proxy.server.port}")
+    assert len(proxy.heads) == 1
+    assert proxy.heads[0].startswith(b"CONNECT stability.example:443 ")
+
+
+def test_the_outcome_of_a_post_that_a_proxy_took_to_pass_it_on_is_unknown(serve):
+    proxy = Till(serve, reset)
+    outcome_of_a_post(
+        "http://stability.example",
+        StabilityOutcomeUnknownError,
+        proxy=f"http://u:pw@127.0.0.1:{proxy.server.port}",
+        allow_http=True,
+    )
+    assert len(proxy.heads) == 1
+    assert proxy.heads[0].startswith(b"POST http://stability.example/v1/x ")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HTTPS_PROXY", "odd://u:pw@proxy.example"),
+        ("HTTPS_PROXY", "http://u:pw@proxy.example:99999"),
+        ("REQUESTS_CA_BUNDLE", "/no/such/file"),
+    ],
+)
+def test_a_post_that_fails_before_there_is_anything_to_connect_to_was_not_sent(monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    outcome_of_a_post("https://stability.example", StabilityNetworkError)

@@ -26,6 +26,7 @@ from airflow_stability.errors import (
     StabilityMalformedAnswerError,
     StabilityNetworkError,
     StabilityNotFoundError,
+    StabilityOutcomeUnknownError,
     StabilityPaymentRequiredError,
     StabilityPermanentError,
     StabilityRateLimitError,
@@ -408,7 +409,7 @@ def test_a_refusal_is_not_tried_again(api, base_url, status):
 )
 def test_only_get_is_ever_repeated(api, base_url, method, failure):
     api.add(method.upper(), f"{base_url}/v2beta/generate", **failure)
-    with pytest.raises(StabilityTransientError):
+    with pytest.raises((StabilityTransientError, StabilityOutcomeUnknownError)):
         StabilityClient(KEY, base_url=base_url).request(method, "/v2beta/generate")
     assert len(sent(api)) == 1
 
@@ -533,9 +534,89 @@ def test_a_call_can_have_a_timeout_of_its_own(api, base_url):
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 206])
-def test_every_success_is_a_success_of_request(api, base_url, status):
+def test_every_success_is_a_success_of_request_and_counts_as_accepted(api, base_url, status):
     api.post(f"{base_url}/v1/x", status=status)
-    assert StabilityClient(KEY, base_url=base_url).request("POST", "/v1/x").status_code == status
+    client = StabilityClient(KEY, base_url=base_url)
+    assert client.accepted == 0
+    assert client.request("POST", "/v1/x").status_code == status
+    assert client.accepted == 1
+
+
+# Calls that may be paid for
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "post"])
+@pytest.mark.parametrize(
+    "raised",
+    [
+        requests.ReadTimeout("x"),
+        requests.ConnectionError("reset"),
+        requests.exceptions.ChunkedEncodingError("broken"),
+        requests.exceptions.SSLError("bad record mac"),
+        ConnectionResetError("reset"),
+        ValueError("odd"),
+    ],
+)
+def test_where_it_is_not_certain_that_nothing_was_sent_the_outcome_is_unknown(api, base_url, method, raised):
+    api.add(method.upper(), f"{base_url}/v1/x", body=raised)
+    client = StabilityClient(KEY, base_url=base_url)
+    with pytest.raises(StabilityOutcomeUnknownError, match="/v1/x got no complete answer") as failure:
+        client.request(method, "/v1/x")
+    assert "may have been accepted and paid for: look at the balance" in str(failure.value)
+    assert failure.value.__context__ is None
+    assert (failure.value.status, client.accepted) == (None, 0)
+    assert not isinstance(failure.value, StabilityTransientError | StabilityPermanentError)
+    assert len(sent(api)) == 1
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
+@pytest.mark.parametrize(
+    ("raised", "kind"),
+    [(requests.ReadTimeout("x"), StabilityTimeoutError), (OSError("reset"), StabilityNetworkError)],
+)
+def test_a_call_that_only_asks_may_be_made_again(api, base_url, method, raised, kind):
+    api.add(method, f"{base_url}/v1/x", body=raised)
+    with pytest.raises(kind):
+        StabilityClient(KEY, base_url=base_url, retry_deadline=0).request(method, "/v1/x")
+
+
+@pytest.mark.parametrize("status", [101, 302, 304, 400, 402, 403, 429, 500, 502, 504, 999])
+def test_a_call_that_was_not_answered_with_success_is_not_accepted(api, base_url, status):
+    api.post(f"{base_url}/v1/x", status=status)
+    client = StabilityClient(KEY, base_url=base_url)
+    with pytest.raises((StabilityTransientError, StabilityPermanentError)) as failure:
+        client.request("POST", "/v1/x")
+    assert (failure.value.status, client.accepted) == (status, 0)
+
+
+def test_calls_that_only_ask_are_not_counted_as_accepted(api, base_url):
+    api.get(f"{base_url}/v1/user/balance", json={"credits": 5})
+    client = StabilityClient(KEY, base_url=base_url, api_version="v1")
+    client.get_balance()
+    for method in ("GET", "HEAD", "OPTIONS"):
+        api.add(method, f"{base_url}/v1/x")
+        client.request(method, "/v1/x")
+    assert client.accepted == 0
+
+
+def test_a_success_whose_body_cannot_be_unpacked_was_accepted(api, base_url):
+    api.post(f"{base_url}/v1/x", body=b"no gzip", headers={"Content-Encoding": "gzip"})
+    client = StabilityClient(KEY, base_url=base_url)
+    with pytest.raises(StabilityOutcomeUnknownError, match="its status was 200") as failure:
+        client.request("POST", "/v1/x")
+    assert (failure.value.status, client.accepted) == (200, 1)
+
+
+@pytest.mark.parametrize(
+    "raised", [requests.ConnectionError(f"cannot reach {KEY}"), ValueError(f"invalid chunk {KEY}")]
+)
+def test_a_key_does_not_get_into_the_text_of_an_unknown_outcome(api, base_url, raised):
+    api.post(f"{base_url}/v1/x", body=raised)
+    with pytest.raises(StabilityOutcomeUnknownError) as failure:
+        StabilityClient(KEY, base_url=base_url, proxy=PROXY).request("POST", "/v1/x")
+    assert KEY not in all_said(failure.value)
+    assert KEY not in locals_of(failure.value)
+    assert "PASSWORD" not in locals_of(failure.value)
 
 
 # Answers

@@ -1,11 +1,16 @@
-"""StabilityClient: the two calls of the Stability user API, and a way to the rest of it."""
+"""StabilityClient: the two calls of the Stability user API, and a way to the rest of it.
+
+And :func:`check_response` for those who have a way of their own: the same errors for their answers.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar
+from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import requests
@@ -346,6 +351,27 @@ class StabilityClient:
         raise StabilityConfigurationError(f"{method} {shown!r} cannot be sent: {reason}.")
 
 
+def check_response(response: requests.Response) -> requests.Response:
+    """Return an answer that was got with one's own requests code, or raise the error that it stands for.
+
+    ::
+
+        answer = check_response(requests.post(url, headers={"authorization": f"Bearer {key}"}, files=form))
+
+    The error's text holds neither what the request sent as its ``Authorization`` nor its query string.
+
+    :param response: the answer. A 2xx comes back as it is: nothing of its body is read here. Of any other
+        that was streamed up to 1 MiB is read, under the read timeout that it was asked for with, and it is
+        closed.
+    :raises StabilityError: any status but 200 to 299, redirects included: of the same kind and with the same
+        facts as if :class:`StabilityClient` had got that answer. (What requests raises where no answer came
+        is not for this function: whether such a call may be made again, it could not tell.)
+    """
+    if response.status_code is not None and _succeeded(response, user_endpoint=False):
+        return response
+    raise _foreign_error(response)
+
+
 class _KeyAuth(AuthBase):
     """Sets the Authorization header. Keeps the key out of the session's headers, and out of every repr."""
 
@@ -391,6 +417,57 @@ def _read(response: requests.Response, largest: int | None) -> bytes:
     if response.headers.get("Content-Encoding", "identity") != "identity":
         raise UnreadableAnswerError("is compressed, which was not asked for")
     return read_limited(response, largest or LARGEST_ANSWER)
+
+
+def _foreign_error(response: requests.Response) -> StabilityError:
+    """Return the error that an answer of others stands for, and close it."""
+    secrets = Secrets(_authorizations(response))
+    body = b""
+    with contextlib.suppress(UnreadableAnswerError, OSError, HTTPError, ValueError):
+        body = _read_foreign(response)
+    if response.raw is not None:
+        response.close()
+    status = response.status_code or 0  # one made by hand may have none
+    call = clean(_call_of(response), secrets)
+    return error_from_answer(status, response.headers, body, call=call, secrets=secrets)
+
+
+def _read_foreign(response: requests.Response) -> bytes:
+    """Read an error's body. Unlike those that this client asks for, it may well be compressed."""
+    if response.is_redirect:
+        return b""
+    if response.raw is None:  # made by hand, or it was pickled
+        return response.content or b""
+    encoding = response.headers.get("Content-Encoding", "identity").lower()
+    # `_content`: requests has no other word for "read already"; those bytes are unpacked.
+    if not isinstance(response._content, bytes) and encoding not in ("identity", "gzip", "deflate"):
+        raise UnreadableAnswerError("is compressed in a way that has no bounds")
+    return read_limited(response, LARGEST_ANSWER, piece=1024)
+
+
+def _authorizations(response: requests.Response) -> set[str]:
+    """Return what the request of an answer, and of the redirects before it, sent as Authorization.
+
+    As it was sent, and without the scheme in front.
+    """
+    found: set[str] = set()
+    for one in (*response.history, response):
+        for name, value in (getattr(one.request, "headers", None) or {}).items():
+            if str(name).lower() == "authorization":
+                sent = (value.decode("latin-1") if isinstance(value, bytes) else str(value)).strip()
+                found |= {sent, re.sub(r"^\S+\s+", "", sent)}
+    return found - {""}
+
+
+def _call_of(response: requests.Response) -> str:
+    """Return what was asked, for a text: ``POST /v2beta/x``. Without the query, which may hold anything."""
+    method = getattr(response.request, "method", None)
+    url = getattr(response.request, "url", None) or response.url
+    try:
+        path = urlsplit(url).path if isinstance(url, str) else ""
+    except ValueError:
+        path = ""
+    return " ".join(part for part in (method, path) if isinstance(part, str) and part) or "The call"
 
 
 def _both_refused(refusals: list[StabilityPermanentError]) -> StabilityPermanentError:

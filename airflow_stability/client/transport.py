@@ -204,14 +204,16 @@ class Session(requests.Session):
         return
 
 
-def read_limited(response: requests.Response, largest: int) -> bytes:
+def read_limited(response: requests.Response, largest: int, *, piece: int = 64 * 1024) -> bytes:
     """Read the body of a streamed answer.
 
     :param largest: bytes that it may have at the most.
+    :param piece: bytes to take from the wire at a time. A compressed body may unpack each to a thousand times
+        that before it is counted.
     :raises UnreadableAnswerError: it has more; the rest is not read.
     """
     body = bytearray()
-    for chunk in response.iter_content(64 * 1024):
+    for chunk in response.iter_content(piece):
         body += chunk
         if len(body) > largest:
             raise UnreadableAnswerError(f"has more than {largest} bytes")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import logging
 import pickle
 import re
 import traceback
+import tracemalloc
+import zlib
 from urllib.parse import quote
 
 import pytest
@@ -14,10 +18,11 @@ import requests
 import responses
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from requests.structures import CaseInsensitiveDict
 from responses import matchers
 
 from airflow_stability import __version__
-from airflow_stability.client import Account, Balance, StabilityClient
+from airflow_stability.client import Account, Balance, StabilityClient, check_response
 from airflow_stability.errors import (
     StabilityAuthenticationError,
     StabilityBlockedError,
@@ -29,7 +34,9 @@ from airflow_stability.errors import (
     StabilityOutcomeUnknownError,
     StabilityPaymentRequiredError,
     StabilityPermanentError,
+    StabilityPermissionError,
     StabilityRateLimitError,
+    StabilityRedirectError,
     StabilityRequestError,
     StabilityTimeoutError,
     StabilityTransientError,
@@ -823,6 +830,218 @@ def test_a_setting_that_cannot_work_is_found_before_anything_is_sent_and_shows_n
     with pytest.raises(StabilityConfigurationError) as failure:
         StabilityClient(KEY, **arguments)
     assert KEY not in all_said(failure.value)
+
+
+# Answers to others' own calls
+
+
+def foreign(api, url, *, stream=False, authorization=f"Bearer {KEY}", **answer) -> requests.Response:
+    """Return the answer to a call that somebody made with requests alone."""
+    api.post(url, **answer)
+    headers = {"Authorization": authorization} if authorization else {}
+    return requests.post(url, headers=headers, stream=stream, allow_redirects=False, timeout=5)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("status", [200, 201, 204, 299])
+def test_a_success_of_others_comes_back_as_it_is(api, base_url, status, stream):
+    body = b"" if status == 204 else b"\x89PNG"
+    answer = foreign(api, f"{base_url}/v2beta/x", stream=stream, status=status, body=body)
+    assert check_response(answer) is answer
+    assert answer._content_consumed is not stream  # a streamed body is left to be read
+    assert answer.content == body
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (400, {"id": "e1", "name": "bad_request", "errors": ["no"]}, StabilityRequestError),
+        (401, UNAUTHORIZED, StabilityAuthenticationError),
+        (402, {"id": "e1", "name": "payment_required", "errors": ["no"]}, StabilityPaymentRequiredError),
+        (403, {"id": "e1", "name": "permission_denied", "errors": ["no"]}, StabilityPermissionError),
+        (403, {}, StabilityBlockedError),
+        (404, {"id": "e1", "name": "not_found", "errors": ["no"]}, StabilityNotFoundError),
+        (429, {"id": "e1", "name": "rate_limit_exceeded", "errors": ["no"]}, StabilityRateLimitError),
+        (503, {"id": "e1", "name": "service_unavailable", "errors": ["no"]}, StabilityUnavailableError),
+        (302, {}, StabilityRedirectError),
+        (300, {}, StabilityRedirectError),
+        (999, {}, StabilityMalformedAnswerError),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_of_others_stands_for_the_same_error_as_one_of_ours(
+    api, base_url, status, body, kind, stream
+):
+    headers = {"Retry-After": "7", "Location": "https://elsewhere.example/"}
+    answer = foreign(
+        api, f"{base_url}/v2beta/x?q=1#f", stream=stream, status=status, json=body, headers=headers
+    )
+    with pytest.raises(StabilityError) as theirs:
+        check_response(answer)
+    with pytest.raises(StabilityError) as ours:
+        StabilityClient(KEY, base_url=base_url).request("POST", "/v2beta/x", params={"q": 1})
+    assert type(theirs.value) is type(ours.value) is kind
+    assert str(theirs.value) == str(ours.value)
+    assert vars(theirs.value) == vars(ours.value)
+    assert str(theirs.value).startswith(f"POST /v2beta/x answered {status}")
+
+
+def test_a_redirect_of_others_is_not_read():
+    class Unread(io.BytesIO):
+        def read(self, size=-1):
+            raise AssertionError("it is read")
+
+    with pytest.raises(StabilityRedirectError, match=r"to /y\."):
+        check_response(made_by_hand(302, headers=CaseInsensitiveDict(Location="/y"), raw=Unread()))
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "GZIP"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_compressed_error_of_others_is_read(api, base_url, encoding, stream):
+    body = json.dumps({"id": "e1", "name": "payment_required", "errors": ["no"]}).encode()
+    packed = zlib.compress(body) if encoding == "deflate" else gzip.compress(body)
+    answer = foreign(
+        api,
+        f"{base_url}/x",
+        stream=stream,
+        status=402,
+        body=packed,
+        headers={"Content-Encoding": encoding},
+    )
+    with pytest.raises(StabilityPaymentRequiredError) as failure:
+        check_response(answer)
+    assert (failure.value.error_id, failure.value.message) == ("e1", "no")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_of_a_streamed_error_of_others_no_more_than_the_limit_is_read(api, base_url, packed):
+    flood = b" " * 64 * 1024 * 1024
+    extra = {"headers": {"Content-Encoding": "gzip"}} if packed else {}
+    answer = foreign(
+        api,
+        f"{base_url}/x",
+        stream=True,
+        status=402,
+        body=gzip.compress(flood) if packed else flood,
+        **extra,
+    )
+    tracemalloc.start()
+    try:
+        with pytest.raises(StabilityPaymentRequiredError) as failure:
+            check_response(answer)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 16 * 1024 * 1024
+    assert failure.value.message is None
+
+
+@pytest.mark.parametrize("encoding", ["gzip, gzip", "br", "zstd"])
+def test_what_unpacks_without_bounds_is_not_unpacked_for_others_either(api, base_url, encoding):
+    answer = foreign(
+        api,
+        f"{base_url}/x",
+        stream=True,
+        status=402,
+        body=gzip.compress(gzip.compress(b"words")),
+        headers={"Content-Encoding": encoding},
+    )
+    with pytest.raises(StabilityPaymentRequiredError) as failure:
+        check_response(answer)
+    assert failure.value.message is None
+
+
+def test_what_others_have_read_already_is_not_compressed_any_more():
+    headers = CaseInsensitiveDict({"Content-Encoding": "br"})
+    answer = made_by_hand(headers=headers, raw=io.BytesIO(), _content=b"words", _content_consumed=True)
+    with pytest.raises(StabilityPaymentRequiredError) as failure:
+        check_response(answer)
+    assert failure.value.message == "words"
+
+
+def test_a_streamed_error_of_others_is_closed(api, base_url):
+    answer = foreign(api, f"{base_url}/x", stream=True, status=402, body=b"x" * 2 * 1024 * 1024)
+    with pytest.raises(StabilityPaymentRequiredError):
+        check_response(answer)
+    assert answer.raw.closed
+
+
+@pytest.mark.parametrize("unreadable", [b"no gzip", "consumed"])
+def test_a_status_of_others_counts_even_if_its_body_cannot_be_read(api, base_url, unreadable):
+    headers = {"Content-Encoding": "gzip"} if unreadable == b"no gzip" else {}
+    answer = foreign(api, f"{base_url}/x", stream=True, status=402, body=unreadable, headers=headers)
+    if unreadable == "consumed":
+        list(answer.iter_content())
+    with pytest.raises(StabilityPaymentRequiredError) as failure:
+        check_response(answer)
+    assert failure.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    "authorization", [f"Bearer {KEY}", f"bearer  {KEY}", KEY, f"Bearer {KEY}".encode(), f"Token {KEY} "]
+)
+@pytest.mark.parametrize("status", [302, 401, 402, 403, 503])
+def test_a_key_that_others_sent_is_masked_in_what_is_said(api, base_url, authorization, status):
+    body = {"id": f"e-{KEY}", "name": f"n {KEY}", "message": f"bad key 'Bearer {KEY}'"}
+    answer = foreign(
+        api,
+        f"{base_url}/of/{KEY}?key={KEY}",
+        authorization=authorization,
+        status=status,
+        json=body,
+        headers={"Location": f"/{KEY}"},
+    )
+    with pytest.raises(StabilityError, match=r"^POST /of/\*\*\* answered .*\*\*\*") as failure:
+        check_response(answer)
+    assert KEY not in all_said(failure.value)
+    assert KEY not in locals_of(failure.value)
+
+
+def test_a_key_that_others_sent_before_a_redirect_is_masked_too(api, base_url):
+    api.get(f"{base_url}/x", status=302, headers={"Location": f"https://elsewhere.example/{KEY}"})
+    api.get(f"https://elsewhere.example/{KEY}", status=404, body=f"no {KEY}")
+    answer = requests.get(f"{base_url}/x", headers={"Authorization": f"Bearer {KEY}"}, timeout=5)
+    assert "Authorization" not in answer.request.headers
+    with pytest.raises(StabilityNotFoundError, match=r"GET /\*\*\* answered 404: no \*\*\*\.") as failure:
+        check_response(answer)
+    assert KEY not in all_said(failure.value)
+
+
+def made_by_hand(status=402, **attributes) -> requests.Response:
+    answer = requests.Response()
+    answer.status_code = status
+    for name, value in attributes.items():
+        setattr(answer, name, value)
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (made_by_hand(), "The call answered 402. "),
+        (made_by_hand(_content=b"words"), "The call answered 402: words. "),
+        (made_by_hand(raw=io.BytesIO(b"words")), "The call answered 402: words. "),
+        (made_by_hand(url="https://host.example/x?key=1"), "/x answered 402. "),
+        (made_by_hand(url="https://[broken/x"), "The call answered 402. "),
+        (made_by_hand(request=requests.PreparedRequest()), "The call answered 402. "),
+        (made_by_hand(request=requests.Request()), "The call answered 402. "),
+        (made_by_hand(request=object()), "The call answered 402. "),
+        (
+            made_by_hand(
+                request=requests.Request("PUT", "https://h.example/x", headers={"authorization": KEY}),
+                _content=KEY.encode(),
+            ),
+            "PUT /x answered 402: ***. ",
+        ),
+        (made_by_hand(request=requests.Request("GET", headers={"Authorization": ""})), "GET answered 402. "),
+        (made_by_hand(None), "The call answered 0. "),
+        (pickle.loads(pickle.dumps(made_by_hand(_content=b"words"))), "The call answered 402: words. "),
+    ],
+)
+def test_an_answer_made_by_hand_is_told_as_far_as_it_goes(answer, said):
+    with pytest.raises(StabilityError) as failure:
+        check_response(answer)
+    assert str(failure.value).startswith(said)
 
 
 # Whatever the server does

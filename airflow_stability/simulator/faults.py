@@ -29,6 +29,7 @@ class Fault:
     temporary: bool | None = None
     seconds: float = 0.0
     part: Literal["headers", "body"] = "body"
+    after_work: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.code, bool) or not isinstance(self.code, int) or not 200 <= self.code <= 599:
@@ -41,6 +42,8 @@ class Fault:
             raise ValueError("A fault's time must be a finite number of seconds, zero or more.")
         if self.part not in ("headers", "body"):
             raise ValueError("What drips is 'headers' or 'body'.")
+        if not isinstance(self.after_work, bool):
+            raise ValueError("A fault's after_work must be true or false.")
         if self.temporary is not None and not isinstance(self.temporary, bool):
             raise ValueError("A fault's temporary must be true, false or left out.")
         for name, value in self.headers:
@@ -92,16 +95,22 @@ class Fault:
         return cls("answer", code=status)
 
     @classmethod
-    def reset(cls) -> Fault:
-        """The connection is reset (a TCP RST) once the request was read."""
-        return cls("reset")
+    def reset(cls, *, after_work: bool = False) -> Fault:
+        """The connection is reset (a TCP RST) once the request was read.
+
+        :param after_work: only once what was asked for is done: an image is made and paid for, and lost.
+        """
+        return cls("reset", after_work=after_work)
 
     @classmethod
-    def hang(cls) -> Fault:
+    def hang(cls, *, after_work: bool = False) -> Fault:
         """No answer until the client leaves or the server stops. When faults are cleared, the real one after
         all.
+
+        :param after_work: what was asked for is done at once, whether the client stays or leaves: an image is
+            made and paid for.
         """
-        return cls("hang")
+        return cls("hang", after_work=after_work)
 
     @classmethod
     def slow(cls, delay: float) -> Fault:
@@ -118,7 +127,7 @@ class Fault:
     @classmethod
     def truncated(cls) -> Fault:
         """The real answer cut off: half the body that `Content-Length` promises, then the connection is
-        closed.
+        closed. What was asked for is done: an image is made and paid for.
         """
         return cls("truncated")
 

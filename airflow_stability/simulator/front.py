@@ -119,6 +119,7 @@ class Front:
             await self._normal(scope, _replay(body), send, admitted)
             return
         connection: asyncio.Transport = scope["extensions"][TRANSPORT]
+        done = await self._captured(scope, body, admitted) if fault.after_work else None
         with _departure(receive) as left:
             match fault.kind:
                 case "reset":
@@ -131,12 +132,15 @@ class Front:
                 case "slow":
                     await asyncio.wait({left}, timeout=fault.seconds)
                 case "drip" | "truncated":
-                    status, head, content = await self._captured(scope, body, admitted)
+                    status, head, content = _on_the_wire(await self._captured(scope, body, admitted))
                     entry.answered(status)
                     await _send_raw(connection, fault, head, content, left)
             if left.done():
                 return
-        if fault.kind in ("hang", "slow"):
+        if done is not None:
+            for message in done:
+                await send(message)
+        elif fault.kind in ("hang", "slow"):
             await self._normal(scope, _replay(body), send, admitted)
         else:
             await _faulty(scope["path"], fault)(scope, receive, send)
@@ -164,19 +168,24 @@ class Front:
                 application = error(path, off.status, f"{version} was switched off.")
         await application(scope, receive, send)
 
-    async def _captured(self, scope: Scope, body: bytes, admitted: bool) -> tuple[int, bytes, bytes]:
-        """The answer without a fault: status, head and body as they would stand on the wire."""
+    async def _captured(self, scope: Scope, body: bytes, admitted: bool) -> list[Message]:
+        """The answer without a fault, kept instead of sent."""
         messages: list[Message] = []
 
         async def keep(message: Message) -> None:
             messages.append(message)
 
         await self._normal(scope, _replay(body), keep, admitted)
-        status: int = messages[0]["status"]
-        lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()]
-        lines += [name + b": " + value for name, value in messages[0]["headers"]]
-        lines += [b"connection: close", b"", b""]
-        return status, b"\r\n".join(lines), b"".join(message.get("body", b"") for message in messages[1:])
+        return messages
+
+
+def _on_the_wire(messages: list[Message]) -> tuple[int, bytes, bytes]:
+    """An answer's status, head and body as they would stand on the wire."""
+    status: int = messages[0]["status"]
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()]
+    lines += [name + b": " + value for name, value in messages[0]["headers"]]
+    lines += [b"connection: close", b"", b""]
+    return status, b"\r\n".join(lines), b"".join(message.get("body", b"") for message in messages[1:])
 
 
 def _faulty(path: str, fault: Fault) -> Response:

@@ -24,6 +24,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import requests
 
+from airflow_stability.client import StabilityClient
+from airflow_stability.errors import StabilityOutcomeUnknownError
 from airflow_stability.simulator import Fault, RateLimit, StabilitySimulator
 from airflow_stability.simulator.__main__ import main
 
@@ -52,10 +54,10 @@ def get(simulator, path, key=None, timeout=5.0, **headers):
     return requests.get(simulator.url + path, headers=sent, timeout=timeout, allow_redirects=False)
 
 
-def post(simulator, path=GENERATE, key=None, prompt="a lighthouse", accept="image/*", **headers):
+def post(simulator, path=GENERATE, key=None, prompt="a lighthouse", accept="image/*", timeout=5.0, **headers):
     sent = authorization(path, key or simulator.api_key) | {"Accept": accept} | headers
     form = {"none": (None, "")} | ({} if prompt is None else {"prompt": (None, prompt)})
-    return requests.post(simulator.url + path, headers=sent, files=form, timeout=5)
+    return requests.post(simulator.url + path, headers=sent, files=form, timeout=timeout)
 
 
 def ask(simulator, path):
@@ -262,6 +264,15 @@ def test_too_few_credits_get_402_and_cost_nothing(simulator, credits):
     assert answer.json()["name"] == "payment_required"
     assert all(isinstance(sentence, str) for sentence in answer.json()["errors"])
     assert (simulator.credits(), simulator.images_made) == (credits, 0)
+
+
+def test_refused_images_can_be_counted_in_the_log(simulator):
+    simulator.set_credits(3.0)
+    for _ in range(3):
+        post(simulator)
+    refused = [record for record in simulator.requests if record.status == 402]
+    assert [(record.method, record.path) for record in refused] == [("POST", GENERATE)] * 2
+    assert simulator.images_made == 1
 
 
 def test_the_last_three_credits_can_be_spent(simulator):
@@ -575,6 +586,68 @@ def test_a_reset_is_a_reset(simulator):
     assert [record.status for record in simulator.requests] == [None, None]
 
 
+def test_a_reset_comes_before_the_work_unless_told_otherwise(simulator):
+    for fault, made in ((Fault.reset(), 0), (Fault.reset(after_work=True), 1)):
+        simulator.inject(fault, times=1)
+        with pytest.raises(requests.ConnectionError, match="reset by peer"):
+            post(simulator)
+        assert (simulator.images_made, simulator.credits()) == (made, 25.0 - 3.0 * made)
+    assert [record.status for record in simulator.requests] == [None, None]
+
+
+def test_a_hang_comes_before_the_work_unless_told_otherwise(simulator):
+    for fault, made in ((Fault.hang(), 0), (Fault.hang(after_work=True), 1)):
+        simulator.inject(fault, times=1)
+        with pytest.raises(requests.ReadTimeout):
+            post(simulator, timeout=0.3)
+        assert (simulator.images_made, simulator.credits()) == (made, 25.0 - 3.0 * made)
+    assert [record.status for record in simulator.requests] == [None, None]
+
+
+def test_a_hang_after_the_work_goes_on_with_the_answer_to_that_work(simulator):
+    simulator.inject(Fault.hang(after_work=True), times=1)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(post, simulator)
+        wait_for(lambda: simulator.images_made == 1)
+        assert simulator.requests[0].status is None
+        simulator.clear_faults()
+        answer = asked.result(5)
+    assert (answer.status_code, answer.content) == (200, post(simulator).content)
+    assert simulator.requests[0].status == 200
+    assert (simulator.images_made, simulator.credits()) == (2, 19.0)  # one for each that was asked for
+
+
+def test_an_image_that_is_refused_is_not_paid_for_whatever_becomes_of_the_answer(simulator):
+    simulator.set_credits(2.0)
+    simulator.inject(Fault.reset(after_work=True), times=1)
+    with pytest.raises(requests.ConnectionError):
+        post(simulator)
+    assert (simulator.images_made, simulator.credits()) == (0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("fault", "accepted"),
+    [
+        (Fault.reset(after_work=True), 0),
+        (Fault.hang(after_work=True), 0),
+        (Fault.truncated(), 1),
+        (Fault.drip(interval=0.01), 1),
+    ],
+)
+def test_an_image_whose_answer_is_lost_is_paid_for_once_and_its_outcome_is_unknown(
+    simulator, fault, accepted
+):
+    simulator.inject(fault, path=GENERATE)
+    form = {"none": (None, ""), "prompt": (None, "sea")}
+    with StabilityClient(simulator.api_key, base_url=simulator.url) as client:
+        with pytest.raises(StabilityOutcomeUnknownError, match="may have been accepted and paid for"):
+            client.request("POST", GENERATE, timeout=0.3, headers={"Accept": "image/*"}, files=form)
+        assert client.accepted == accepted
+        assert client.get_balance().credits == 22.0
+    assert simulator.images_made == 1
+    assert [record.path for record in simulator.requests].count(GENERATE) == 1
+
+
 def test_a_hang_answers_nothing_and_goes_on_when_the_fault_is_cleared(simulator):
     simulator.inject(Fault.hang(), times=1)
     with raw_request(simulator) as connection:
@@ -722,6 +795,8 @@ def test_faults_count_toward_the_rate_limit_and_in_the_log():
         lambda: Fault.status(503, retry_after=True),
         lambda: Fault.status(503, retry_after="5\r\nX-Smuggled: 1"),
         lambda: Fault.status(503, temporary="yes"),
+        lambda: Fault.reset(after_work="yes"),
+        lambda: Fault.hang(after_work=1),
         lambda: Fault.slow(-1),
         lambda: Fault.slow(math.nan),
         lambda: Fault.drip("trailers"),
@@ -985,7 +1060,9 @@ def test_faults_and_versions_over_http(simulator):
         {"kind": "text", "text": "no"},
         {"kind": "empty"},
         {"kind": "reset"},
+        {"kind": "reset", "after_work": True},
         {"kind": "hang"},
+        {"kind": "hang", "after_work": True},
         {"kind": "slow", "delay": 0.1},
         {"kind": "drip", "part": "headers", "interval": 0.1},
         {"kind": "truncated"},
@@ -994,6 +1071,13 @@ def test_faults_and_versions_over_http(simulator):
 def test_every_fault_can_be_injected_over_http(simulator, arguments):
     assert control(simulator, "POST", "faults", arguments | {"times": 1}).status_code == 200
     assert len(simulator.state()["faults"]) == 1
+
+
+def test_a_lost_answer_over_http(simulator):
+    control(simulator, "POST", "faults", {"kind": "reset", "after_work": True, "times": 1})
+    with pytest.raises(requests.ConnectionError):
+        post(simulator)
+    assert control(simulator, "GET", "state").json()["images_made"] == 1
 
 
 def test_the_log_over_http(simulator):
@@ -1018,6 +1102,7 @@ def test_the_log_over_http(simulator):
         ("versions", {"version": "v3"}),
         ("faults", {"kind": "gremlin"}),
         ("faults", {"kind": "reset", "delay": 1}),
+        ("faults", {"kind": "reset", "after_work": "true"}),
         ("faults", {"kind": "slow"}),
         ("faults", {"kind": "slow", "delay": "1"}),
         ("faults", {"kind": "body", "body": "x", "headers": 5}),

@@ -8,8 +8,9 @@ Airflow installs providers under Airflow's own constraints, and the version that
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import importlib
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow import __version__ as airflow_version
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING or AIRFLOW_VERSION >= (3, 2):
     from airflow.sdk.exceptions import (
         AirflowFailException,
         AirflowNotFoundException,
+        AirflowRescheduleException,
         AirflowSensorTimeout,
         AirflowSkipException,
         TaskDeferralError,
@@ -44,6 +46,7 @@ else:
     from airflow.exceptions import (
         AirflowFailException,
         AirflowNotFoundException,
+        AirflowRescheduleException,
         AirflowSensorTimeout,
         AirflowSkipException,
         TaskDeferralError,
@@ -58,32 +61,95 @@ else:
     from airflow.utils.log.secrets_masker import mask_secret
 
 if TYPE_CHECKING:
+    from airflow.providers.standard.operators.python import PythonOperator
+    from airflow.sdk.bases.decorator import DecoratedOperator, TaskDecorator, task_decorator_factory
     from airflow.triggers.base import BaseEventTrigger, TaskSuccessEvent
+
+#: Names that are loaded when they are asked for, since a DAG file loads this module with the sensor.
+_LAZY = {
+    "BaseEventTrigger": "airflow.triggers.base",
+    # Airflow 3 comes with the standard provider.
+    "PythonOperator": (
+        "airflow.operators.python"
+        if AIRFLOW_VERSION < (3, 0)
+        else "airflow.providers.standard.operators.python"
+    ),
+    **dict.fromkeys(
+        ("DecoratedOperator", "TaskDecorator", "task_decorator_factory"),
+        "airflow.decorators.base" if AIRFLOW_VERSION < (3, 0) else "airflow.sdk.bases.decorator",
+    ),
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "BaseEventTrigger":
+    if name == "BaseEventTrigger" and AIRFLOW_VERSION < (3, 0):
         # Airflow 2.11 starts no DAG on an event: whoever imports what needs that has to be told.
-        if AIRFLOW_VERSION < (3, 0):
-            raise ImportError(
-                "StabilityBalanceEventTrigger needs Airflow 3 or later: Airflow 2.11 has no asset watchers."
-            )
-        # Loaded when it is asked for: a DAG file loads this module with the sensor.
-        from airflow.triggers.base import BaseEventTrigger
-
-        return BaseEventTrigger
+        raise ImportError(
+            "StabilityBalanceEventTrigger needs Airflow 3 or later: Airflow 2.11 has no asset watchers."
+        )
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-# What a sensor that overrides execute() goes on with. Airflow 2.11 takes ``super().execute()`` for an
-# operator that is called inside another, and warns, or fails where that is forbidden. The function below the
-# decorator that checks this is there on every version.
-execute_base_sensor: Callable[[BaseSensorOperator, Context], Any] = BaseSensorOperator.execute.__wrapped__  # type: ignore[attr-defined]
+_Operator = TypeVar("_Operator", bound=BaseOperator)
+
+
+def execute_as(base: type[_Operator], operator: _Operator, context: Context) -> Any:
+    """Execute an operator that overrides execute() as its base class would.
+
+    Airflow 2.11 takes ``super().execute()`` for an operator that is called inside another, and warns, or
+    fails where that is forbidden. The function below the decorator that checks this is there on every
+    version.
+    """
+    return base.execute.__wrapped__(operator, context)  # type: ignore[attr-defined]
+
 
 # Whether Airflow starts a task in the triggerer when the operator asks for it, and renders templates there.
 # 3.1 and 3.2 ignore the wish.
 STARTS_IN_TRIGGERER = AIRFLOW_VERSION < (3, 1) or AIRFLOW_VERSION >= (3, 3)
 RENDERS_IN_TRIGGERER = AIRFLOW_VERSION >= (3, 3)
+
+
+def can_be_rescheduled(operator: Any) -> Any:
+    """Let the scheduler wait with tasks of an operator class until the date of their reschedule.
+
+    A class decorator. The class needs an attribute ``reschedule`` that tells whether it makes use of it. Up
+    to Airflow 3.0 the scheduler minds that date for sensors only, and would start others again at once.
+    """
+    if AIRFLOW_VERSION >= (3, 1):
+        return operator
+    fields = {"reschedule"}
+    if AIRFLOW_VERSION < (3, 0):
+        from airflow.ti_deps.deps.ready_to_reschedule import ReadyToRescheduleDep
+
+        operator.deps = operator.deps | {ReadyToRescheduleDep()}
+    else:
+        fields.add("_is_sensor")
+        operator._is_sensor = True
+    operator.get_serialized_fields = classmethod(
+        lambda cls: super(operator, cls).get_serialized_fields() | fields
+    )
+    return operator
+
+
+def first_start(context: Context) -> datetime | None:
+    """Return when a task that was rescheduled has started first, its earlier tries included; else None."""
+    task_instance: Any = context["ti"]
+    started: datetime | None
+    if AIRFLOW_VERSION >= (3, 0):
+        started = task_instance.get_first_reschedule_date(context)
+        return started
+    from airflow.sensors.base import _orig_start_date  # type: ignore[import-not-found]
+
+    started = _orig_start_date(
+        dag_id=task_instance.dag_id,
+        task_id=task_instance.task_id,
+        run_id=task_instance.run_id,
+        map_index=task_instance.map_index,
+        try_number=(task_instance.max_tries or 0) - (context["task"].retries or 0) + 1,
+    )
+    return started
 
 
 def is_deferral_timeout(next_method: str, next_kwargs: dict[str, Any] | None) -> bool:
@@ -161,6 +227,7 @@ __all__ = [
     "STARTS_IN_TRIGGERER",
     "AirflowFailException",
     "AirflowNotFoundException",
+    "AirflowRescheduleException",
     "AirflowSensorTimeout",
     "AirflowSkipException",
     "BaseEventTrigger",
@@ -169,13 +236,19 @@ __all__ = [
     "BaseSensorOperator",
     "Connection",
     "Context",
+    "DecoratedOperator",
     "PokeReturnValue",
+    "PythonOperator",
+    "TaskDecorator",
     "TaskDeferralError",
     "asset_state_store",
+    "can_be_rescheduled",
     "conf",
-    "execute_base_sensor",
+    "execute_as",
+    "first_start",
     "is_deferral_timeout",
     "mask_secret",
     "read_connection",
     "success_event",
+    "task_decorator_factory",
 ]

@@ -3,7 +3,9 @@
 A driver (poke, reschedule, trigger) observes the balance or a failure and tells the gate; the gate
 answers with a :class:`Decision`. The rules:
 
-- The gate opens when the credits are more than the minimum; as many as the minimum is not enough.
+- The gate opens when the credits are more than the minimum; as many as the minimum is not enough. One that
+  says what the run behind it is expected to spend opens when that much is there beyond the minimum, and not
+  spoken for by others.
 - A transient failure never opens it and never fails it: unknown is not poor.
 - A permanent failure fails it, but a key that has worked for this gate gets ten minutes of grace first,
   because replacing a key takes a moment.
@@ -25,6 +27,16 @@ GRACE = timedelta(minutes=10)
 
 #: A waiting gate says something at least this often.
 SPEAK_EVERY = timedelta(hours=1)
+
+
+def suffices(credits: float, minimum: float, expected: float) -> bool:
+    """Tell whether there is credit enough.
+
+    :param credits: the balance, less what is spoken for by others.
+    :param minimum: what must be left over, and a little more.
+    :param expected: what is to be spent; 0.0 where that is not known.
+    """
+    return credits > minimum and credits - minimum >= expected
 
 
 class Verdict(Enum):
@@ -57,6 +69,8 @@ class Gate:
     """One gate and what it remembers between observations.
 
     :param minimum_credits: it opens on more credits than this: a number, or a string that is one.
+    :param expected_credits: what the run behind it is expected to spend: a number, or a string that is one;
+        None where nobody said.
     :param organization: whose balance is observed, for the texts; None for the key's default.
     :param remembers: whether it lives from the first observation to the last. One that is made anew for each
         does not talk of earlier ones.
@@ -68,16 +82,21 @@ class Gate:
         self,
         minimum_credits: object,
         *,
+        expected_credits: object = None,
         organization: str | None = None,
         remembers: bool = True,
         grace: timedelta = GRACE,
     ) -> None:
         self.minimum_credits = check_credits(minimum_credits)
+        self.expected_credits = (
+            0.0 if expected_credits is None else check_credits(expected_credits, argument="expected_credits")
+        )
         self.organization = check_organization(organization)
         self.remembers = remembers
         self.grace = grace
         self._not_before: datetime | None = None
         self._balance: tuple[float, datetime] | None = None
+        self._spoken_for = 0.0
         self._key_has_worked = False
         self._refused_since: datetime | None = None
         self._failures = 0
@@ -129,19 +148,20 @@ class Gate:
         """The credits that were read last and when, if ever."""
         return self._balance
 
-    def observe_balance(self, credits: float, now: datetime) -> Decision:
+    def observe_balance(self, credits: float, now: datetime, *, spoken_for: float = 0.0) -> Decision:
         """Decide on a balance.
 
         :param credits: the balance as the API sent it.
         :param now: aware time at which it was read.
+        :param spoken_for: how much of it others were let go for, who may not have spent it yet.
         """
-        self._balance = (credits, now)
+        self._balance, self._spoken_for = (credits, now), spoken_for
         self._key_has_worked = True
         self._refused_since = self._not_before = self._last_failure = None
         self._failures = 0
-        if credits > self.minimum_credits:
+        if suffices(credits - spoken_for, self.minimum_credits, self.expected_credits):
             return Decision(Verdict.OPEN, f"The gate opens: {self._has(credits)}.", True, credits)
-        return self._wait(f"{self._has(credits)}.", ("poor", credits), now)
+        return self._wait(f"{self._has(credits)}.", ("poor", credits, spoken_for > 0), now)
 
     def observe_failure(self, error: StabilityError, now: datetime) -> Decision:
         """Decide on a failure to read the balance.
@@ -177,9 +197,12 @@ class Gate:
             return f"{text}{self._unanswered()}"
         if self._balance is None:
             return f"{text}the balance was never asked for, {self._needs()}."
+        text += f"{self._has(self._balance[0])}."
+        if suffices(self._balance[0], self.minimum_credits, self.expected_credits):
+            return text  # credit is not what was missing
         return (
-            f"{text}{self._has(self._balance[0])}. Buy credits at "
-            "https://platform.stability.ai/account/credits; a top-up takes 1 to 15 minutes to show."
+            f"{text} Buy credits at https://platform.stability.ai/account/credits; a top-up takes 1 to 15 "
+            "minutes to show."
         )
 
     def hopeless_text(self, seconds: float) -> str:
@@ -204,7 +227,10 @@ class Gate:
         return Decision(Verdict.WAIT, f"{'Waiting' if news else 'Still waiting'}: {why}", speak)
 
     def _has(self, credits: float) -> str:
-        return f"{self._whose()} has {format_number(credits)} credits, {self._needs()}"
+        spoken_for = ""
+        if self._spoken_for:
+            spoken_for = f" of which {format_number(self._spoken_for)} are spoken for by others,"
+        return f"{self._whose()} has {format_number(credits)} credits,{spoken_for} {self._needs()}"
 
     def _unknown(self) -> str:
         return f"the balance of {self._whose()} is unknown, {self._needs()}"
@@ -213,7 +239,10 @@ class Gate:
         return f"organization {self.organization}" if self.organization else "the key's default organization"
 
     def _needs(self) -> str:
-        return f"needs more than {format_number(self.minimum_credits)}"
+        if not self.expected_credits:
+            return f"needs more than {format_number(self.minimum_credits)}"
+        beyond = f" beyond {format_number(self.minimum_credits)}" if self.minimum_credits else ""
+        return f"needs {format_number(self.expected_credits)}{beyond}"
 
     def _history(self) -> str:
         if not self.remembers:

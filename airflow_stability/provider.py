@@ -11,7 +11,7 @@ def get_provider_info() -> dict[str, Any]:
     return {
         "package-name": "airflow-provider-stability",
         "name": integration,
-        "description": "Gates pipelines on the credit balance of Stability AI, and reads its account.",
+        "description": "Gates pipelines on the credit balance of Stability AI, and waits in mid-run.",
         "integrations": [
             {
                 "integration-name": integration,
@@ -28,6 +28,9 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "operators": [
             {"integration-name": integration, "python-modules": ["airflow_stability.operators.stability"]}
+        ],
+        "task-decorators": [
+            {"name": "stability", "class-name": "airflow_stability.decorators.stability.stability_task"}
         ],
         "connection-types": [
             {

@@ -1,4 +1,4 @@
-"""Operators that read the Stability user API and push what it says to XCom."""
+"""Operators that read the Stability user API and push what it says to XCom; and the one that spends."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from airflow_stability.hooks.stability import StabilityHook
 
 if TYPE_CHECKING:
     from airflow_stability.client import StabilityClient
+    from airflow_stability.operators.spend import StabilitySpendOperator as StabilitySpendOperator
 
 #: What stands in XCom instead of an e-mail address.
 REDACTED = "***"
@@ -110,3 +111,12 @@ def _client(stability_conn_id: str) -> Iterator[StabilityClient]:
         raise AirflowFailException(str(error)) from None
     finally:
         hook.close()
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when it is asked for: it brings Airflow's PythonOperator with it.
+    if name == "StabilitySpendOperator":
+        from airflow_stability.operators.spend import StabilitySpendOperator
+
+        return StabilitySpendOperator
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

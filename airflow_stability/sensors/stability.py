@@ -6,12 +6,16 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
-from airflow_stability.arguments import check_credits, check_organization, format_number, is_template
+from airflow_stability.arguments import (
+    check_credits,
+    check_organization,
+    check_seconds,
+    format_number,
+    is_template,
+)
 from airflow_stability.compat import (
     RENDERS_IN_TRIGGERER,
     STARTS_IN_TRIGGERER,
-    AirflowFailException,
-    AirflowNotFoundException,
     AirflowSensorTimeout,
     AirflowSkipException,
     BaseSensorOperator,
@@ -19,16 +23,13 @@ from airflow_stability.compat import (
     PokeReturnValue,
     TaskDeferralError,
     conf,
-    execute_base_sensor,
+    execute_as,
     is_deferral_timeout,
 )
-from airflow_stability.errors import StabilityError, StabilityPermanentError
 from airflow_stability.gate import Decision, Gate, Verdict
 from airflow_stability.hooks.stability import StabilityHook
-
-#: Airflow's own timeout of a deferral comes this much after the trigger's, in case no triggerer runs at all.
-BACKSTOP = timedelta(minutes=5)
-
+from airflow_stability.pace import SETTLE
+from airflow_stability.worker import BACKSTOP, failed, known_to, look
 
 #: What a template may name to be rendered in the triggerer. The rest of a task's context is not there, or is
 #: asked for and never answered: an XCom, an earlier run.
@@ -81,6 +82,10 @@ class StabilityBalanceSensor(BaseSensorOperator):
     :param organization: id such as ``org-123456``; None for the connection's organization, else the key's
         default (templated).
     :param stability_conn_id: a connection of type ``stability`` (templated).
+    :param expected_credits: what the run behind the gate is expected to spend: the gate then opens when that
+        much is there beyond the minimum, and in a triggerer in turn with the others that say so, so that they
+        do not open together on credit for one (templated). None: it opens on the balance alone.
+    :param settle: seconds for which a triggerer counts them as spent once the gate has opened.
     :param deferrable: wait in a triggerer, where all gates on one connection and organization share one poll,
         after a first look on the worker; default: Airflow's ``[operators] default_deferrable``.
     :param start_from_trigger: with ``deferrable``, start in the triggerer, without a first look on a worker.
@@ -93,7 +98,12 @@ class StabilityBalanceSensor(BaseSensorOperator):
     :raises ValueError: an argument that cannot be what it should; for a template, when the task runs.
     """
 
-    template_fields: Sequence[str] = ("minimum_credits", "organization", "stability_conn_id")
+    template_fields: Sequence[str] = (
+        "minimum_credits",
+        "expected_credits",
+        "organization",
+        "stability_conn_id",
+    )
     ui_color = "#d9d2f2"
 
     def __init__(
@@ -102,6 +112,8 @@ class StabilityBalanceSensor(BaseSensorOperator):
         minimum_credits: float | str,
         organization: str | None = None,
         stability_conn_id: str = StabilityHook.default_conn_name,
+        expected_credits: float | str | None = None,
+        settle: float = SETTLE,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         start_from_trigger: bool = False,
         end_from_trigger: bool = False,
@@ -111,12 +123,14 @@ class StabilityBalanceSensor(BaseSensorOperator):
         self.deferrable = deferrable
         self.end_from_trigger = end_from_trigger
         if not is_template(minimum_credits):
-            # A string stays one: it is what the user wrote, and sees as rendered.
-            number = check_credits(minimum_credits)
-            minimum_credits = minimum_credits if isinstance(minimum_credits, str) else number
+            minimum_credits = _checked(minimum_credits, "minimum_credits")
+        if expected_credits is not None and not is_template(expected_credits):
+            expected_credits = _checked(expected_credits, "expected_credits")
         if not is_template(organization):
             check_organization(organization)
         self.minimum_credits = minimum_credits
+        self.expected_credits = expected_credits
+        self.settle = check_seconds(settle, argument="settle")
         self.organization = organization
         self.stability_conn_id = stability_conn_id
         self._skips_first_look = deferrable and start_from_trigger
@@ -127,7 +141,7 @@ class StabilityBalanceSensor(BaseSensorOperator):
             self.start_from_trigger = True
             self.start_trigger_args = StartTriggerArgs(
                 trigger_cls="airflow_stability.triggers.stability.StabilityBalanceTrigger",
-                trigger_kwargs=self._trigger_arguments(self.minimum_credits),
+                trigger_kwargs=self._trigger_arguments(self.minimum_credits, self.expected_credits),
                 next_method="execute_complete",
                 timeout=timedelta(seconds=self.timeout),
             )
@@ -147,7 +161,7 @@ class StabilityBalanceSensor(BaseSensorOperator):
         try:
             if self.deferrable:
                 return self._look_once_and_defer(context)
-            return execute_base_sensor(self, context)
+            return execute_as(BaseSensorOperator, self, context)
         except (AirflowSensorTimeout, AirflowSkipException) as ended:
             if ended.__cause__ is not None:  # a skip by Airflow that is none of a timeout of the sensor's
                 raise
@@ -211,13 +225,7 @@ class StabilityBalanceSensor(BaseSensorOperator):
             return AirflowSkipException(text) if skip else AirflowSensorTimeout(text)
         if self.never_fail:
             return AirflowSkipException(text)
-        from airflow_stability.hooks.connection import CONNECTION_NOT_FOUND
-
-        # Airflow calls a connection undefined, too, when a secrets backend is out of order. That may pass, so
-        # Airflow's retries count.
-        if verdict.failure == CONNECTION_NOT_FOUND:
-            return AirflowNotFoundException(text)
-        return AirflowFailException(text)
+        return failed(text, verdict.failure)
 
     def _look_once_and_defer(self, context: Context) -> float:
         if self._skips_first_look:
@@ -244,29 +252,31 @@ class StabilityBalanceSensor(BaseSensorOperator):
             limit = min(limit, started + self.execution_timeout)
         if self.exponential_backoff:
             self.log.warning("exponential_backoff is ignored in a triggerer, where gates share one poll.")
-        balance, failure, not_before = self._gate.last_balance, self._gate.last_failure, self._gate.not_before
+        expected_credits = None if self.expected_credits is None else self._gate.expected_credits
         self.defer(
             trigger=StabilityBalanceTrigger(
-                **self._trigger_arguments(self._gate.minimum_credits),
+                **self._trigger_arguments(self._gate.minimum_credits, expected_credits),
+                **known_to(self._gate),
                 deadline=deadline.isoformat(),
-                last_credits=balance and balance[0],
-                last_credits_at=balance and balance[1].isoformat(),
-                last_failure=str(failure) if failure else None,
-                not_before=not_before.isoformat() if not_before else None,
+                since=started.isoformat(),
             ),
             method_name="execute_complete",
             timeout=max(limit - datetime.now(UTC), timedelta(0)),
         )
 
-    def _trigger_arguments(self, minimum_credits: float | str) -> dict[str, Any]:
+    def _trigger_arguments(
+        self, minimum_credits: float | str, expected_credits: float | str | None
+    ) -> dict[str, Any]:
         """Return those of the trigger's arguments that are known before the task runs."""
         return {
-            # Airflow renders those three in the triggerer if they have the names of the template fields.
+            # Airflow renders those four in the triggerer if they have the names of the template fields.
             "minimum_credits": minimum_credits,
+            "expected_credits": expected_credits,
             "organization": self.organization,
             "stability_conn_id": self.stability_conn_id,
             "poke_interval": self.poke_interval,
             "timeout": self.timeout,
+            "settle": self.settle,
             "end_from_trigger": self.end_from_trigger,
             "do_xcom_push": self.do_xcom_push,
         }
@@ -297,36 +307,16 @@ class StabilityBalanceSensor(BaseSensorOperator):
             self.log.info("%s", decision.text)
 
     def _start(self) -> None:
-        self._gate = Gate(self.minimum_credits, organization=self.organization, remembers=not self.reschedule)
+        self._gate = Gate(
+            self.minimum_credits,
+            expected_credits=self.expected_credits,
+            organization=self.organization,
+            remembers=not self.reschedule,
+        )
         self._hook = StabilityHook(self.stability_conn_id, retry_deadline=0)
 
     def _look(self) -> Decision:
-        failure: StabilityError
-        try:
-            try:
-                credits = self._read_balance()
-            except StabilityPermanentError:
-                key = self._hook.key_id
-                if not self._hook.reload():
-                    raise
-                self.log.info("Connection %r has changed: trying it at once.", self.stability_conn_id)
-                if self._hook.key_id != key:
-                    self._gate.key_changed()
-                credits = self._read_balance()
-        except StabilityError as error:
-            failure = error
-        except AirflowNotFoundException as error:
-            from airflow_stability.hooks.connection import missing_connection
-
-            failure = missing_connection(error)
-        else:
-            return self._gate.observe_balance(credits, datetime.now(UTC))
-        return self._gate.observe_failure(failure, datetime.now(UTC))
-
-    def _read_balance(self) -> float:
-        client = self._hook.get_conn()
-        self._gate.organization = self.organization or client.organization
-        return client.get_balance(self.organization).credits
+        return look(self._gate, self._hook, self.organization)
 
     def _get_next_poke_interval(
         self, started_at: datetime | float, run_duration: Callable[[], float], poke_count: int
@@ -347,6 +337,12 @@ class StabilityBalanceSensor(BaseSensorOperator):
 
         # The gates that were locked out together do not come back together.
         return max(interval, with_jitter(locked_out))
+
+
+def _checked(credits: float | str, argument: str) -> float | str:
+    number = check_credits(credits, argument=argument)
+    # A string stays one: it is what the user wrote, and sees as rendered.
+    return credits if isinstance(credits, str) else number
 
 
 def _renders_in_triggerer(template: object) -> bool:

@@ -2,7 +2,8 @@
 
 A thousand deferred gates are a thousand triggers in one event loop. Each of them follows the feed of its
 connection and organization; the feed asks at the smallest interval that any of them wants, and hands every
-observation to all. It starts with its first follower and ends with its last.
+observation to all. It starts with its first follower and ends with its last. Followers that say what they
+expect to spend are paced: with a balance each is told how much of it is spoken for by others.
 
 Airflow 3.3 can share a stream between triggers as well (``shared_stream_key``). It is not used here: it is
 not there before 3.3, and only for triggers that derive from BaseEventTrigger, which a triggerer that listens
@@ -22,15 +23,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from airflow_stability.compat import AirflowNotFoundException, read_connection
 from airflow_stability.errors import StabilityError, StabilityTransientError
+from airflow_stability.pace import Claim, Pace
 
 if TYPE_CHECKING:
     # At run time it is loaded with the first poll, since a DAG file loads the triggers with the sensor.
@@ -49,6 +51,8 @@ class Observation:
     :param organization: whose balance it is; None for the key's default.
     :param key: a number for each key in turn; another number is another key.
     :param key_has_worked: whether this key has got a balance for this feed before.
+    :param spoken_for: how much of the balance others were let go for; 0.0 for a follower without a claim.
+    :param shares: the same for each follower with a claim.
     """
 
     at: datetime
@@ -56,10 +60,19 @@ class Observation:
     organization: str | None
     key: int
     key_has_worked: bool
+    spoken_for: float = 0.0
+    shares: Mapping[object, float] = field(default_factory=dict, repr=False)
 
 
 async def observations(
-    stability_conn_id: str, organization: str | None, interval: float, *, not_before: datetime | None = None
+    stability_conn_id: str,
+    organization: str | None,
+    interval: float,
+    *,
+    not_before: datetime | None = None,
+    newer_than: datetime | None = None,
+    join_at: datetime | None = None,
+    claim: Claim | None = None,
 ) -> AsyncGenerator[Observation, None]:
     """Follow the feed of a connection and organization: its latest observation if fresh, then each new one.
 
@@ -69,31 +82,48 @@ async def observations(
     :param organization: id such as ``org-123456``; None for the connection's, else the key's default.
     :param interval: seconds between two polls that this follower wants at the most.
     :param not_before: aware time before which the server wants no call with this connection.
+    :param newer_than: aware time at which this follower has looked itself: what is older is no news to it.
+    :param join_at: aware time before which this follower wants no observation, and none is made for it.
+    :param claim: what this follower waits for, if it is to be paced.
     """
     hub = _hubs.setdefault(asyncio.get_running_loop(), _Hub())
     if not_before is not None:
         hub.lock_out(stability_conn_id, (not_before - datetime.now(UTC)).total_seconds())
+    if join_at is not None:
+        await asyncio.sleep((join_at - datetime.now(UTC)).total_seconds())
     feed = hub.feed(stability_conn_id, organization)
-    follower = feed.join(interval)
+    follower = feed.join(interval, claim)
     try:
-        if (fresh := feed.fresh(interval)) is not None:
-            yield fresh
+        if (fresh := feed.fresh(interval, newer_than)) is not None:
+            yield fresh if claim is None else feed.share(fresh, follower)
         while True:
-            yield await feed.next()
+            observation = await feed.next()
+            yield observation if claim is None else _share(observation, follower)
     finally:
         feed.leave(follower)
 
 
+def _share(observation: Observation, follower: object) -> Observation:
+    return replace(observation, spoken_for=observation.shares.get(follower, 0.0), shares={})
+
+
 class _Hub:
-    """The feeds of one event loop, and the lock-outs that those of one connection share."""
+    """The feeds of one event loop, and the lock-outs that those of one connection share.
+
+    A pace outlives its feed: what the last follower was let go for is spoken for a while yet.
+    """
 
     def __init__(self) -> None:
         self.feeds: dict[tuple[str, str | None], _Feed] = {}
+        self.paces: dict[tuple[str, str | None], Pace] = {}
         self.locked_until: dict[str, float] = {}
 
     def feed(self, stability_conn_id: str, organization: str | None) -> _Feed:
         key = (stability_conn_id, organization)
         if key not in self.feeds:
+            now = asyncio.get_running_loop().time()
+            for old in [each for each in self.paces.keys() - self.feeds if self.paces[each].is_settled(now)]:
+                del self.paces[old]
             self.feeds[key] = _Feed(self, stability_conn_id, organization)
         return self.feeds[key]
 
@@ -110,6 +140,7 @@ class _Feed:
         self._hub = hub
         self._conn_id = stability_conn_id
         self._organization = organization
+        self._wallet = (stability_conn_id, organization)
         self._loop = asyncio.get_running_loop()
         self._intervals: dict[object, float] = {}
         self._followers_changed = asyncio.Event()
@@ -124,22 +155,35 @@ class _Feed:
         self._key_has_worked = False
         self._task = self._loop.create_task(self._run(), context=contextvars.Context())
 
-    def join(self, interval: float) -> object:
+    def join(self, interval: float, claim: Claim | None) -> object:
         follower = object()
         self._intervals[follower] = interval
         self._followers_changed.set()
+        if claim is not None:
+            self._hub.paces.setdefault(self._wallet, Pace()).join(follower, claim)
         return follower
 
     def leave(self, follower: object) -> None:
         del self._intervals[follower]
         self._followers_changed.set()
+        if pace := self._hub.paces.get(self._wallet):
+            pace.leave(follower)
 
-    def fresh(self, interval: float) -> Observation | None:
+    def share(self, observation: Observation, newcomer: object) -> Observation:
+        """Tell a newcomer with a claim its share of an observation that was made before it came."""
+        if isinstance(observation.outcome, StabilityError):
+            return observation
+        shares = self._hub.paces[self._wallet].observe(
+            observation.outcome, asked_at=self._latest_asked_at, now=self._loop.time(), only=newcomer
+        )
+        return _share(replace(observation, shares=shares), newcomer)
+
+    def fresh(self, interval: float, newer_than: datetime | None) -> Observation | None:
         """Return the latest observation if it is no older than the interval.
 
         In a lock-out, the failure that is waited out is not too old; a balance may be.
         """
-        if self._latest is None:
+        if self._latest is None or (newer_than is not None and self._latest.at <= newer_than):
             return None
         until = self._latest_asked_at + interval
         if isinstance(self._latest.outcome, StabilityError):
@@ -172,7 +216,7 @@ class _Feed:
                 news.set_result(observation)
         finally:
             # Nothing is awaited between the last look at the followers and this: nobody joins in between.
-            del self._hub.feeds[self._conn_id, self._organization]
+            del self._hub.feeds[self._wallet]
             self._news.cancel()
             if self._client is not None:
                 self._client.close()
@@ -198,9 +242,13 @@ class _Feed:
         except Exception as error:  # a feed never fails: a thousand gates would
             outcome = StabilityTransientError(f"The balance could not be read ({type(error).__name__}).")
         had_worked = self._key_has_worked
+        shares: Mapping[object, float] = {}
         if not isinstance(outcome, StabilityError):
             self._key_has_worked = True
-        return Observation(datetime.now(UTC), outcome, organization, self._key, had_worked)
+            if pace := self._hub.paces.get(self._wallet):
+                shares = pace.observe(outcome, asked_at=self._asked_at, now=self._loop.time())
+        now = datetime.now(UTC)
+        return Observation(now, outcome, organization, self._key, had_worked, shares=shares)
 
     async def _connected(self) -> StabilityClient:
         """Return the client, after reading the connection: so a rotated key is used at the next poll.

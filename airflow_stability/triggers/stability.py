@@ -13,6 +13,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from airflow_stability.compat import success_event
 from airflow_stability.errors import StabilityError, StabilityTransientError
 from airflow_stability.gate import GRACE, Gate, Verdict
+from airflow_stability.pace import SETTLE, Claim
 from airflow_stability.triggers.feed import observations
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ class StabilityBalanceTrigger(BaseTrigger):
 
     The event is a dict of ``verdict`` (``open``, ``fail``, ``timeout``, or ``unusable`` for an argument that
     cannot be what it should), ``text``, and with the first two ``credits``, the balance that opened the gate,
-    and ``failure``, the name of the error that failed it. All that the trigger needs stands in its arguments:
-    another triggerer can go on where one was killed.
+    and ``failure``, the name of the error that failed it; with ``memory``, if it was given one. All that the
+    trigger needs stands in its arguments: another triggerer can go on where one was killed.
 
     :param stability_conn_id: a connection of type ``stability``. Never a key: arguments are kept in clear.
     :param organization: id such as ``org-123456``; None for the connection's, else the key's default.
@@ -42,6 +43,12 @@ class StabilityBalanceTrigger(BaseTrigger):
     :param last_credits_at: when it was read.
     :param last_failure: what kept the worker from reading one; None if nothing did.
     :param not_before: before this time the server wants no call; None where it said nothing.
+    :param expected_credits: what the run behind the gate expects to spend: a number, or a string that is one.
+        The gate is then let go in turn with others that say so. None where nobody said.
+    :param settle: seconds for which that counts as spent after it was let go.
+    :param since: when it began to wait, for its turn; None for now.
+    :param join_at: before this time the gate does not open, and takes no look; None for at once.
+    :param memory: what the task has to remember, as plain JSON types: the event hands it back.
     """
 
     def __init__(
@@ -60,6 +67,11 @@ class StabilityBalanceTrigger(BaseTrigger):
         last_credits_at: str | None = None,
         last_failure: str | None = None,
         not_before: str | None = None,
+        expected_credits: float | str | None = None,
+        settle: float = SETTLE,
+        since: str | None = None,
+        join_at: str | None = None,
+        memory: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's
         self.stability_conn_id = stability_conn_id
@@ -75,6 +87,11 @@ class StabilityBalanceTrigger(BaseTrigger):
         self.last_credits_at = last_credits_at
         self.last_failure = last_failure
         self.not_before = not_before
+        self.expected_credits = expected_credits
+        self.settle = settle
+        self.since = since
+        self.join_at = join_at
+        self.memory = memory
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class and its arguments, as Airflow stores them."""
@@ -94,6 +111,11 @@ class StabilityBalanceTrigger(BaseTrigger):
                 "last_credits_at": self.last_credits_at,
                 "last_failure": self.last_failure,
                 "not_before": self.not_before,
+                "expected_credits": self.expected_credits,
+                "settle": self.settle,
+                "since": self.since,
+                "join_at": self.join_at,
+                "memory": self.memory,
             },
         )
 
@@ -111,26 +133,29 @@ class StabilityBalanceTrigger(BaseTrigger):
                     "The balance could not be pushed to XCom from here (%s): a worker does it.",
                     type(error).__name__,
                 )
+        if self.memory is not None:
+            verdict["memory"] = self.memory
         return TriggerEvent(verdict)  # type: ignore[no-untyped-call]  # Airflow's
 
     async def _verdict(self) -> dict[str, Any]:
         try:
             gate = Gate(
                 self.minimum_credits,
+                expected_credits=self.expected_credits,
                 organization=self.organization,
                 grace=timedelta(seconds=self.grace),
             )
         except ValueError as error:
             return {"verdict": "unusable", "text": str(error)}
         gate.go_on_from(
-            (self.last_credits, datetime.fromisoformat(self.last_credits_at))
-            if self.last_credits is not None and self.last_credits_at is not None
+            (self.last_credits, looked_at)
+            if self.last_credits is not None and (looked_at := _time(self.last_credits_at))
             else None,
             StabilityTransientError(self.last_failure) if self.last_failure else None,
         )
         left = self.timeout
-        if self.deadline is not None:
-            left = (datetime.fromisoformat(self.deadline) - datetime.now(UTC)).total_seconds()
+        if deadline := _time(self.deadline):
+            left = (deadline - datetime.now(UTC)).total_seconds()
         try:
             async with asyncio.timeout(left):
                 return await self._follow(gate)
@@ -138,9 +163,14 @@ class StabilityBalanceTrigger(BaseTrigger):
             return {"verdict": "timeout", "text": gate.timeout_text(self.timeout)}
 
     async def _follow(self, gate: Gate) -> dict[str, Any]:
-        not_before = datetime.fromisoformat(self.not_before) if self.not_before else None
         feed = observations(
-            self.stability_conn_id, self.organization, self.poke_interval, not_before=not_before
+            self.stability_conn_id,
+            self.organization,
+            self.poke_interval,
+            not_before=_time(self.not_before),
+            newer_than=_time(self.last_credits_at),
+            join_at=_time(self.join_at),
+            claim=self._claim(gate),
         )
         key: int | None = None
         async with contextlib.aclosing(feed):
@@ -154,7 +184,9 @@ class StabilityBalanceTrigger(BaseTrigger):
                         gate.key_has_worked()
                     decision = gate.observe_failure(observation.outcome, observation.at)
                 else:
-                    decision = gate.observe_balance(observation.outcome, observation.at)
+                    decision = gate.observe_balance(
+                        observation.outcome, observation.at, spoken_for=observation.spoken_for
+                    )
                 if decision.speak:
                     self.log.info("%s", decision.text)
                 if decision.verdict is not Verdict.WAIT:
@@ -165,6 +197,16 @@ class StabilityBalanceTrigger(BaseTrigger):
                         "failure": decision.failure.name if decision.failure else None,
                     }
         raise AssertionError("a feed does not end before its followers")
+
+    def _claim(self, gate: Gate) -> Claim | None:
+        if self.expected_credits is None:
+            return None
+        since = _time(self.since) or datetime.now(UTC)
+        return Claim(gate.expected_credits, gate.minimum_credits, since, self.settle)
+
+
+def _time(argument: str | None) -> datetime | None:
+    return datetime.fromisoformat(argument) if argument else None
 
 
 def __getattr__(name: str) -> Any:

@@ -225,3 +225,69 @@ def test_timeout_says_that_no_balance_was_ever_read():
     gate.observe_failure(outage(), START)
 
     assert "No balance was read yet; 1 poll failed." in gate.timeout_text(60)
+
+
+@pytest.mark.parametrize(
+    ("credits", "minimum", "expected", "spoken_for", "verdict"),
+    [
+        (3.0, 0, 3, 0.0, Verdict.OPEN),
+        (2.999999999999999, 0, 3, 0.0, Verdict.WAIT),
+        (11.0, 8, 3, 0.0, Verdict.OPEN),
+        (10.5, 8, 3, 0.0, Verdict.WAIT),
+        (11.0, 8, "3", 0.5, Verdict.WAIT),
+        (11.5, 8, 3, 0.5, Verdict.OPEN),
+        (0.0, 0, 0, 0.0, Verdict.WAIT),
+        (0.5, 0, 0, 0.0, Verdict.OPEN),
+        (0.5, 0, 0, 0.5, Verdict.WAIT),
+        (8.0, 8, 0, 0.0, Verdict.WAIT),
+    ],
+)
+def test_opens_when_what_is_expected_is_there_beyond_the_minimum(
+    credits, minimum, expected, spoken_for, verdict
+):
+    gate = Gate(minimum, expected_credits=expected)
+
+    assert gate.observe_balance(credits, START, spoken_for=spoken_for).verdict is verdict
+
+
+@pytest.mark.parametrize("expected", [True, -1, float("nan"), "many", [3]])
+def test_an_expectation_that_is_none_is_refused(expected):
+    with pytest.raises(ValueError, match="expected_credits must be a finite number"):
+        Gate(0, expected_credits=expected)
+
+
+@pytest.mark.parametrize(
+    ("minimum", "spoken_for", "text"),
+    [
+        (0, 0.0, "has 2 credits, needs 3."),
+        (8, 0.0, "has 2 credits, needs 3 beyond 8."),
+        (0, 1.5, "has 2 credits, of which 1.5 are spoken for by others, needs 3."),
+    ],
+)
+def test_says_what_is_needed_and_what_is_spoken_for(minimum, spoken_for, text):
+    gate = Gate(minimum, expected_credits=3)
+
+    assert gate.observe_balance(2.0, START, spoken_for=spoken_for).text.endswith(text)
+    assert text in gate.timeout_text(60)
+    assert "Buy credits" in gate.timeout_text(60)
+
+
+def test_a_timeout_while_others_had_spoken_for_it_sends_nobody_shopping():
+    gate = Gate(0, expected_credits=3)
+    gate.observe_balance(5.0, START, spoken_for=3.0)
+
+    assert gate.timeout_text(60) == (
+        "Timed out after 60 s: the key's default organization has 5 credits, of which 3 are spoken for by "
+        "others, needs 3."
+    )
+
+
+def test_speaks_when_what_it_waits_for_is_spoken_for():
+    gate = Gate(0, expected_credits=3)
+
+    spoken = [
+        gate.observe_balance(credits, after(minutes=minute), spoken_for=spoken_for).speak
+        for minute, (credits, spoken_for) in enumerate([(2.0, 0.0), (2.0, 0.0), (5.0, 3.0), (5.0, 4.0)])
+    ]
+
+    assert spoken == [True, False, True, False]

@@ -87,7 +87,12 @@ def test_poke_by_itself_answers_as_it_does_in_a_task(monkeypatch, base_url):
 
 
 def test_the_arguments_that_are_templates():
-    assert StabilityBalanceSensor.template_fields == ("minimum_credits", "organization", "stability_conn_id")
+    assert StabilityBalanceSensor.template_fields == (
+        "minimum_credits",
+        "expected_credits",
+        "organization",
+        "stability_conn_id",
+    )
     assert StabilityBalanceOperator.template_fields == ("organization", "stability_conn_id")
     assert StabilityAccountOperator.template_fields == ("stability_conn_id",)
 

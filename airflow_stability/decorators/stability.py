@@ -1,0 +1,60 @@
+"""``@task.stability``: StabilitySpendOperator as a decorator. Airflow finds it by the provider's metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from airflow_stability.compat import DecoratedOperator, TaskDecorator, task_decorator_factory
+from airflow_stability.operators.spend import StabilitySpendOperator, without_client
+
+
+class _StabilityDecoratedOperator(DecoratedOperator, StabilitySpendOperator):
+    template_fields: Sequence[str] = StabilitySpendOperator.template_fields
+    template_fields_renderers = StabilitySpendOperator.template_fields_renderers
+    custom_operator_name = "@task.stability"
+
+    def __init__(
+        self,
+        *,
+        python_callable: Callable[..., Any],
+        op_args: Collection[Any] | None = None,
+        op_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            # DecoratedOperator keeps these to itself, unless told to pass them on.
+            kwargs_to_upstream={
+                "python_callable": python_callable,
+                "op_args": op_args,
+                "op_kwargs": op_kwargs,
+            },
+            python_callable=python_callable,
+            op_args=op_args,
+            op_kwargs=op_kwargs,
+            **kwargs,
+        )
+
+
+def stability_task(
+    python_callable: Callable[..., Any] | None = None, multiple_outputs: bool | None = None, **kwargs: Any
+) -> TaskDecorator:
+    """Make a task of a function that spends credits: ``@task.stability(credits=3)``.
+
+    The function's argument ``client`` is filled in; a DAG calls it without.
+
+    :param python_callable: the function.
+    :param multiple_outputs: push each item of a returned dict as an XCom of its own.
+    :param kwargs: arguments of :class:`~airflow_stability.operators.stability.StabilitySpendOperator`, and of
+        every operator.
+    """
+
+    def decorate(function: Callable[..., Any]) -> TaskDecorator:
+        return task_decorator_factory(
+            python_callable=without_client(function),
+            multiple_outputs=multiple_outputs,
+            decorated_operator_class=_StabilityDecoratedOperator,
+            **kwargs,
+        )
+
+    return decorate if python_callable is None else decorate(python_callable)  # type: ignore[return-value]

@@ -1,0 +1,84 @@
+"""Who is let go at a balance, and in which order. Knows no HTTP and no Airflow.
+
+After a top-up a thousand gates could open at once, and most of their runs would find the wallet empty again.
+Those that say what they expect to spend are paced instead. The rules:
+
+- The oldest goes first. One for whom the balance is not enough holds back nobody behind it.
+- At one balance as many are let go as it carries: see :func:`airflow_stability.gate.suffices`.
+- What somebody was let go for counts as spent until a balance that was asked for a while later: by then it
+  shows in the balance, if it was spent.
+
+This is advice. Other processes and other people spend from the same wallet, and only its owner, the server,
+can refuse without a race.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from airflow_stability.gate import suffices
+
+#: Seconds for which what somebody was let go for counts as spent.
+SETTLE = 60.0
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What one gate waits for.
+
+    :param credits: what it expects to spend.
+    :param minimum: what must be left over, and a little more.
+    :param since: aware time at which it began to wait.
+    :param settle: seconds for which its credits count as spent after it was let go.
+    """
+
+    credits: float
+    minimum: float
+    since: datetime
+    settle: float = SETTLE
+
+
+class Pace:
+    """Those that wait for one wallet. Times are seconds of one clock, whichever."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[object, Claim] = {}
+        self._let_go: list[tuple[float, Claim]] = []
+
+    def join(self, who: object, claim: Claim) -> None:
+        """Let somebody wait."""
+        self._waiting[who] = claim
+
+    def leave(self, who: object) -> None:
+        """Let somebody wait no longer, if it still does."""
+        self._waiting.pop(who, None)
+
+    def observe(
+        self, balance: float, *, asked_at: float, now: float, only: object = None
+    ) -> dict[object, float]:
+        """Let go whom a balance carries.
+
+        :param balance: in credits.
+        :param asked_at: when it was asked for.
+        :param now: when that is; those who are let go, are now.
+        :param only: a newcomer to whom this balance, which the others know, is news.
+        :returns: for each who was waiting, how much of the balance is spoken for by others. Those for whom
+            the rest suffices have been let go, and wait no longer.
+        """
+        self._let_go = [(since, claim) for since, claim in self._let_go if asked_at - since < claim.settle]
+        spoken_for = sum(claim.credits for _, claim in self._let_go)
+        shares = {}
+        for who, claim in sorted(self._waiting.items(), key=lambda each: each[1].since):
+            if only is not None and who is not only:
+                continue
+            shares[who] = spoken_for
+            if suffices(balance - spoken_for, claim.minimum, claim.credits):
+                spoken_for += claim.credits
+                self._let_go.append((now, claim))
+                del self._waiting[who]
+        return shares
+
+    def is_settled(self, now: float) -> bool:
+        """Tell whether nobody waits, and nothing counts as spent any more."""
+        return not self._waiting and all(now - since >= claim.settle for since, claim in self._let_go)

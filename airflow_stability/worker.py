@@ -1,0 +1,75 @@
+"""What a sensor and an operator do alike on a worker: look at a gate, hand it over to a trigger, fail."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from airflow_stability.compat import AirflowFailException, AirflowNotFoundException
+from airflow_stability.errors import StabilityError, StabilityPermanentError
+from airflow_stability.gate import Decision, Gate
+from airflow_stability.hooks.stability import StabilityHook
+
+#: Airflow's own timeout of a deferral comes this much after the trigger's, in case no triggerer runs at all.
+BACKSTOP = timedelta(minutes=5)
+
+
+def look(gate: Gate, hook: StabilityHook, organization: str | None) -> Decision:
+    """Ask for the balance once, and tell the gate.
+
+    After a failure that will not pass, the connection is read again, and a changed one tried at once.
+
+    :param gate: it learns whose balance it is, too.
+    :param hook: with a ``retry_deadline`` of 0; close it when done.
+    :param organization: whose balance; None for the connection's organization, else the key's default.
+    """
+    failure: StabilityError
+    try:
+        try:
+            credits = _read_balance(gate, hook, organization)
+        except StabilityPermanentError:
+            key = hook.key_id
+            if not hook.reload():
+                raise
+            hook.log.info("Connection %r has changed: trying it at once.", hook.stability_conn_id)
+            if hook.key_id != key:
+                gate.key_changed()
+            credits = _read_balance(gate, hook, organization)
+    except StabilityError as error:
+        failure = error
+    except AirflowNotFoundException as error:
+        from airflow_stability.hooks.connection import missing_connection
+
+        failure = missing_connection(error)
+    else:
+        return gate.observe_balance(credits, datetime.now(UTC))
+    return gate.observe_failure(failure, datetime.now(UTC))
+
+
+def _read_balance(gate: Gate, hook: StabilityHook, organization: str | None) -> float:
+    client = hook.get_conn()
+    gate.organization = organization or client.organization
+    return client.get_balance(organization).credits
+
+
+def known_to(gate: Gate) -> dict[str, Any]:
+    """Return what a gate has learned, as arguments of the trigger that goes on with it."""
+    balance, failure, not_before = gate.last_balance, gate.last_failure, gate.not_before
+    return {
+        "last_credits": balance and balance[0],
+        "last_credits_at": balance and balance[1].isoformat(),
+        "last_failure": str(failure) if failure else None,
+        "not_before": not_before.isoformat() if not_before else None,
+    }
+
+
+def failed(text: str, failure: str | None) -> Exception:
+    """Return what to raise for a gate that has failed.
+
+    :param failure: the name of the error that failed it.
+    """
+    from airflow_stability.hooks.connection import CONNECTION_NOT_FOUND
+
+    # Airflow calls a connection undefined, too, when a secrets backend is out of order. That may pass, so
+    # Airflow's retries count.
+    return AirflowNotFoundException(text) if failure == CONNECTION_NOT_FOUND else AirflowFailException(text)

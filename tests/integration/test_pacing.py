@@ -1,0 +1,229 @@
+"""Waiters that say what they spend, in one event loop: who is let go, and when."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from airflow_stability.triggers.feed import observations
+from airflow_stability.triggers.stability import StabilityBalanceTrigger
+
+pytestmark = pytest.mark.usefixtures("connection")
+
+START = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
+
+
+def trigger(number=0, **arguments):
+    return StabilityBalanceTrigger(
+        **{
+            "stability_conn_id": "stability_default",
+            "organization": None,
+            "minimum_credits": 0,
+            "expected_credits": 3,
+            "poke_interval": 0.2,
+            "timeout": 60,
+            "since": (START + timedelta(seconds=number)).isoformat(),
+            **arguments,
+        }
+    )
+
+
+class Waiters:
+    """Triggers that wait side by side, and the order in which they are let go."""
+
+    def __init__(self, *triggers):
+        self.let_go = []
+        self._tasks = [asyncio.create_task(self._run(number, each)) for number, each in enumerate(triggers)]
+
+    async def _run(self, number, each):
+        async with contextlib.aclosing(each.run()) as events:
+            async for event in events:
+                assert event.payload["verdict"] == "open", event.payload
+                self.let_go.append(number)
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *error):
+        for each in self._tasks:
+            each.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def polls(simulator, count):
+    """Wait until the balance was asked for so many times more, and its followers were told."""
+    goal = len(simulator.requests) + count + 1
+    async with asyncio.timeout(10):
+        while len(simulator.requests) < goal:
+            await asyncio.sleep(0.01)
+
+
+def test_a_top_up_lets_go_as_many_as_it_carries_and_the_oldest_first(simulator):
+    simulator.set_credits(0.0)
+
+    async def main():
+        # The last one that came is the oldest.
+        async with Waiters(*(trigger(-number) for number in range(200))) as waiters:
+            await polls(simulator, 2)
+            assert waiters.let_go == []
+            simulator.top_up(31.0)
+            await polls(simulator, 3)
+            return waiters.let_go
+
+    assert sorted(asyncio.run(main())) == list(range(190, 200))
+
+
+def test_what_settles_without_being_spent_lets_others_go(simulator):
+    simulator.set_credits(7.0)
+
+    async def main():
+        async with Waiters(*(trigger(number, settle=1.0) for number in range(6))) as waiters:
+            await polls(simulator, 2)
+            first = sorted(waiters.let_go)
+            async with asyncio.timeout(10):
+                while len(waiters.let_go) < 4:
+                    await asyncio.sleep(0.05)
+            return first, sorted(waiters.let_go)
+
+    assert asyncio.run(main()) == ([0, 1], [0, 1, 2, 3])
+
+
+def test_gates_that_say_nothing_open_all_together(simulator):
+    async def main():
+        silent = [trigger(number, expected_credits=None) for number in range(50)]
+        async with Waiters(*silent, trigger(99)) as waiters, asyncio.timeout(10):
+            while len(waiters.let_go) < 51:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+    assert len(simulator.requests) == 1
+
+
+def test_what_the_last_waiter_was_let_go_for_stays_spoken_for(simulator):
+    simulator.set_credits(4.0)
+
+    async def main():
+        async with Waiters(trigger()) as first:
+            await polls(simulator, 0)
+            await asyncio.sleep(0.1)
+            assert first.let_go == [0]
+        assert len(asyncio.all_tasks()) == 1  # the feed has ended, too
+        async with Waiters(trigger()) as second:
+            await polls(simulator, 3)
+            return second.let_go
+
+    assert asyncio.run(main()) == []
+
+
+def test_each_organization_and_connection_has_its_own_pace(simulator):
+    simulator.set_credits(4.0)
+    simulator.set_credits(4.0, "org-other")
+
+    async def main():
+        waiting = [trigger(), trigger(organization="org-other"), trigger(organization="org-default")]
+        async with Waiters(*waiting) as waiters:
+            await asyncio.sleep(1)
+            return sorted(waiters.let_go)
+
+    assert asyncio.run(main()) == [0, 1, 2]
+
+
+def test_a_newcomer_does_not_get_what_was_let_go_a_moment_ago(simulator):
+    simulator.set_credits(4.0)
+
+    async def main():
+        slow = trigger(expected_credits=100, poke_interval=5)
+        async with Waiters(slow, trigger(1, poke_interval=5)) as waiters:
+            await asyncio.sleep(0.5)
+            assert waiters.let_go == [1]
+            async with Waiters(trigger(poke_interval=5)) as newcomer:
+                await asyncio.sleep(0.5)
+                simulator.set_credits(0.0)
+                return newcomer.let_go, len(simulator.requests)
+
+    assert asyncio.run(main()) == ([], 1)
+
+
+def test_a_pause_is_waited_out_and_costs_no_call(simulator):
+    async def main():
+        again = datetime.now(UTC) + timedelta(seconds=1)
+        async with Waiters(trigger(join_at=again.isoformat())) as waiters:
+            await asyncio.sleep(0.7)
+            assert (waiters.let_go, simulator.requests) == ([], [])
+            await asyncio.sleep(0.8)
+            assert waiters.let_go == [0]
+        return len(simulator.requests)
+
+    assert asyncio.run(main()) == 1
+
+
+def test_a_pause_does_not_outlast_the_deadline(simulator):
+    async def main():
+        now = datetime.now(UTC)
+        late, deadline = (now + timedelta(seconds=60)).isoformat(), (now + timedelta(seconds=0.3)).isoformat()
+        waiting = trigger(join_at=late, deadline=deadline, last_credits=9.0, last_credits_at=now.isoformat())
+        return [event.payload async for event in waiting.run()]
+
+    (payload,) = asyncio.run(asyncio.wait_for(main(), 5))
+    assert payload["verdict"] == "timeout"
+    assert payload["text"].endswith("has 9 credits, needs 3.")
+
+
+def test_what_is_older_than_its_own_look_is_no_news(simulator):
+    async def main():
+        async with contextlib.aclosing(observations("stability_default", None, 30)) as feed:
+            old = await anext(feed)
+            looked_at = datetime.now(UTC)
+            async with contextlib.aclosing(
+                observations("stability_default", None, 1, newer_than=looked_at)
+            ) as newcomer:
+                new = await anext(newcomer)
+            return old.at < looked_at < new.at
+
+    assert asyncio.run(main())
+    assert len(simulator.requests) == 2
+
+
+def test_a_killed_triggerer_loses_neither_turn_nor_memory(simulator):
+    simulator.set_credits(0.0)
+    memory = {"refusals": 2, "waited": 12.5, "since": None}
+
+    async def wait_and_die(waiting):
+        async with Waiters(waiting):
+            await polls(simulator, 1)
+
+    async def go_on(waiting):
+        return [event.payload async for event in waiting.run()]
+
+    waiting = trigger(memory=memory, settle=1.5)
+    asyncio.run(wait_and_die(waiting))
+    simulator.top_up(5.0)
+    name, arguments = waiting.serialize()
+    again = StabilityBalanceTrigger(**json.loads(json.dumps(arguments)))
+
+    (payload,) = asyncio.run(asyncio.wait_for(go_on(again), 10))
+    assert again.serialize() == (name, arguments)
+    assert (payload["verdict"], payload["credits"], payload["memory"]) == ("open", 5.0, memory)
+
+
+def test_paces_that_are_settled_are_forgotten(simulator):
+    from airflow_stability.triggers import feed
+
+    async def main():
+        hub = feed._hubs.setdefault(asyncio.get_running_loop(), feed._Hub())
+        for number in range(20):
+            simulator.add_organization(f"org-{number}", credits=10.0, accounts=["user-1"])
+            async with Waiters(trigger(organization=f"org-{number}", settle=0.1)) as waiters:
+                async with asyncio.timeout(5):
+                    while not waiters.let_go:
+                        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        async with Waiters(trigger()):
+            await polls(simulator, 0)
+        return len(hub.paces)
+
+    assert asyncio.run(main()) <= 2

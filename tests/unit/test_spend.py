@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import responses
+
+from airflow_stability.compat import AIRFLOW_VERSION, AirflowFailException, PythonOperator
+from airflow_stability.operators.spend import without_client
+from airflow_stability.operators.stability import StabilitySpendOperator
+from airflow_stability.triggers.stability import StabilityBalanceTrigger
+
+try:
+    from airflow.sdk import DAG, task
+    from airflow.sdk.exceptions import TaskDeferred
+except ImportError:  # before Airflow 3.2
+    from airflow.exceptions import TaskDeferred
+
+    try:
+        from airflow.sdk import DAG, task
+    except ImportError:
+        from airflow import DAG
+        from airflow.decorators import task
+
+
+def never(client):
+    raise AssertionError("the function ran")
+
+
+def spend(**arguments):
+    return StabilitySpendOperator(**{"task_id": "spend", "python_callable": never, "credits": 3, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"credits": True}, "credits must be a finite number"),
+        ({"credits": -1}, "credits must be a finite number"),
+        ({"credits": "many"}, "credits must be a finite number"),
+        ({"credits": None}, "credits must be a finite number"),
+        ({"wait_timeout": 0}, "wait_timeout must be a finite number of seconds, more than 0; got 0"),
+        ({"wait_timeout": "60"}, "wait_timeout must be"),
+        ({"poke_interval": 0}, "poke_interval must be"),
+        ({"settle": -1}, "settle must be"),
+        ({"max_refusals": 0}, "max_refusals must be a whole number, 1 or more; got 0"),
+        ({"max_refusals": True}, "max_refusals must be"),
+        ({"max_refusals": 2.5}, "max_refusals must be"),
+        ({"organization": ""}, "organization must be an id"),
+        ({"op_kwargs": {"client": 1}}, "op_kwargs must not name a client"),
+    ],
+)
+def test_an_argument_that_cannot_work_fails_when_the_task_is_built(arguments, text):
+    with pytest.raises(ValueError, match=text):
+        spend(**arguments)
+
+
+def test_templates_are_left_until_the_task_runs():
+    operator = spend(credits="{{ params.credits }}", organization="{{ params.organization }}")
+
+    with pytest.raises(ValueError, match="credits must be a finite number"):
+        operator.execute({})  # as if nothing had been rendered; no network is there to be called
+
+
+def test_the_arguments_that_are_templates():
+    added = {"credits", "organization", "stability_conn_id"}
+    assert set(StabilitySpendOperator.template_fields) == added | set(PythonOperator.template_fields)
+
+
+def test_it_waits_a_week_as_sensors_do_unless_told_otherwise():
+    assert spend().wait_timeout == 7 * 24 * 60 * 60
+    assert spend(wait_timeout=90).wait_timeout == 90
+
+
+@pytest.fixture
+def api(monkeypatch, base_url):
+    """Return a function that sets the balance, or what the API answers instead."""
+    connection = {
+        "conn_type": "stability",
+        "password": "sk-1",
+        "host": base_url,
+        "extra": {"api_version": "v1"},
+    }
+    monkeypatch.setenv("AIRFLOW_CONN_STABILITY_DEFAULT", json.dumps(connection))
+    with responses.RequestsMock() as mock:
+        yield lambda **answer: mock.get(f"{base_url}/v1/user/balance", **answer)
+
+
+def deferred(operator):
+    with pytest.raises(TaskDeferred) as raised:
+        operator.execute({})
+    return raised.value
+
+
+def test_too_little_credit_waits_without_troubling_the_function(api):
+    api(json={"credits": 2.5})
+    before = datetime.now(UTC)
+    deferral = deferred(spend(wait_timeout=3600, poke_interval=30, settle=45))
+
+    assert deferral.method_name == "execute_complete"
+    assert timedelta(seconds=3600) < deferral.timeout <= timedelta(seconds=3900)
+    name, kwargs = deferral.trigger.serialize()
+    trigger = StabilityBalanceTrigger(**json.loads(json.dumps(kwargs)))
+    assert trigger.serialize() == (name, kwargs)
+    assert (trigger.minimum_credits, trigger.expected_credits, trigger.last_credits) == (0, 3, 2.5)
+    assert (trigger.poke_interval, trigger.settle, trigger.join_at) == (30, 45, None)
+    deadline = datetime.fromisoformat(trigger.deadline)
+    assert timedelta(seconds=3599) < deadline - before < timedelta(seconds=3605)
+
+
+def test_an_outage_waits_too(api):
+    api(status=503)
+
+    assert "answered 503" in deferred(spend()).trigger.last_failure
+
+
+def test_a_key_that_is_refused_fails_without_retries(api):
+    api(status=401)
+
+    with pytest.raises(AirflowFailException, match="answered 401"):
+        spend().execute({})
+
+
+def event(verdict, **fields):
+    memory = {"since": "2026-11-22T10:00:00+00:00", "began": "2026-11-22T10:00:00+00:00", "waited": 0.0}
+    return {
+        "verdict": verdict,
+        "text": "so it is.",
+        "memory": memory | {"refusal": "answered 402."},
+        **fields,
+    }
+
+
+@pytest.mark.parametrize(
+    ("event", "failure", "text"),
+    [
+        (event("timeout"), AirflowFailException, "so it is. The last refusal: answered 402."),
+        (event("fail", failure="unauthorized"), AirflowFailException, "so it is."),
+        (event("unusable"), ValueError, "so it is."),
+    ],
+)
+def test_what_the_trigger_made_of_it_fails_the_task(event, failure, text):
+    with pytest.raises(failure) as raised:
+        spend().resume_execution("execute_complete", {"event": event}, {})
+
+    assert str(raised.value) == text
+
+
+def test_the_time_that_it_has_waited_is_over_when_it_cannot_go_on(api):
+    api(json={"credits": 2.5})
+
+    with pytest.raises(AirflowFailException, match=r"Timed out after 60 s: .* has 2.5 credits, needs 3\."):
+        spend(wait_timeout=60).resume_execution("execute_complete", {"event": event("open")}, {})
+
+
+def test_a_deferral_that_airflow_timed_out_says_so():
+    words = "Trigger/execution timeout" if AIRFLOW_VERSION < (3, 0) else "Trigger timeout"
+
+    with pytest.raises(AirflowFailException, match="wait_timeout of 60 s"):
+        spend(wait_timeout=60).resume_execution("__fail__", {"error": words}, {})
+
+
+# The function's argument `client`
+
+
+def first(client, prompt):
+    return client, prompt
+
+
+def last(prompt, client):
+    return client, prompt
+
+
+def named(prompt, *, client):
+    return client, prompt
+
+
+def behind_many(*prompts, client):
+    return client, *prompts
+
+
+def with_rest(client, **rest):
+    return client, rest["prompt"]
+
+
+@pytest.mark.parametrize("function", [first, last, named, behind_many])
+def test_the_client_is_passed_wherever_the_function_wants_it(function):
+    hidden = without_client(function)
+
+    assert "client" not in inspect.signature(hidden).parameters
+    assert hidden.__name__ == function.__name__
+    assert hidden("a fox", client="the client") == ("the client", "a fox")
+
+
+@pytest.mark.parametrize("function", [first, last, named, with_rest])
+def test_the_rest_may_be_passed_by_name(function):
+    assert without_client(function)(prompt="a fox", client="the client") == ("the client", "a fox")
+
+
+def test_defaults_are_kept():
+    def generate(client, prompt, *, size="1k"):
+        return client, prompt, size
+
+    assert without_client(generate)("a fox", client=1) == (1, "a fox", "1k")
+
+
+def test_a_coroutine_function_stays_one():
+    async def generate(client, prompt):
+        return client, prompt
+
+    hidden = without_client(generate)
+
+    assert inspect.iscoroutinefunction(hidden)
+    assert asyncio.run(hidden("a fox", client=1)) == (1, "a fox")
+
+
+def test_a_function_without_a_client_is_left_alone():
+    def generate(prompt):
+        return prompt
+
+    assert without_client(generate) is generate
+    hidden = without_client(first)
+    assert without_client(hidden) is hidden
+
+
+def test_a_dag_calls_the_decorated_function_without_a_client():
+    with DAG("dag", schedule=None):
+        one = task.stability(credits=3)(first)("a fox")
+        many = task.stability(credits="{{ params.credits }}", wait_timeout=60)(last).expand(prompt=["a"])
+        with pytest.raises(TypeError, match="missing a required argument: 'prompt'"):
+            task.stability(credits=3)(first)()
+
+    assert isinstance(one.operator, StabilitySpendOperator)
+    assert (one.operator.task_id, one.operator.operator_name) == ("first", "@task.stability")
+    assert many.operator.partial_kwargs["credits"] == "{{ params.credits }}"
+    assert set(StabilitySpendOperator.template_fields) <= set(one.operator.template_fields)

@@ -19,6 +19,11 @@ from airflow_stability.triggers.feed import observations
 if TYPE_CHECKING:
     from airflow_stability.triggers.events import StabilityBalanceEventTrigger as StabilityBalanceEventTrigger
 
+#: Seconds after a deferral before which a task does not resume. Airflow (all versions up to 3.3) fails a task
+#: that is started again before its scheduler has noticed that the worker has ended with the deferral: "the
+#: task instance finished with state success, but its state attribute is queued". It notices in seconds.
+SEEN_AFTER = 10.0
+
 
 class StabilityBalanceTrigger(BaseTrigger):
     """Fires once, when a gate opens, fails or times out.
@@ -48,6 +53,7 @@ class StabilityBalanceTrigger(BaseTrigger):
     :param settle: seconds for which that counts as spent after it was let go.
     :param since: when it began to wait, for its turn; None for now.
     :param join_at: before this time the gate does not open, and takes no look; None for at once.
+    :param deferred_at: when the task deferred from a worker; None for one that started in the triggerer.
     :param memory: what the task has to remember, as plain JSON types: the event hands it back.
     """
 
@@ -71,6 +77,7 @@ class StabilityBalanceTrigger(BaseTrigger):
         settle: float = SETTLE,
         since: str | None = None,
         join_at: str | None = None,
+        deferred_at: str | None = None,
         memory: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's
@@ -91,6 +98,7 @@ class StabilityBalanceTrigger(BaseTrigger):
         self.settle = settle
         self.since = since
         self.join_at = join_at
+        self.deferred_at = deferred_at
         self.memory = memory
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -115,6 +123,7 @@ class StabilityBalanceTrigger(BaseTrigger):
                 "settle": self.settle,
                 "since": self.since,
                 "join_at": self.join_at,
+                "deferred_at": self.deferred_at,
                 "memory": self.memory,
             },
         )
@@ -135,7 +144,13 @@ class StabilityBalanceTrigger(BaseTrigger):
                 )
         if self.memory is not None:
             verdict["memory"] = self.memory
+        await self._let_the_scheduler_see_the_deferral()
         return TriggerEvent(verdict)  # type: ignore[no-untyped-call]  # Airflow's
+
+    async def _let_the_scheduler_see_the_deferral(self) -> None:
+        # `airflow dags test` runs the trigger without a triggerer and a scheduler: then it has no id.
+        if (deferred_at := _time(self.deferred_at)) and self.trigger_id is not None:
+            await asyncio.sleep(SEEN_AFTER - (datetime.now(UTC) - deferred_at).total_seconds())
 
     async def _verdict(self) -> dict[str, Any]:
         try:

@@ -19,7 +19,7 @@ from airflow_stability.compat import AIRFLOW_VERSION, success_event
 from airflow_stability.errors import StabilityConfigurationError, StabilityRateLimitError
 from airflow_stability.simulator import Fault, RateLimit, StabilitySimulator
 from airflow_stability.triggers.feed import observations
-from airflow_stability.triggers.stability import StabilityBalanceTrigger
+from airflow_stability.triggers.stability import SEEN_AFTER, StabilityBalanceTrigger
 
 pytestmark = pytest.mark.usefixtures("connection")
 
@@ -366,3 +366,24 @@ def test_ten_thousand_feeds_leak_neither_memory_nor_threads(patient_simulator, n
     assert ours_after <= ours
     # Not even one of the hundreds of blocks of memory that a feed with its client takes.
     assert blocks_after - blocks < 9000
+
+
+@pytest.mark.parametrize(
+    ("trigger_id", "seconds_ago", "at_once"),
+    [(7, SEEN_AFTER - 1, False), (7, 60.0, True), (7, None, True), (None, 0.0, True)],
+    ids=["just-deferred", "long-ago", "started-here", "without-a-triggerer"],
+)
+def test_a_task_does_not_resume_before_the_scheduler_has_seen_it_defer(
+    simulator, trigger_id, seconds_ago, at_once
+):
+    began = datetime.now(UTC)
+    deferred_at = seconds_ago is not None and (began - timedelta(seconds=seconds_ago)).isoformat()
+    gate = trigger(minimum_credits=8, deferred_at=deferred_at or None)
+    gate.trigger_id = trigger_id
+
+    async def main():
+        return await asyncio.wait_for(fire(gate), 5)
+
+    (event,) = asyncio.run(main())
+    assert event["verdict"] == "open"
+    assert at_once or datetime.now(UTC) - began >= timedelta(seconds=1)

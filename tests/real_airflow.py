@@ -269,29 +269,29 @@ class RealAirflow:
             result = connection.execute(sqlalchemy.text(sql), values)
             return list(result) if result.returns_rows else []
 
-    def places_of(self, text: str) -> tuple[list[str], int]:
+    def places_of(self, text: str) -> tuple[list[str], int, int]:
         """Search all files of this Airflow and all rows of its database.
 
-        :returns: where the text stands, and how many files and rows were searched.
+        :returns: where the text stands, how many files were searched, and how many rows.
         """
         import sqlalchemy
 
-        searched, places = 0, []
+        files, rows, places = 0, 0, []
         for file in sorted(self.home.parent.rglob("*")):
             if file.is_file():
-                searched += 1
+                files += 1
                 if text.encode() in file.read_bytes():
                     places.append(str(file))
         self.query("SELECT 1")
         for table in sqlalchemy.inspect(self._engine).get_table_names():
             for row in self.query(f'SELECT * FROM "{table}"'):
-                searched += 1
+                rows += 1
                 places += [
                     f"table {table}, column {column}"
                     for column, value in row._mapping.items()
                     if text.encode() in (value if isinstance(value, bytes) else str(value).encode())
                 ]
-        return places, searched
+        return places, files, rows
 
     def states(self, dag_id: str) -> dict[tuple[str, int], str | None]:
         """Return the state of each task instance of a DAG, by task id and map index."""

@@ -35,6 +35,11 @@ class _StabilityDecoratedOperator(DecoratedOperator, StabilitySpendOperator):
             **kwargs,
         )
 
+    def determine_kwargs(self, context: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return what the function is called with: the client, too."""
+        # From Airflow 3.2 on, DecoratedOperator has one of its own, which stands in front.
+        return StabilitySpendOperator.determine_kwargs(self, context)
+
 
 def stability_task(
     python_callable: Callable[..., Any] | None = None, multiple_outputs: bool | None = None, **kwargs: Any

@@ -193,7 +193,7 @@ class StabilitySpendOperator(PythonOperator):
                 passed = datetime.now(UTC) - datetime.fromisoformat(wait.began or "")
                 return self._spend(context, replace(wait, waited=wait.waited + passed.total_seconds()))
             case "timeout":
-                raise AirflowFailException(_with_refusal(event["text"], wait))
+                raise AirflowFailException(self._timeout_text(event["text"], wait))
             case "unusable":
                 raise ValueError(event["text"])
             case _:
@@ -220,24 +220,24 @@ class StabilitySpendOperator(PythonOperator):
             self.log.info("%s", decision.text)
             self._wait(gate, wait, pause=0.0)
         hook = StabilityHook(self.stability_conn_id)
-        self._client = hook.get_conn()
+        client = hook.get_conn()
         refusal: StabilityError
         try:
-            return self._run(context)
+            return self._run(context, client)
         except StabilityOutcomeUnknownError as unknown:
             raise AirflowFailException(f"{unknown} Airflow's retries are not used for it.") from unknown
         except StabilityPaymentRequiredError as error:
             refusal = error
         except StabilityError as error:
-            if self._client.accepted or not _accepted_nothing(error):
+            if client.accepted or not _accepted_nothing(error):
                 raise
             refusal = error
         finally:
             hook.close()
-        if self._client.accepted:
+        if client.accepted:
             self.log.warning(
                 "%d calls of this run were accepted before one was refused: all of it will run again.",
-                self._client.accepted,
+                client.accepted,
             )
         return self._wait_after(refusal, gate, wait)
 
@@ -251,12 +251,13 @@ class StabilitySpendOperator(PythonOperator):
             raise failed(decision.text, decision.failure.name if decision.failure else None)
         return decision
 
-    def _run(self, context: Context) -> Any:
-        op_kwargs = self.op_kwargs
+    def _run(self, context: Context, client: StabilityClient) -> Any:
+        op_kwargs, self._client = self.op_kwargs, client
         try:
             return execute_as(PythonOperator, self, context)
         finally:
-            self.op_kwargs = op_kwargs  # a PythonOperator has added the context's
+            self.op_kwargs = op_kwargs  # a PythonOperator has put what the function got there
+            del self._client
 
     def determine_kwargs(self, context: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return what the function is called with: a PythonOperator's, and the client."""
@@ -268,11 +269,14 @@ class StabilitySpendOperator(PythonOperator):
         self.log.warning("Refused: %s", refusal)
         wait = replace(wait, refusal=str(refusal))
         if isinstance(refusal, StabilityPaymentRequiredError):
-            # Has somebody else spent it meanwhile, or does another wallet pay?
+            # Has somebody else spent the credit meanwhile, or does another wallet pay?
             enough = self._look(gate).verdict is Verdict.OPEN
             wait = replace(wait, refusals=wait.refusals + enough)
             if wait.refusals >= self.max_refusals:
-                raise AirflowFailException(_billing_text(gate, wait))
+                balance = gate.last_balance and format_number(gate.last_balance[0])
+                raise AirflowFailException(self._refused_text(f"The balance is {balance},", wait))
+        elif isinstance(refusal, StabilityRateLimitError):
+            gate.observe_failure(refusal, datetime.now(UTC))  # the balance may not be asked for either
         pause = min(max(self.poke_interval, 2 * wait.pause), LONGEST_PAUSE)
         wait = replace(wait, pause=pause)
         self._wait(gate, wait, pause=max(pause, refusal.retry_after or 0.0))
@@ -281,10 +285,13 @@ class StabilitySpendOperator(PythonOperator):
         """Go on waiting, for the pause at least; or fail if the time for that is over."""
         now = datetime.now(UTC)
         left = self.wait_timeout - wait.waited
+        locked_out = gate.seconds_until_poll(now)
         if left <= 0:
-            raise AirflowFailException(_with_refusal(gate.timeout_text(self.wait_timeout), wait))
+            raise AirflowFailException(self._timeout_text(gate.timeout_text(self.wait_timeout), wait))
         if self.reschedule:
-            seconds = max(pause, self.poke_interval, gate.seconds_until_poll(now))
+            if locked_out > left:  # after the wait it would not remember that, and ask
+                raise AirflowFailException(self._timeout_text(gate.hopeless_text(self.wait_timeout), wait))
+            seconds = max(pause, self.poke_interval, locked_out)
             again = now + timedelta(seconds=min(seconds, left))
             raise AirflowRescheduleException(again)  # type: ignore[no-untyped-call]  # Airflow's
 
@@ -310,20 +317,18 @@ class StabilitySpendOperator(PythonOperator):
             timeout=timedelta(seconds=left) + BACKSTOP,
         )
 
+    def _timeout_text(self, text: str, wait: _Wait) -> str:
+        if wait.refusals:
+            return self._refused_text(f"{text} The balance was enough,", wait)
+        return f"{text} The last refusal: {wait.refusal}" if wait.refusal else text
 
-def _with_refusal(text: str, wait: _Wait) -> str:
-    return f"{text} The last refusal: {wait.refusal}" if wait.refusal else text
-
-
-def _billing_text(gate: Gate, wait: _Wait) -> str:
-    assert gate.last_balance is not None
-    times = "once" if wait.refusals == 1 else f"{wait.refusals} times"
-    return (
-        f"The balance is {format_number(gate.last_balance[0])}, the call is still refused: is another "
-        "organization billed? Image generation bills the key's default organization, whichever is looked at. "
-        f"Or does a run cost more than the {format_number(gate.expected_credits)} credits that this task "
-        f"expects? It was refused {times}. The last refusal: {wait.refusal}"
-    )
+    def _refused_text(self, begin: str, wait: _Wait) -> str:
+        return (
+            f"{begin} the call is still refused: is another organization billed? Image generation bills the "
+            "key's default organization, whichever is looked at. Or does a run cost more than the "
+            f"{format_number(check_credits(self.credits))} credits that this task expects? The last refusal: "
+            f"{wait.refusal}"
+        )
 
 
 def _accepted_nothing(error: StabilityError) -> bool:

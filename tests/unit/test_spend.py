@@ -123,20 +123,28 @@ def test_a_key_that_is_refused_fails_without_retries(api):
         spend().execute({})
 
 
-def event(verdict, **fields):
-    memory = {"since": "2026-11-22T10:00:00+00:00", "began": "2026-11-22T10:00:00+00:00", "waited": 0.0}
-    return {
-        "verdict": verdict,
-        "text": "so it is.",
-        "memory": memory | {"refusal": "answered 402."},
-        **fields,
-    }
+STILL_REFUSED = (
+    "the call is still refused: is another organization billed? Image generation bills the key's default "
+    "organization, whichever is looked at. Or does a run cost more than the 3 credits that this task "
+    "expects? The last refusal: answered 402."
+)
+
+
+def event(verdict, refusals=0, **fields):
+    began = "2026-11-22T10:00:00+00:00"
+    memory = {"since": began, "began": began, "refusals": refusals, "refusal": "answered 402."}
+    return {"verdict": verdict, "text": "so it is.", "memory": memory, **fields}
 
 
 @pytest.mark.parametrize(
     ("event", "failure", "text"),
     [
         (event("timeout"), AirflowFailException, "so it is. The last refusal: answered 402."),
+        (
+            event("timeout", refusals=2),
+            AirflowFailException,
+            f"so it is. The balance was enough, {STILL_REFUSED}",
+        ),
         (event("fail", failure="unauthorized"), AirflowFailException, "so it is."),
         (event("unusable"), ValueError, "so it is."),
     ],

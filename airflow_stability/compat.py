@@ -119,14 +119,15 @@ def can_be_rescheduled(operator: Any) -> Any:
     """
     if AIRFLOW_VERSION >= (3, 1):
         return operator
-    fields = {"reschedule"}
-    if AIRFLOW_VERSION < (3, 0):
-        from airflow.ti_deps.deps.ready_to_reschedule import ReadyToRescheduleDep
+    from airflow.ti_deps.deps.ready_to_reschedule import ReadyToRescheduleDep
 
-        operator.deps = operator.deps | {ReadyToRescheduleDep()}
-    else:
+    fields = {"reschedule"}
+    operator.deps = operator.deps | {ReadyToRescheduleDep()}
+    if AIRFLOW_VERSION >= (3, 0):
+        # What the scheduler goes by there; of mapped tasks it only knows the class.
         fields.add("_is_sensor")
         operator._is_sensor = True
+        BaseSensorOperator.register(operator)
     operator.get_serialized_fields = classmethod(
         lambda cls: super(operator, cls).get_serialized_fields() | fields
     )

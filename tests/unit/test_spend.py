@@ -244,3 +244,18 @@ def test_a_dag_calls_the_decorated_function_without_a_client():
     assert (one.operator.task_id, one.operator.operator_name) == ("first", "@task.stability")
     assert many.operator.partial_kwargs["credits"] == "{{ params.credits }}"
     assert set(StabilitySpendOperator.template_fields) <= set(one.operator.template_fields)
+
+
+@pytest.mark.skipif(AIRFLOW_VERSION >= (3, 1), reason="this scheduler minds the date of every task")
+def test_the_scheduler_minds_when_a_task_wants_to_be_started_again():
+    from airflow.serialization.serialized_objects import SerializedDAG
+
+    with DAG("dag", schedule=None, start_date=datetime(2026, 1, 1)) as dag:
+        spend(task_id="one", deferrable=False)
+        task.stability(credits=3, deferrable=False)(last).expand(prompt=["a"])
+        arguments = {"python_callable": first, "credits": 3, "deferrable": False}
+        StabilitySpendOperator.partial(task_id="many", **arguments).expand(op_args=[["a"]])
+
+    for each in SerializedDAG.from_dict(SerializedDAG.to_dict(dag)).tasks:
+        assert "ReadyToRescheduleDep" in {type(dependency).__name__ for dependency in each.deps}
+        assert each.is_mapped or each.reschedule

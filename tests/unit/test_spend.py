@@ -256,6 +256,7 @@ def test_the_scheduler_minds_when_a_task_wants_to_be_started_again():
         arguments = {"python_callable": first, "credits": 3, "deferrable": False}
         StabilitySpendOperator.partial(task_id="many", **arguments).expand(op_args=[["a"]])
 
-    for each in SerializedDAG.from_dict(SerializedDAG.to_dict(dag)).tasks:
+    tasks = SerializedDAG.from_dict(SerializedDAG.to_dict(dag)).task_dict
+    for each in tasks.values():
         assert "ReadyToRescheduleDep" in {type(dependency).__name__ for dependency in each.deps}
-        assert each.is_mapped or each.reschedule
+    assert tasks["one"].reschedule

@@ -27,10 +27,6 @@ from airflow_stability.gate import SPEAK_EVERY
 
 Direction = Literal["above", "below"]
 
-#: A request that was refused, for a bad key or the like, is repeated after this many seconds at the earliest.
-#: A gate fails then; an edge goes on until somebody mends it, and that may be days.
-ASK_REFUSED_EVERY = 300.0
-
 
 @dataclass(frozen=True)
 class Report:

@@ -22,7 +22,7 @@ from airflow.triggers.base import TriggerEvent
 
 from airflow_stability.arguments import check_conn_id, check_organization, check_seconds
 from airflow_stability.compat import BaseEventTrigger, asset_state_store
-from airflow_stability.edge import ASK_REFUSED_EVERY, Direction, Edge, Report
+from airflow_stability.edge import Direction, Edge, Report
 from airflow_stability.errors import StabilityError
 from airflow_stability.hooks.stability import StabilityHook
 from airflow_stability.triggers.feed import Observation, observations
@@ -57,6 +57,10 @@ class StabilityBalanceEventTrigger(BaseEventTrigger):
     :param poke_interval: seconds between two looks at the balance.
     :raises ValueError: an argument that cannot be what it should.
     """
+
+    #: A request that was refused, for a bad key or the like, is repeated after this many seconds at the
+    #: earliest. A gate fails then; a watcher goes on until somebody mends it, and that may be days.
+    ask_refused_every = 300.0
 
     def __init__(
         self,
@@ -109,7 +113,7 @@ class StabilityBalanceEventTrigger(BaseEventTrigger):
     async def _events(self, edge: Edge, memory: _Memory) -> AsyncGenerator[TriggerEvent, None]:
         refused = False
         while True:
-            interval = max(self.poke_interval, ASK_REFUSED_EVERY) if refused else self.poke_interval
+            interval = max(self.poke_interval, self.ask_refused_every) if refused else self.poke_interval
             feed = observations(self.stability_conn_id, self.organization, interval)
             async with contextlib.aclosing(feed):
                 async for observation in feed:

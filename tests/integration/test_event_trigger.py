@@ -30,11 +30,13 @@ def logged(capfd):
     return logged
 
 
-def trigger(**changes):
+def trigger(*, ask_refused_every=300.0, **changes):
     from airflow_stability.triggers.stability import StabilityBalanceEventTrigger
 
     arguments = {"threshold": 50, "direction": "above", "poke_interval": 0.1}
-    return StabilityBalanceEventTrigger(**arguments | changes)
+    made = StabilityBalanceEventTrigger(**arguments | changes)
+    made.ask_refused_every = ask_refused_every
+    return made
 
 
 class Watch:
@@ -226,12 +228,11 @@ def test_with_a_margin_a_hovering_balance_fires_once(simulator):
     [Fault.status(503), Fault.status(401), Fault.reset(), Fault.truncated()],
     ids=["503", "401", "reset", "truncated"],
 )
-def test_trouble_neither_ends_it_nor_hides_a_crossing(simulator, monkeypatch, trouble):
-    monkeypatch.setattr("airflow_stability.triggers.events.ASK_REFUSED_EVERY", 0.3)
+def test_trouble_neither_ends_it_nor_hides_a_crossing(simulator, trouble):
     simulator.set_credits(2.0)
 
     async def main():
-        async with Watch(simulator, trigger()) as watch:
+        async with Watch(simulator, trigger(ask_refused_every=0.3)) as watch:
             await watch.polls()
             simulator.inject(trouble)
             await watch.polls(3)
@@ -248,11 +249,10 @@ def test_trouble_neither_ends_it_nor_hides_a_crossing(simulator, monkeypatch, tr
 
 @airflow_3
 def test_a_missing_connection_does_not_end_it(simulator, monkeypatch, connection, logged):
-    monkeypatch.setattr("airflow_stability.triggers.events.ASK_REFUSED_EVERY", 0.1)
     monkeypatch.delenv("AIRFLOW_CONN_STABILITY_DEFAULT")
 
     async def main():
-        async with Watch(simulator, trigger()) as watch:
+        async with Watch(simulator, trigger(ask_refused_every=0.1)) as watch:
             await watch.until(lambda: "stability_default" in logged())
             connection()
             await watch.polls()
@@ -261,12 +261,11 @@ def test_a_missing_connection_does_not_end_it(simulator, monkeypatch, connection
 
 
 @airflow_3
-def test_a_refused_key_is_tried_less_often_and_a_new_one_is_found(simulator, monkeypatch, connection, logged):
-    monkeypatch.setattr("airflow_stability.triggers.events.ASK_REFUSED_EVERY", 1.0)
+def test_a_refused_key_is_tried_less_often_and_a_new_one_is_found(simulator, connection, logged):
     key = simulator.api_key
 
     async def main():
-        async with Watch(simulator, trigger()) as watch:
+        async with Watch(simulator, trigger(ask_refused_every=1.0)) as watch:
             await watch.polls()
             new = simulator.rotate_key(key)
             await watch.until(lambda: simulator.requests[-1].status == 401)

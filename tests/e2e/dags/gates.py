@@ -30,8 +30,8 @@ except ImportError:  # Airflow 2.11
 class ImpatientSensor(StabilityBalanceSensor):
     """Gives a refused key less than ten minutes."""
 
-    def _trigger_arguments(self, minimum_credits: float | str) -> dict[str, Any]:
-        return super()._trigger_arguments(minimum_credits) | {"grace": GRACE}
+    def _trigger_arguments(self, *args: Any) -> dict[str, Any]:
+        return super()._trigger_arguments(*args) | {"grace": GRACE}
 
 
 COMMON: dict[str, Any] = {

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from base64 import urlsafe_b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -128,12 +128,17 @@ class RealAirflow:
 
     # Its processes
 
-    def start(self, *components: str) -> None:
-        """Start components, all of them by default, which then run until they are ended."""
+    def start(self, *components: str, options: Sequence[str] = ()) -> None:
+        """Start components, all of them by default, which then run until they are ended.
+
+        :param components: their names. A number behind one, as in ``triggerer-2``, names another of its kind.
+        :param options: of each one's command.
+        """
         for name in components or COMPONENTS:
+            kind = name.rstrip("0123456789").removesuffix("-")
             # Their own servers of log files are not needed on one machine, and would listen to the network.
-            quiet = ["--skip-serve-logs"] if name in ("scheduler", "triggerer") else []
-            self._running[name] = self.command(name, name, *quiet)
+            quiet = ["--skip-serve-logs"] if kind in ("scheduler", "triggerer") else []
+            self._running[name] = self.command(name, kind, *quiet, *options)
 
     def kill(self, component: str) -> None:
         """End a component with SIGKILL, and all that it has started."""

@@ -1,0 +1,362 @@
+"""Tasks that spend in a real Airflow with two triggerers: many on one wallet, and a table of outcomes.
+
+One story, told once for each Airflow version; the tests look at what it left.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from airflow_stability.compat import AIRFLOW_VERSION
+from airflow_stability.simulator import RequestRecord, StabilitySimulator
+from tests.conftest import ROOT
+from tests.e2e.spending import (
+    AFTER_THE_KILL,
+    AT_FIRST,
+    CASES,
+    COST,
+    IMAGE_PATH,
+    IMAGES,
+    MANY,
+    MAPPED,
+    POKE_INTERVAL,
+    POOR,
+    THEN,
+    TOP_UP,
+)
+from tests.real_airflow import COMPONENTS, RealAirflow
+
+log = logging.getLogger(__name__)
+
+#: Seconds for the story. pytest's own limit ends this process at once, and would leave Airflow's running.
+LIMIT = 600
+pytestmark = pytest.mark.timeout(LIMIT + 60)
+
+SETTINGS = {
+    # Tasks that start before the API server answers fail.
+    "core__dags_are_paused_at_creation": True,
+    "core__max_active_tasks_per_dag": 2 * MANY,
+    # So that a triggerer that was killed is noticed soon.
+    "triggerer__job_heartbeat_sec": 2,
+    "triggerer__triggerer_health_check_threshold": 6,
+    "scheduler__trigger_timeout_check_interval": 2,
+}
+#: What a person does with the button "Clear".
+CLEAR = f"""
+from airflow.models.serialized_dag import SerializedDagModel
+
+run = "scheduled__2026-01-01T00:00:00+00:00"
+dag = SerializedDagModel.get_dag("outcomes")
+tasks = {[case.task_id for case in CASES if case.outcome.meanwhile == "clear"]}
+dag.clear(task_ids=tasks{"" if AIRFLOW_VERSION < (3, 0) else ", run_id=run"})
+"""
+ENDED = {"success", "failed"}
+WAITING = {"deferred", "up_for_reschedule"}
+#: How Airflow joins a task with the times that it was rescheduled to.
+RESCHEDULED = (
+    "task_reschedule.task_id = task_instance.task_id"
+    if AIRFLOW_VERSION < (3, 0)
+    else "task_reschedule.ti_id = task_instance.id"
+)
+#: Seconds for which nothing must move until we believe that nothing will.
+QUIET = 3.0
+#: How many triggers the first triggerer takes.
+FULL = (MANY - AT_FIRST) // 2
+#: The requirement.
+FEW_REFUSALS = 40
+
+
+class Story:
+    """What happens, and what it leaves."""
+
+    def __init__(self, airflow: RealAirflow, wallet: StabilitySimulator, wallets: StabilitySimulator) -> None:
+        self.airflow = airflow
+        self.wallet, self.wallets = wallet, wallets
+        self.images = Path(airflow.environment[IMAGES])
+        self.began = time.monotonic()
+        self.labels: dict[str, str] = {}
+        self._waited: set[tuple[str, int]] = set()
+        self.given: dict[str, float] = {}
+        #: After each step: how many images the many have, and how many tasks are in which state.
+        self.steps: list[tuple[int, Counter[str | None]]] = []
+        self.images_at_first: set[str] = set()
+        #: The triggerer that is killed, and the one that has the trigger of the task to be killed.
+        self.first, self.holder = 0, -1
+        self.triggers_before: dict[int, int] = {}
+        self.triggers_after: dict[int, int] = {}
+
+    def play(self) -> None:
+        airflow = self.airflow
+        airflow.run("db", "migrate")
+        airflow.connect(self._open_wallets())
+        airflow.start(*(name for name in COMPONENTS if name != "triggerer"))
+        airflow.start("triggerer", options=("--capacity", str(FULL)))
+        airflow.wait_for("all components are healthy", airflow.healthy)
+        airflow.wait_for("all DAGs are there", lambda: len(airflow.query("SELECT * FROM dag")) == 2)
+        airflow.run("dags", "unpause", "outcomes")
+        stopped = {
+            what: [case.task_id for case in CASES if case.outcome.meanwhile == what]
+            for what in ("nothing", "clear", "kill")
+        }
+        waiting = [MAPPED, *(case.task_id for case in CASES if case.outcome.meanwhile)]
+        airflow.wait_for("tasks have waited", lambda: self._have_waited(waiting))
+        airflow.wait_for("it sleeps", lambda: self._sleeps("cleared-reschedule", seconds=9))
+        airflow.execute(CLEAR)
+        airflow.wait_for(
+            "what was cleared waits again", lambda: all(map(self._waits_again, stopped["clear"]))
+        )
+        for name in (*stopped["nothing"], *stopped["clear"], MAPPED):
+            self._top_up(name)
+        self._tell("the table's tasks wait, or have waited")
+        airflow.run("dags", "unpause", "many")
+        # So each of the two gets its share, whichever is quicker; and Airflow does not say which is which.
+        airflow.wait_for("a triggerer is full", lambda: FULL in self._triggers().values())
+        (self.first,) = self._triggerers()
+        airflow.start("triggerer-2")
+        self._wait_for_images(AT_FIRST)
+        self.images_at_first = {file.name for file in self.images.iterdir()}
+        self.wallet.top_up(THEN * COST)
+        self._wait_for_images(AT_FIRST + THEN)
+        others = [MAPPED, *(case.task_id for case in CASES if case.task_id not in stopped["kill"])]
+        airflow.wait_for("others have ended", lambda: all(map(self._ended, others)))
+        self._tell("all but the tasks to be killed have ended")
+        self._kill()
+        for name in stopped["kill"]:
+            self._top_up(name)
+        self.wallet.top_up(AFTER_THE_KILL * COST)
+        self._wait_for_images(AT_FIRST + THEN + AFTER_THE_KILL)
+        self.wallet.top_up((MANY - AT_FIRST - THEN - AFTER_THE_KILL) * COST)
+        self._wait_for_images(MANY)
+        airflow.wait_for("all have ended", lambda: all(map(self._ended, stopped["kill"])))
+
+    def _open_wallets(self) -> dict[str, str]:
+        """Give each task of the table an organization, an account and a key; return the connections."""
+        uris = {"wallet": f"{self.wallet.connection_uri()}?api_version=v1"}
+        for name in (*(case.task_id for case in CASES), MAPPED):
+            outcome = next((case.outcome for case in CASES if case.task_id == name), None)
+            self.given[name] = POOR if outcome is None else outcome.credits
+            self.wallets.add_organization(name, credits=self.given[name])
+            self.wallets.add_account(name, "someone@example.org", [name])
+            key = self.wallets.add_key(account=name)
+            uris[name] = f"{self.wallets.connection_uri(key)}?api_version=v1&organization={name}"
+            faults = outcome.faults if outcome else ()
+            for position, fault in enumerate(faults, start=1):
+                for_ever = outcome is not None and outcome.for_ever and position == len(faults)
+                self.wallets.inject(fault, times=None if for_ever else 1, path=IMAGE_PATH, key=key)
+        self.labels = {key["account"]: key["label"] for key in self.wallets.state()["keys"]}
+        return uris
+
+    def _top_up(self, name: str) -> None:
+        self.given[name] += TOP_UP
+        self.wallets.top_up(TOP_UP, name)
+
+    def _wait_for_images(self, number: int) -> None:
+        """Wait until there are as many images, all other tasks wait, and nothing moves any more."""
+        quiet_since = time.monotonic()
+
+        def settled() -> bool:
+            nonlocal quiet_since
+            if self.states() != Counter({"success": number, "deferred": MANY - number}) - Counter():
+                quiet_since = time.monotonic()
+                return False
+            return number == MANY or time.monotonic() - quiet_since > QUIET
+
+        self.airflow.wait_for(f"{number} images", settled, seconds=300)
+        self.steps.append((self.wallet.images_made, self.states()))
+        self._tell("%d images, %d calls refused", number, self.statuses()[402])
+
+    def _kill(self) -> None:
+        """Kill one of two triggerers, and the scheduler, which starts again."""
+        airflow = self.airflow
+        self.triggers_before = self._triggers()
+        ((self.holder,),) = airflow.query(
+            "SELECT triggerer_id FROM trigger JOIN task_instance ON trigger.id = trigger_id "
+            "WHERE task_id = 'killed-deferrable'"
+        )
+        airflow.wait_for("it sleeps", lambda: self._sleeps("killed-reschedule", seconds=4))
+        airflow.kill("scheduler")
+        airflow.kill("triggerer")
+        airflow.start("scheduler")
+        airflow.wait_for("the other has all triggers", lambda: self.first not in self._triggers())
+        self.triggers_after = self._triggers()
+        self._tell("triggers before the kill: %s, and after: %s", self.triggers_before, self.triggers_after)
+
+    def _tell(self, text: str, *values: object) -> None:
+        log.info(f"after %.0f s: {text}", time.monotonic() - self.began, *values)
+
+    def _triggerers(self) -> list[int]:
+        """Return the ids of the triggerers, in the order in which they have started."""
+        rows = self.airflow.query(
+            "SELECT id FROM job WHERE job_type = 'TriggererJob' AND state = 'running' ORDER BY id"
+        )
+        return [number for (number,) in rows]
+
+    def _triggers(self) -> dict[int, int]:
+        """Return how many triggers each triggerer has."""
+        return dict(self.airflow.query("SELECT triggerer_id, count(*) FROM trigger GROUP BY triggerer_id"))
+
+    def _have_waited(self, names: list[str]) -> bool:
+        """Tell whether tasks have waited, whatever they do just now."""
+        for (name, index), state in self.airflow.states("outcomes").items():
+            if state in WAITING:
+                self._waited.add((name, index))
+        return {(name, index) for name in names for index in self._indices(name)} <= self._waited
+
+    def _waits_again(self, name: str) -> bool:
+        return self._state(name) in WAITING and self.tries(name) == {2}
+
+    def _sleeps(self, name: str, *, seconds: float) -> bool:
+        """Tell whether a task was rescheduled to a time that is as many seconds away."""
+        dates = self.airflow.query(
+            "SELECT max(reschedule_date) FROM task_reschedule JOIN task_instance ON "
+            f"{RESCHEDULED} WHERE task_instance.task_id = :name",
+            name=name,
+        )
+        left = datetime.fromisoformat(dates[0][0]).replace(tzinfo=UTC) - datetime.now(UTC)
+        return self._state(name) == "up_for_reschedule" and left.total_seconds() > seconds
+
+    def _state(self, name: str) -> str | None:
+        return self.airflow.states("outcomes")[name, -1]
+
+    def _ended(self, name: str) -> bool:
+        return all(self.airflow.states("outcomes")[name, index] in ENDED for index in self._indices(name))
+
+    @staticmethod
+    def _indices(name: str) -> tuple[int, ...]:
+        return (0, 1) if name == MAPPED else (-1,)
+
+    def tries(self, name: str) -> set[int]:
+        """Return the number of the last try of a task, or of each of a mapped one."""
+        rows = self.airflow.query("SELECT try_number FROM task_instance WHERE task_id = :name", name=name)
+        return {number for (number,) in rows}
+
+    def states(self) -> Counter[str | None]:
+        """Return how many of the many are in which state."""
+        return Counter(self.airflow.states("many").values())
+
+    def statuses(self) -> Counter[int | None]:
+        """Return how often the calls of the many that cost were answered with which status."""
+        return Counter(record.status for record in self.wallet.requests if record.method == "POST")
+
+    def calls(self, name: str, method: str) -> list[RequestRecord]:
+        """Return the calls of a task of the table."""
+        return [
+            record
+            for record in self.wallets.requests
+            if record.key_label == self.labels[name] and record.method == method
+        ]
+
+    def images_paid(self, name: str) -> float:
+        """Return how many images were paid for from the wallet of a task of the table."""
+        return (self.given[name] - self.wallets.credits(name)) / COST
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    folder = tmp_path_factory.mktemp("airflow")
+    for name in ("dags", "images"):
+        (folder / name).mkdir()
+    # Alone: Airflow would watch the assets of the others, paused or not.
+    shutil.copy(Path(__file__).parent / "dags" / "spend.py", folder / "dags")
+    airflow = RealAirflow(folder, folder / "dags", settings=SETTINGS, seconds=LIMIT)
+    airflow.environment |= {"PYTHONPATH": str(ROOT), IMAGES: str(folder / "images")}
+    with StabilitySimulator(credits=AT_FIRST * COST) as wallet, StabilitySimulator() as wallets:
+        try:
+            story = Story(airflow, wallet, wallets)
+            story.play()
+            yield story
+        finally:
+            airflow.end()
+
+
+def test_each_credit_becomes_an_image_and_the_rest_wait_without_a_worker(story):
+    images = [AT_FIRST, AT_FIRST + THEN, AT_FIRST + THEN + AFTER_THE_KILL, MANY]
+
+    assert [made for made, _ in story.steps] == images
+    assert [states for _, states in story.steps] == [
+        Counter({"success": number, "deferred": MANY - number}) - Counter() for number in images
+    ]
+    assert len(story.images_at_first) == AT_FIRST
+
+
+def test_none_is_paid_twice(story):
+    names = {f"{index}.png" for index in range(MANY)}
+
+    assert {file.name for file in story.images.iterdir()} == names
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in story.images.iterdir())
+    assert story.wallet.images_made == story.statuses()[200] == MANY
+    assert story.wallet.credits() == 0
+
+
+def test_no_task_fails_nor_needs_a_retry(story):
+    assert story.states() == Counter(success=MANY)
+    assert story.tries("paint_one_of_many") == {1}
+
+
+def test_few_calls_are_refused(story):
+    statuses = story.statuses()
+
+    assert statuses.keys() <= {200, 402}
+    assert statuses[402] < FEW_REFUSALS
+
+
+def test_both_triggerers_had_triggers_and_the_one_that_is_left_has_all(story):
+    # Of the many, and the one of the table that is to be killed.
+    waiting = MANY - AT_FIRST - THEN + 1
+
+    assert len(story.triggers_before) == 2
+    assert sum(story.triggers_before.values()) == waiting
+    assert story.first == story.holder
+    assert list(story.triggers_after.values()) == [waiting]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.task_id)
+def test_what_becomes_of_a_task_that_spends(case, story):
+    outcome, name = case.outcome, case.task_id
+    (least, most), text = outcome.posts, outcome.text
+    if outcome.no_memory and case.mode == "reschedule":
+        (least, most), text = outcome.no_memory
+
+    assert story.airflow.states("outcomes")[name, -1] == outcome.state
+    assert story.tries(name) == {outcome.tries}
+    assert story.images_paid(name) == outcome.images
+    assert least <= len(story.calls(name, "POST")) <= most
+    assert text.format(mode=case.mode) in story.airflow.task_log("outcomes", name)
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.outcome.least_pause], ids=lambda case: case.task_id
+)
+def test_a_refusal_is_followed_by_a_pause(case, story):
+    posts = [record.monotonic for record in story.calls(case.task_id, "POST")]
+
+    assert not [
+        later - earlier for earlier, later in pairwise(posts) if later - earlier < case.outcome.least_pause
+    ]
+
+
+def test_mapped_tasks_wait_by_reschedule_too(story):
+    states = story.airflow.states("outcomes")
+
+    assert [states[MAPPED, index] for index in range(2)] == ["success"] * 2
+    assert story.tries(MAPPED) == {1}
+    assert story.images_paid(MAPPED) == len(story.calls(MAPPED, "POST")) == 2
+
+
+@pytest.mark.parametrize("name", ["topped_up-reschedule", MAPPED])
+def test_a_task_that_waits_by_reschedule_looks_once_an_interval(name, story):
+    looks = [record.monotonic for record in story.calls(name, "GET")]
+    tasks = 2 if name == MAPPED else 1
+
+    # The scheduler minds the time that a task was rescheduled to.
+    assert len(looks) > tasks
+    assert len(looks) <= tasks * ((looks[-1] - looks[0]) / POKE_INTERVAL + 2)

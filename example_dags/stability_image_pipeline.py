@@ -1,7 +1,12 @@
 """Wait for credit, generate an image for each prompt, report what was made and what is left.
 
-The gate waits in a triggerer and holds no worker (``deferrable``). Generating is one task per prompt, so that
-a failure repeats one image and not all of them; an image that is there already is not paid for again.
+The gate holds the run back until there is credit to begin with. It cannot promise the rest: a balance is old
+as soon as it is read, and others spend from it, too. So each image is made by a task that spends: it looks
+whether there is credit for itself, pays, and goes back to waiting when there is too little or the API refuses
+it. Neither holds a worker while it waits. Without the gate all tasks of a run would start, only to find that
+there is no credit at all; without tasks that wait, a run would fail halfway, when the credit is used up.
+
+An image that is there already is not paid for again.
 """
 
 from __future__ import annotations
@@ -36,8 +41,7 @@ CREDITS_PER_IMAGE = 3
 def stability_image_pipeline():
     wait_for_credit = StabilityBalanceSensor(
         task_id="wait_for_credit",
-        # The gate opens on more credits than this, so that a little is left when the images are paid.
-        minimum_credits=f"{{{{ params.prompts | length * {CREDITS_PER_IMAGE} }}}}",
+        minimum_credits=CREDITS_PER_IMAGE,
         deferrable=True,
         poke_interval=10,
         timeout=6 * 60 * 60,
@@ -47,19 +51,26 @@ def stability_image_pipeline():
     def list_prompts(params=None) -> list[str]:
         return list(dict.fromkeys(params["prompts"]))  # two equal ones would be one image, paid for twice
 
-    @task(max_active_tis_per_dagrun=2, retries=2)
-    def generate_image(prompt: str, params=None, run_id=None) -> str:
+    @task.stability(
+        credits=CREDITS_PER_IMAGE,
+        poke_interval=10,
+        wait_timeout=6 * 60 * 60,
+        max_active_tis_per_dagrun=2,
+        # Waiting takes none of them. A retry may pay for its image again; where it is not known whether an
+        # image was paid for, there is none.
+        retries=1,
+    )
+    def generate_image(client, prompt: str, params=None, run_id=None) -> str:
         name = hashlib.sha256(f"{run_id} {prompt}".encode()).hexdigest()[:16]
         image = Path(params["output_folder"]) / f"{name}.png"
         if not image.exists():
-            with StabilityHook().get_conn() as client:
-                answer = client.request(
-                    "POST",
-                    "/v2beta/stable-image/generate/core",
-                    headers={"Accept": "image/*"},
-                    files={"prompt": (None, prompt), "output_format": (None, "png")},
-                    timeout=120,
-                )
+            answer = client.request(
+                "POST",
+                "/v2beta/stable-image/generate/core",
+                headers={"Accept": "image/*"},
+                files={"prompt": (None, prompt), "output_format": (None, "png")},
+                timeout=120,
+            )
             image.parent.mkdir(parents=True, exist_ok=True)
             unfinished = image.with_suffix(".part")
             unfinished.write_bytes(answer.content)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import runpy
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -29,6 +31,35 @@ def test_the_image_pipeline_makes_an_image_for_each_prompt(simulator, run_dag, t
     assert sorted(result.xcoms("generate_image")) == [str(image) for image in images]
     assert [image.read_bytes()[:8] for image in images] == [b"\x89PNG\r\n\x1a\n"] * 2
     assert simulator.credits() == 19.5
+
+
+def test_an_image_of_the_pipeline_that_cannot_be_paid_waits_and_is_made_in_the_same_try(
+    simulator, run_dag, tmp_path, monkeypatch
+):
+    # A trigger that DAG.test() runs cannot read Airflow's database on every version.
+    monkeypatch.setenv("AIRFLOW_CONN_STABILITY_DEFAULT", simulator.connection_uri())
+    simulator.set_credits(5.5)
+
+    def looks() -> int:
+        balances = [each for each in simulator.requests if each.path == "/v1alpha/user/balance"]
+        return sum(each.status == 200 for each in balances)
+
+    def top_up_after_the_look_of_the_second_image() -> None:
+        give_up = time.monotonic() + 60
+        while looks() < 3 and time.monotonic() < give_up:  # the gate looked first
+            time.sleep(0.01)
+        simulator.top_up(20)
+
+    topping_up = threading.Thread(target=top_up_after_the_look_of_the_second_image)
+    topping_up.start()
+    result = run_dag("stability_image_pipeline", {"prompts": ["a", "b"], "output_folder": str(tmp_path)})
+    topping_up.join()
+
+    assert result.state == "success"
+    assert result.tries["generate_image"] == 1
+    assert len(list(tmp_path.iterdir())) == simulator.images_made == 2
+    assert simulator.credits() == 19.5
+    assert looks() > 4  # without waiting: the gate's, one for each image, the report's
 
 
 def test_the_account_example_pushes_account_and_balance(simulator, run_dag):

@@ -2,8 +2,10 @@
 
 A Stability simulator with too little credit and a real Airflow (scheduler, dag-processor, triggerer,
 api-server, SQLite) in `.demo/` run `example_dags/stability_image_pipeline.py`. What happens is told live:
-the gate waits, is topped up, opens, images are written; then the account is read. In the end the run, the
-images and the credits are checked, and the API key is sought in everything that Airflow has written.
+the gate waits, is topped up with too little for all images, and opens; some images are made, one is refused
+and waits, as the others do; after another top-up they are made as well; then the account is read. In the end
+the tasks, the images and the credits are checked, and the API key is sought in everything that Airflow has
+written.
 
 Exit status: 0 only if all of that is as it should be, else 1; after Ctrl-C 130, after SIGTERM 143. What it
 has started is gone afterwards in each case. With `--keep`, Airflow's pages stay up until Ctrl-C.
@@ -12,14 +14,12 @@ has started is gone afterwards in each case. With `--keep`, Airflow's pages stay
 from __future__ import annotations
 
 import argparse
-import contextlib
 import fcntl
 import json
 import os
 import secrets
 import shutil
 import signal
-import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -30,8 +30,9 @@ from typing import Any, TypeVar
 
 import requests
 from cryptography.fernet import Fernet
+from sqlalchemy.exc import SQLAlchemyError
 
-from airflow_stability.simulator import StabilitySimulator
+from airflow_stability.simulator import Fault, StabilitySimulator
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -45,7 +46,6 @@ from tests.real_airflow import (  # noqa: E402 (a script finds what stands besid
 
 DEMO = ROOT / ".demo"
 HOME = DEMO / "airflow"
-DATABASE = HOME / "airflow.db"
 IMAGES = DEMO / "images"
 LOGS = DEMO / "logs"
 TASK_LOGS = HOME / "logs"
@@ -64,12 +64,24 @@ SETTINGS = {
     "core__test_connection": "Enabled",
 }
 
-PROMPTS = ("a lighthouse in a storm", "a paper boat on a calm lake", "a fox reading a newspaper")
+PROMPTS = (
+    "a lighthouse in a storm",
+    "a paper boat on a calm lake",
+    "a fox reading a newspaper",
+    "an owl with a lantern",
+    "a tram in the rain",
+)
 CREDITS_PER_IMAGE = 3
-#: In the gate's log and name, whenever it waits no longer: when it has failed, too.
-SAID_BY_AIRFLOW = "Success criteria met. Exiting."
+#: Images that the example asks for at the same time.
+AT_ONCE = 2
+IMAGE_CALL = "/v2beta/stable-image/generate/core"
+#: How texts begin that Airflow itself says in the name of a gate or of a task that spends.
+SAID_BY_AIRFLOW = ("Success criteria met. Exiting.", "Done. Returned value was: ")
 TOO_LITTLE = 2.0
-TOP_UP = 18.0
+#: The first suffices for the gate and for three images: of the second two that are asked for, one is refused.
+#: The second is more than the rest costs: a triggerer counts what it let a task go for as spent for a minute,
+#: though the balance may show that already.
+TOP_UPS = (8.0, 12.0)
 
 #: Seconds after which the demo gives up, wherever it is; it takes about a minute on two cores.
 TIME_LIMIT = 600
@@ -108,8 +120,8 @@ class Terminal:
     def say(self, who: str, text: str) -> None:
         """Tell one fact."""
         head = f"{time.strftime('%H:%M:%S')}  {who:<10} "
-        if self.colour and who in COLOURS:
-            text = f"\033[{COLOURS[who]}m{text}\033[0m"
+        if self.colour and (colour := COLOURS.get(who.partition(" ")[0])):
+            text = f"\033[{colour}m{text}\033[0m"
         self._write(f"{head}{text}\n")
         self._told_at = time.monotonic()
 
@@ -238,6 +250,15 @@ class TaskLog:
             folder /= f"map_index={map_index}"
         self.path = max(folder.glob("attempt=?.log"), default=folder / "attempt=1.log")
         self._read = 0
+        #: What was told of it last.
+        self.told = ""
+
+    def news(self) -> Iterator[str]:
+        """Yield what the provider has said anew. It may say in a worker what it has said in a triggerer."""
+        for text in self.new_lines(logger="airflow_stability"):
+            if text != self.told and not text.startswith(SAID_BY_AIRFLOW):
+                self.told = text
+                yield text
 
     def new_lines(self, **wanted: str) -> Iterator[str]:
         """Yield each text that was not seen yet, if its record's fields hold what is wanted of them."""
@@ -265,9 +286,12 @@ class Story:
     """What was told of the pipeline's run."""
 
     gate: TaskLog = field(default_factory=lambda: TaskLog(PIPELINE, "wait_for_credit"))
-    gate_said: str = ""
-    topped_up: bool = False
-    images: set[int] = field(default_factory=set)
+    images: list[TaskLog] = field(
+        default_factory=lambda: [TaskLog(PIPELINE, "generate_image", index) for index in range(len(PROMPTS))]
+    )
+    made: set[int] = field(default_factory=set)
+    let_through: int = 0
+    top_ups: int = 0
     report: TaskLog = field(default_factory=lambda: TaskLog(PIPELINE, "report"))
 
 
@@ -303,6 +327,7 @@ class Demo:
         self.read_account()
         if not self.keep:
             self.end_airflow()
+        self.check_tasks()
         self.check_images()
         self.check_credits()
         self.check_key()
@@ -405,46 +430,77 @@ class Demo:
 
     def run_pipeline(self) -> None:
         """Run the image pipeline and tell what happens, as it happens."""
+        # No image is made before two tasks have asked for one: both have seen enough credit for theirs then,
+        # on a machine of any speed.
+        self.simulator.inject(Fault.hang(), path=IMAGE_CALL)
         self.start_run(PIPELINE, {"prompts": list(PROMPTS), "output_folder": str(IMAGES)})
         self.say("pipeline", f"started: {len(PROMPTS)} images for {CREDITS_PER_IMAGE} credits each")
         if self.keep:
             self.say("", f"to be seen at {self.api.url}/dags/{PIPELINE}/runs/{RUN} ({USER}, {self.password})")
         story = Story()
         self.wait_for("Running the pipeline", lambda: self._follow(story))
-        if not story.topped_up:
-            raise DemoError("the gate was not seen waiting")
+        if story.top_ups < len(TOP_UPS):
+            raise DemoError("not all was seen waiting that should wait")
         self.say("pipeline", "the run succeeded")
 
     def _follow(self, story: Story) -> bool:
-        """Tell what is new. Returns whether the run is over."""
+        """Tell what is new, and top up where all wait. Returns whether the run is over."""
         over = self.succeeded(PIPELINE)
         tasks = self.api.tasks(PIPELINE)
-        for text in story.gate.new_lines(logger="airflow_stability"):
-            # It may say in the worker what it has said in the triggerer.
-            if text not in (story.gate_said, SAID_BY_AIRFLOW):
-                self.say("gate", text)
-                story.gate_said = text
-        waiting = story.gate_said.startswith("Waiting: ")
-        if waiting and not story.topped_up and tasks.get(("wait_for_credit", -1)) == "deferred":
-            story.topped_up = True
-            self._top_up()
-        for index, prompt in enumerate(PROMPTS):
-            if index not in story.images and tasks.get(("generate_image", index)) == "success":
-                self._tell_image(index, prompt)
-                story.images.add(index)
+        for text in story.gate.news():
+            self.say("gate", text)
+        for index, log in enumerate(story.images):
+            for text in log.news():
+                self.say(f"image {index + 1}", text)
+            if index not in story.made and tasks.get(("generate_image", index)) == "success":
+                self._tell_image(index)
+                story.made.add(index)
         for text in story.report.new_lines(logger="task.stdout"):
             if "credits left" in text:  # the paths that follow were told already
                 self.say("report", text.rstrip(":"))
-        return over and len(story.images) == len(PROMPTS)
+        self._top_up_if_all_wait(story, tasks)
+        self._let_images_through(story)
+        return over and len(story.made) == len(PROMPTS)
 
-    def _top_up(self) -> None:
-        self.say("gate", "holds no worker while it waits: deferred to the triggerer")
-        self.simulator.top_up(TOP_UP)
-        self.say("simulator", f"topped up with {TOP_UP:g} credits: now {self.simulator.credits():g}")
+    def _top_up_if_all_wait(self, story: Story, tasks: dict[tuple[str, int], str | None]) -> None:
+        if story.top_ups == 0:
+            if tasks.get(("wait_for_credit", -1)) == "deferred" and story.gate.told.startswith("Waiting: "):
+                self.say("gate", "holds no worker while it waits: deferred to the triggerer")
+                self._top_up(story)
+        elif story.top_ups == 1:
+            waiting = [
+                log
+                for index, log in enumerate(story.images)
+                if tasks.get(("generate_image", index)) == "deferred"
+            ]
+            all_wait = waiting and len(waiting) + len(story.made) == len(PROMPTS)
+            if all_wait and all(log.told.startswith(("Refused: ", "Waiting: ")) for log in waiting):
+                self.say("image", f"{len(waiting)} tasks hold no worker while they wait: deferred, too")
+                self._top_up(story)
+                self.simulator.clear_faults()
 
-    def _tell_image(self, index: int, prompt: str) -> None:
+    def _top_up(self, story: Story) -> None:
+        credits = TOP_UPS[story.top_ups]
+        story.top_ups += 1
+        self.simulator.top_up(credits)
+        self.say("simulator", f"topped up with {credits:g} credits: now {self.simulator.credits():g}")
+
+    def _let_images_through(self, story: Story) -> None:
+        asked = len(self.image_calls())
+        if story.top_ups == 1 and asked - story.let_through == AT_ONCE:
+            story.let_through = asked
+            left = self.simulator.credits()
+            self.say("simulator", f"{AT_ONCE} images are asked for at once, and {left:g} credits are there")
+            self.simulator.clear_faults()
+            self.simulator.inject(Fault.hang(), path=IMAGE_CALL)
+
+    def image_calls(self) -> list[int | None]:
+        """The status of each image call that was sent to the simulator; None for one not answered yet."""
+        return [each.status for each in self.simulator.requests if each.path == IMAGE_CALL]
+
+    def _tell_image(self, index: int) -> None:
         path = Path(self.returned(PIPELINE, "generate_image", index))
-        self.say("image", f"{shown(path)} ({path.stat().st_size} bytes): {prompt}")
+        self.say(f"image {index + 1}", f"{shown(path)} ({path.stat().st_size} bytes): {PROMPTS[index]}")
 
     def read_account(self) -> None:
         """Run the DAG that reads the account, and show what it has put into XCom."""
@@ -456,6 +512,14 @@ class Demo:
 
     # What has to hold
 
+    def check_tasks(self) -> None:
+        """No task has failed or was retried."""
+        tasks = self.airflow.query("SELECT task_id, state, try_number FROM task_instance")
+        wrong = [str(tuple(task)) for task in tasks if tuple(task)[1:] != ("success", 1)]
+        if wrong:
+            raise DemoError(f"not all tasks succeeded in their first try: {', '.join(wrong)}")
+        self.say("check", f"all {len(tasks)} tasks succeeded in their first try")
+
     def check_images(self) -> None:
         """As many PNG files as prompts."""
         files = list(IMAGES.iterdir()) if IMAGES.exists() else []
@@ -465,40 +529,30 @@ class Demo:
         self.say("check", f"{len(files)} PNG files in {shown(IMAGES)}, one for each prompt")
 
     def check_credits(self) -> None:
-        """The simulator has sold as many images, and their price is what is gone."""
-        made, left = self.simulator.images_made, self.simulator.credits()
-        should = TOO_LITTLE + TOP_UP - len(PROMPTS) * CREDITS_PER_IMAGE
+        """The simulator has sold each image once, their price is what is gone, and it has refused a call."""
+        made, left, calls = self.simulator.images_made, self.simulator.credits(), self.image_calls()
+        should = TOO_LITTLE + sum(TOP_UPS) - len(PROMPTS) * CREDITS_PER_IMAGE
         if made != len(PROMPTS) or left != should:
             raise DemoError(f"the simulator made {made} images and has {left:g} credits, not {should:g}")
-        self.say("check", f"the simulator sold {made} images and has {left:g} credits left, as it should")
+        refused = calls.count(402)
+        if calls.count(200) != len(PROMPTS) or not refused:
+            raise DemoError(f"the simulator answered image calls with {calls}: none refused, or not all made")
+        self.say(
+            "check",
+            f"the simulator sold {made} images, refused {refused} for want of credit, and has {left:g} "
+            "credits left, as it should",
+        )
 
     def check_key(self) -> None:
         """The key stands nowhere but in the connection, and there it is encrypted."""
         key = self.simulator.api_key
-        files, rows, places = 0, 0, []
-        for file in sorted(DEMO.rglob("*")):
-            if file.is_file():
-                files += 1
-                if key.encode() in file.read_bytes():
-                    places.append(shown(file))
-        with contextlib.closing(sqlite3.connect(DATABASE)) as database:
-            for (table,) in database.execute(
-                "SELECT name FROM sqlite_master WHERE type = 'table'"
-            ).fetchall():
-                cursor = database.execute(f'SELECT * FROM "{table}"')
-                columns = [column[0] for column in cursor.description]
-                for row in cursor:
-                    rows += 1
-                    places += [
-                        f"table {table}, column {column}"
-                        for column, value in zip(columns, row, strict=True)
-                        if key.encode() in (value if isinstance(value, bytes) else str(value).encode())
-                    ]
-            [(encrypted,)] = database.execute("SELECT password FROM connection").fetchall()
+        places, files, rows = self.airflow.places_of(key)
+        [(encrypted,)] = self.airflow.query("SELECT password FROM connection")
         if Fernet(self.airflow.fernet_key).decrypt(encrypted.encode()).decode() != key:
             raise DemoError("the connection in Airflow's database does not hold the key")
         if places:
-            raise DemoError(f"the API key stands in clear in {'; '.join(sorted(set(places)))}")
+            where = "; ".join(sorted({shown(place) for place in places}))
+            raise DemoError(f"the API key stands in clear in {where}")
         self.say(
             "check",
             f"the key was sought in {files} files and in all {rows} rows of the database: found nowhere, but "
@@ -563,7 +617,7 @@ def tell(terminal: Terminal, demo: Demo, signals: Signals) -> int:
         if demo.stays and signals.received == signal.SIGINT:
             return 0
         return 128 + (signals.received or 0)
-    except (DemoError, AirflowError, OSError, sqlite3.Error) as error:
+    except (DemoError, AirflowError, OSError, SQLAlchemyError) as error:
         terminal.say("failed", f"The demo failed: {error}")
         return 1
     return 0

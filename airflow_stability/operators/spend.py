@@ -279,7 +279,9 @@ class StabilitySpendOperator(PythonOperator):
             gate.observe_failure(refusal, datetime.now(UTC))  # the balance may not be asked for either
         pause = min(max(self.poke_interval, 2 * wait.pause), LONGEST_PAUSE)
         wait = replace(wait, pause=pause)
-        self._wait(gate, wait, pause=max(pause, refusal.retry_after or 0.0))
+        pause = max(pause, refusal.retry_after or 0.0)
+        self.log.info("The function runs again in %s s at the earliest.", format_number(round(pause, 1)))
+        self._wait(gate, wait, pause=pause)
 
     def _wait(self, gate: Gate, wait: _Wait, *, pause: float) -> NoReturn:
         """Go on waiting, for the pause at least; or fail if the time for that is over."""

@@ -464,7 +464,7 @@ class Demo:
 
     def _top_up_if_all_wait(self, story: Story, tasks: dict[tuple[str, int], str | None]) -> None:
         if story.top_ups == 0:
-            if tasks.get(("wait_for_credit", -1)) == "deferred" and story.gate.told.startswith("Waiting: "):
+            if tasks.get(("wait_for_credit", -1)) == "deferred" and story.gate.told:
                 self.say("gate", "holds no worker while it waits: deferred to the triggerer")
                 self._top_up(story)
         elif story.top_ups == 1:
@@ -474,7 +474,7 @@ class Demo:
                 if tasks.get(("generate_image", index)) == "deferred"
             ]
             all_wait = waiting and len(waiting) + len(story.made) == len(PROMPTS)
-            if all_wait and all(log.told.startswith(("Refused: ", "Waiting: ")) for log in waiting):
+            if all_wait and all(log.told for log in waiting):
                 self.say("image", f"{len(waiting)} tasks hold no worker while they wait: deferred, too")
                 self._top_up(story)
                 self.simulator.clear_faults()

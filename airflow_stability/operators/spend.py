@@ -293,8 +293,11 @@ class StabilitySpendOperator(PythonOperator):
         if self.reschedule:
             if locked_out > left:  # after the wait it would not remember that, and ask
                 raise AirflowFailException(self._timeout_text(gate.hopeless_text(self.wait_timeout), wait))
+            from airflow_stability.triggers.stability import SEEN_AFTER
+
             seconds = max(pause, self.poke_interval, locked_out)
-            again = now + timedelta(seconds=min(seconds, left))
+            # What is left may be next to nothing, and the scheduler must have seen the worker end before.
+            again = now + timedelta(seconds=min(seconds, max(left, SEEN_AFTER)))
             raise AirflowRescheduleException(again)  # type: ignore[no-untyped-call]  # Airflow's
 
         from airflow_stability.triggers.stability import StabilityBalanceTrigger

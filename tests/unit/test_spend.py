@@ -8,10 +8,16 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import responses
 
-from airflow_stability.compat import AIRFLOW_VERSION, AirflowFailException, PythonOperator
-from airflow_stability.operators.spend import without_client
+from airflow_stability.compat import (
+    AIRFLOW_VERSION,
+    AirflowFailException,
+    AirflowRescheduleException,
+    PythonOperator,
+)
+from airflow_stability.gate import Gate
+from airflow_stability.operators.spend import _Wait, without_client
 from airflow_stability.operators.stability import StabilitySpendOperator
-from airflow_stability.triggers.stability import StabilityBalanceTrigger
+from airflow_stability.triggers.stability import SEEN_AFTER, StabilityBalanceTrigger
 
 try:
     from airflow.sdk import DAG, task
@@ -260,3 +266,14 @@ def test_the_scheduler_minds_when_a_task_wants_to_be_started_again():
     for each in tasks.values():
         assert "ReadyToRescheduleDep" in {type(dependency).__name__ for dependency in each.deps}
     assert tasks["one"].reschedule
+
+
+@pytest.mark.parametrize(("poke_interval", "seconds"), [(60, SEEN_AFTER), (3, 3)])
+def test_the_last_wait_by_reschedule_is_long_enough_for_the_scheduler_to_notice(poke_interval, seconds):
+    operator = spend(deferrable=False, wait_timeout=90, poke_interval=poke_interval)
+    before = datetime.now(UTC)
+    with pytest.raises(AirflowRescheduleException) as raised:
+        operator._wait(Gate(0), _Wait(waited=89.9), pause=0.0)
+
+    wait = raised.value.reschedule_date - before
+    assert timedelta(seconds=seconds) <= wait < timedelta(seconds=seconds + 2)

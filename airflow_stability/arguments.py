@@ -36,6 +36,15 @@ def check_credits(value: object, *, argument: str = "minimum_credits") -> float:
     return abs(number)  # -0.0 is 0
 
 
+def check_credits_as_given(value: float | str, *, argument: str = "minimum_credits") -> float | str:
+    """Return a number of credits as what a task shows of it: a string stays one, as its user wrote it.
+
+    :raises ValueError: see :func:`check_credits`.
+    """
+    number = check_credits(value, argument=argument)
+    return value if isinstance(value, str) else number
+
+
 def check_organization(value: object) -> str | None:
     """Return an organization id fit for the ``Organization`` header, or None for "the key's default".
 

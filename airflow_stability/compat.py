@@ -162,6 +162,20 @@ def is_deferral_timeout(next_method: str, next_kwargs: dict[str, Any] | None) ->
     return next_method == "__fail__" and (next_kwargs or {}).get("error") == words
 
 
+def is_left_over(context: Context, try_number: int) -> bool:
+    """Tell whether a task resumes with the event of an earlier try.
+
+    Airflow 3.0 keeps a deferral's method and event when the task fails, and starts the next try with them.
+    """
+    return (3, 0) <= AIRFLOW_VERSION < (3, 1) and try_of(context) != try_number
+
+
+def try_of(context: Context) -> int:
+    """Return the number of a task's try; 0 for one that is called by itself, as tests do."""
+    number: int = context["ti"].try_number if "ti" in context else 0
+    return number
+
+
 #: What is written for triggers that may be cancelled meanwhile: a loop keeps no task alive by itself.
 _writes: set[asyncio.Future[None]] = set()
 
@@ -248,8 +262,10 @@ __all__ = [
     "execute_as",
     "first_start",
     "is_deferral_timeout",
+    "is_left_over",
     "mask_secret",
     "read_connection",
     "success_event",
     "task_decorator_factory",
+    "try_of",
 ]

@@ -229,7 +229,7 @@ class Gate:
     def _has(self, credits: float) -> str:
         spoken_for = ""
         if self._spoken_for:
-            spoken_for = f" of which {format_number(self._spoken_for)} are spoken for by others,"
+            spoken_for = f" of which {format_number(self._spoken_for)} are spoken for,"
         return f"{self._whose()} has {format_number(credits)} credits,{spoken_for} {self._needs()}"
 
     def _unknown(self) -> str:

@@ -69,9 +69,8 @@ class Pace:
         self._let_go = [(since, claim) for since, claim in self._let_go if asked_at - since < claim.settle]
         spoken_for = sum(claim.credits for _, claim in self._let_go)
         shares = {}
-        for who, claim in sorted(self._waiting.items(), key=lambda each: each[1].since):
-            if only is not None and who is not only:
-                continue
+        waiting = self._waiting.items() if only is None else [(only, self._waiting[only])]
+        for who, claim in sorted(waiting, key=lambda each: each[1].since):
             shares[who] = spoken_for
             if suffices(balance - spoken_for, claim.minimum, claim.credits):
                 spoken_for += claim.credits

@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from airflow_stability.compat import AirflowFailException, AirflowNotFoundException
+from airflow_stability.arguments import format_number
+from airflow_stability.compat import AirflowFailException, AirflowNotFoundException, BaseOperator
 from airflow_stability.errors import StabilityError, StabilityPermanentError
 from airflow_stability.gate import Decision, Gate
 from airflow_stability.hooks.stability import StabilityHook
@@ -62,6 +63,21 @@ def known_to(gate: Gate) -> dict[str, Any]:
         "not_before": not_before.isoformat() if not_before else None,
         "deferred_at": datetime.now(UTC).isoformat(),
     }
+
+
+def timed_out_by_airflow(task: BaseOperator, limit: str, seconds: float) -> str:
+    """Say what is known when Airflow, and not the trigger, ended a deferral.
+
+    :param limit: the name of the task's argument that bounds it.
+    :param seconds: its value.
+    """
+    limits = [f"{limit} of {format_number(seconds)} s"]
+    if task.execution_timeout:
+        limits.append(f"execution_timeout of {format_number(task.execution_timeout.total_seconds())} s")
+    return (
+        f"Timed out in the triggerer ({' and '.join(limits)}). This task's log from there says what the "
+        "gate saw last; if there is none, no triggerer ran it."
+    )
 
 
 def failed(text: str, failure: str | None) -> Exception:

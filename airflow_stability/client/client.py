@@ -104,9 +104,9 @@ class StabilityClient:
         self.retry_deadline = settings.check_seconds("retry_deadline", retry_deadline, zero=True)
         #: The API version that the last account or balance of this client came from.
         self.answered_version: str | None = None
-        #: How many calls of this client with another method than GET, HEAD and OPTIONS were answered with
-        #: 2xx, that is: accepted, and perhaps paid for. One whose body broke off after the status counts too.
-        self.accepted = 0
+        #: How many calls of this client, other than GET, HEAD and OPTIONS, may have been paid for: those that
+        #: were answered with 2xx, and those whose outcome is unknown.
+        self.maybe_paid = 0
         self._client_headers = {
             "Stability-Client-ID": settings.check_header("client_id", client_id),
             "Stability-Client-Version": __version__,
@@ -303,7 +303,7 @@ class StabilityClient:
                     ),
                 )
                 if method not in SAFE_METHODS and _succeeded(response, user_endpoint=False):
-                    self.accepted += 1  # before the body is read: nothing that happens there can undo it
+                    self.maybe_paid += 1  # before the body is read: nothing that happens there can undo it
                 with response:
                     body = _read(response, largest)
             except UnreadableAnswerError as unreadable:
@@ -326,6 +326,8 @@ class StabilityClient:
                 harmless=limit.unsent or method in SAFE_METHODS,
                 status=response.status_code if response is not None else None,
             )
+        if isinstance(failure, StabilityOutcomeUnknownError) and response is None:
+            self.maybe_paid += 1
         if failure is not None:
             raise failure
         assert response is not None

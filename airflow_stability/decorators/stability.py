@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from airflow_stability.compat import DecoratedOperator, TaskDecorator, task_decorator_factory
+from airflow_stability.compat import (
+    Context,
+    DecoratedOperator,
+    TaskDecorator,
+    execute_as,
+    task_decorator_factory,
+)
 from airflow_stability.operators.spend import StabilitySpendOperator, without_client
 
 
@@ -34,6 +40,11 @@ class _StabilityDecoratedOperator(DecoratedOperator, StabilitySpendOperator):
             op_kwargs=op_kwargs,
             **kwargs,
         )
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
+        """Go on after a deferral, with what DecoratedOperator does around an execution (assets)."""
+        self._event = event
+        return execute_as(DecoratedOperator, self, context)
 
     def determine_kwargs(self, context: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return what the function is called with: the client, too."""

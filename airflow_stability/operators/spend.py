@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow_stability.arguments import (
     check_credits,
+    check_credits_as_given,
     check_organization,
     check_seconds,
     format_number,
@@ -32,6 +33,8 @@ from airflow_stability.compat import (
     execute_as,
     first_start,
     is_deferral_timeout,
+    is_left_over,
+    try_of,
 )
 from airflow_stability.errors import (
     StabilityError,
@@ -41,10 +44,10 @@ from airflow_stability.errors import (
     StabilityRateLimitError,
     StabilityTimeoutError,
 )
-from airflow_stability.gate import Decision, Gate, Verdict
+from airflow_stability.gate import Decision, Gate, Verdict, suffices
 from airflow_stability.hooks.stability import StabilityHook
 from airflow_stability.pace import SETTLE
-from airflow_stability.worker import BACKSTOP, failed, known_to, look
+from airflow_stability.worker import BACKSTOP, failed, known_to, look, timed_out_by_airflow
 
 if TYPE_CHECKING:
     from airflow_stability.client import StabilityClient
@@ -64,9 +67,10 @@ class _Wait:
     :param since: when it began to wait first; None before. Times are aware, in ISO format.
     :param waited: seconds that it has waited before.
     :param began: when it began to wait this time.
-    :param pause: seconds that it waits at the least, since the function was refused.
+    :param pause: seconds that it waits at the least; 0.0 when only credit is missing.
     :param refusals: how often the function was refused although the balance was enough.
     :param refusal: what the last refusal said.
+    :param try_number: the try that waits.
     """
 
     since: str | None = None
@@ -75,6 +79,7 @@ class _Wait:
     pause: float = 0.0
     refusals: int = 0
     refusal: str | None = None
+    try_number: int = 0
 
 
 @can_be_rescheduled
@@ -87,10 +92,10 @@ class StabilitySpendOperator(PythonOperator):
 
     The balance is asked for before each run of the function: too little, or no answer, and the task waits
     without running it. It waits, too, when the function raises StabilityPaymentRequiredError (402), or, as
-    long as no other call of this run was accepted, StabilityRateLimitError (429), status 503, or a failure
-    to reach the API; then **the function runs again, from its beginning**. Waiting takes no worker, and none
-    of Airflow's retries. After a refusal it lasts ``poke_interval`` at least, and twice as long after each
-    further one, up to 15 minutes.
+    long as no call that it made with the client may have been paid for, StabilityRateLimitError (429), status
+    503, or a failure to reach the API; then **the function runs again, from its beginning**. Waiting takes no
+    worker, and none of Airflow's retries. After a refusal it lasts ``poke_interval`` at least, and twice as
+    long after each further one, up to 15 minutes.
 
     What else the function raises is its own: Airflow does with it what it always does. But after
     StabilityOutcomeUnknownError, which says that a call may have been paid for, the task fails without
@@ -102,14 +107,14 @@ class StabilitySpendOperator(PythonOperator):
     :param wait_timeout: seconds that the task may wait in all, over all refusals, in one try; the time in
         which the function runs does not count. Default: Airflow's ``[sensors] default_timeout``, a week.
     :param max_refusals: the task fails when it was refused this often although the balance was enough, before
-        and after. Not counted without ``deferrable``, where nothing is remembered.
+        and after, or after another call of the same run may have been paid for. Not counted without
+        ``deferrable``, where nothing is remembered.
     :param organization: whose balance is looked at: an id such as ``org-123456``; None for the connection's
         organization, else the key's default (templated). Image generation bills the key's default.
     :param stability_conn_id: a connection of type ``stability`` (templated).
     :param deferrable: wait in a triggerer, where all that wait for one connection and organization share one
         poll, and are let go in turn. Without, the task is rescheduled: its time then counts from its first
-        start, with all tries and the function's runs, and a pause after a refusal is as long as it took till
-        then.
+        reschedule, with the function's runs, and a pause after a refusal is as long as it took till then.
     :param poke_interval: seconds between two looks at the balance.
     :param settle: seconds for which a triggerer counts ``credits`` as spent once it has let the task go.
     :param kwargs: what a PythonOperator takes: ``op_args``, ``op_kwargs``, ``templates_dict`` and so on.
@@ -141,11 +146,14 @@ class StabilitySpendOperator(PythonOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(python_callable=without_client(python_callable), **kwargs)
-        if CLIENT in self.op_kwargs:
+        if inspect.iscoroutinefunction(python_callable) and not hasattr(PythonOperator, "is_async"):
+            raise ValueError(
+                "python_callable must not be async: this Airflow's PythonOperator runs no coroutine."
+            )
+        if isinstance(self.op_kwargs, Mapping) and CLIENT in self.op_kwargs:
             raise ValueError("op_kwargs must not name a client: the function is given the connection's.")
         if not is_template(credits):
-            number = check_credits(credits, argument="credits")
-            credits = credits if isinstance(credits, str) else number
+            credits = check_credits_as_given(credits, argument="credits")
         if not is_template(organization):
             check_organization(organization)
         if wait_timeout is None:
@@ -174,11 +182,13 @@ class StabilitySpendOperator(PythonOperator):
             an outcome that is unknown.
         :raises AirflowNotFoundException: there is no such connection; Airflow's retries count.
         """
+        if event := self.__dict__.pop("_event", None):  # see the decorator
+            return StabilitySpendOperator.execute_complete(self, context, event)
         wait = _Wait()
         if self.reschedule and (started := first_start(context)):
             # Nothing else is remembered; of the time that has passed, all counts as waiting.
             passed = (datetime.now(UTC) - started).total_seconds()
-            wait = _Wait(since=started.isoformat(), waited=passed, pause=passed / 2)
+            wait = _Wait(waited=passed, pause=passed / 2)
         return self._spend(context, wait)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
@@ -187,13 +197,16 @@ class StabilitySpendOperator(PythonOperator):
         :param event: what :class:`StabilityBalanceTrigger` fired.
         """
         wait = _Wait(**event["memory"])
+        if is_left_over(context, wait.try_number):
+            return self._spend(context, _Wait())
         match event["verdict"]:
             case "open":
                 self.log.info("%s", event["text"])
-                passed = datetime.now(UTC) - datetime.fromisoformat(wait.began or "")
-                return self._spend(context, replace(wait, waited=wait.waited + passed.total_seconds()))
+                now = datetime.now(UTC)
+                waited = wait.waited + (now - datetime.fromisoformat(wait.began or "")).total_seconds()
+                return self._spend(context, replace(wait, waited=waited), balance=(event["credits"], now))
             case "timeout":
-                raise AirflowFailException(self._timeout_text(event["text"], wait))
+                raise AirflowFailException(self._timeout_text(event["text"], event["credits"], wait))
             case "unusable":
                 raise ValueError(event["text"])
             case _:
@@ -202,24 +215,40 @@ class StabilitySpendOperator(PythonOperator):
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after a deferral; see :meth:`execute` for what is raised."""
         if is_deferral_timeout(next_method, next_kwargs):
-            raise AirflowFailException(
-                f"Timed out in the triggerer (wait_timeout of {format_number(self.wait_timeout)} s). This "
-                "task's log from there says what was seen last; if there is none, no triggerer ran it."
-            )
+            raise AirflowFailException(timed_out_by_airflow(self, "wait_timeout", self.wait_timeout))
         return super().resume_execution(next_method, next_kwargs, context)
 
-    def _spend(self, context: Context, wait: _Wait) -> Any:
+    def _spend(self, context: Context, wait: _Wait, *, balance: tuple[float, datetime] | None = None) -> Any:
+        """Look at the balance, then run the function or wait.
+
+        :param balance: the credits that let a waiting task go, and when.
+        """
+        wait = replace(wait, try_number=try_of(context))
         gate = Gate(
             0,
             expected_credits=check_credits(self.credits, argument="credits"),
             organization=self.organization,
             remembers=self.deferrable,
         )
-        decision = self._look(gate)
-        if decision.verdict is Verdict.WAIT:
-            self.log.info("%s", decision.text)
-            self._wait(gate, wait, pause=0.0)
-        hook = StabilityHook(self.stability_conn_id)
+        gate.go_on_from(balance, None)
+        hook = StabilityHook(self.stability_conn_id, retry_deadline=0)
+        try:
+            decision = self._look(gate, hook)
+            if decision.verdict is Verdict.WAIT:
+                self.log.info("%s", decision.text)
+                if gate.last_failure and self.deferrable:
+                    # A triggerer may get an answer where this worker gets none, and send it back at once.
+                    wait = self._paused(wait)
+                    self._wait(gate, wait, pause=wait.pause)
+                self._wait(gate, wait, pause=0.0)
+            hook.close()
+            hook.retry_deadline = None
+            return self._try(context, hook, gate, wait)
+        finally:
+            hook.close()
+
+    def _try(self, context: Context, hook: StabilityHook, gate: Gate, wait: _Wait) -> Any:
+        """Run the function; wait if it is refused."""
         client = hook.get_conn()
         refusal: StabilityError
         try:
@@ -229,24 +258,21 @@ class StabilitySpendOperator(PythonOperator):
         except StabilityPaymentRequiredError as error:
             refusal = error
         except StabilityError as error:
-            if client.accepted or not _accepted_nothing(error):
+            if client.maybe_paid or not _accepted_nothing(error):
                 raise
             refusal = error
-        finally:
-            hook.close()
-        if client.accepted:
+        self.log.warning("Refused: %s", refusal)
+        if client.maybe_paid:
             self.log.warning(
-                "%d calls of this run were accepted before one was refused: all of it will run again.",
-                client.accepted,
+                "%d calls of this run may have been paid for before one was refused: all of it runs again.",
+                client.maybe_paid,
             )
-        return self._wait_after(refusal, gate, wait)
+        hook.close()
+        hook.retry_deadline = 0
+        return self._wait_after(refusal, gate, hook, wait, costs_more=client.maybe_paid > 0)
 
-    def _look(self, gate: Gate) -> Decision:
-        hook = StabilityHook(self.stability_conn_id, retry_deadline=0)
-        try:
-            decision = look(gate, hook, self.organization)
-        finally:
-            hook.close()
+    def _look(self, gate: Gate, hook: StabilityHook) -> Decision:
+        decision = look(gate, hook, self.organization)
         if decision.verdict is Verdict.FAIL:
             raise failed(decision.text, decision.failure.name if decision.failure else None)
         return decision
@@ -264,35 +290,46 @@ class StabilitySpendOperator(PythonOperator):
         kwargs: Mapping[str, Any] = super().determine_kwargs(context)
         return {**kwargs, CLIENT: self._client} if _takes_client(self.python_callable) else kwargs
 
-    def _wait_after(self, refusal: StabilityError, gate: Gate, wait: _Wait) -> NoReturn:
-        """Wait since the function was refused, or fail if that has happened too often."""
-        self.log.warning("Refused: %s", refusal)
-        wait = replace(wait, refusal=str(refusal))
+    def _wait_after(
+        self, refusal: StabilityError, gate: Gate, hook: StabilityHook, wait: _Wait, *, costs_more: bool
+    ) -> NoReturn:
+        """Wait since the function was refused, or fail if that has happened too often.
+
+        :param costs_more: whether the run may have spent something before it was refused.
+        """
+        wait = self._paused(replace(wait, refusal=str(refusal)))
         if isinstance(refusal, StabilityPaymentRequiredError):
-            # Has somebody else spent the credit meanwhile, or does another wallet pay?
-            enough = self._look(gate).verdict is Verdict.OPEN
-            wait = replace(wait, refusals=wait.refusals + enough)
-            if wait.refusals >= self.max_refusals:
-                balance = gate.last_balance and format_number(gate.last_balance[0])
-                raise AirflowFailException(self._refused_text(f"The balance is {balance},", wait))
-        elif isinstance(refusal, StabilityRateLimitError):
-            gate.observe_failure(refusal, datetime.now(UTC))  # the balance may not be asked for either
-        pause = min(max(self.poke_interval, 2 * wait.pause), LONGEST_PAUSE)
-        wait = replace(wait, pause=pause)
-        pause = max(pause, refusal.retry_after or 0.0)
+            before = _credits(gate)
+            enough = self._look(gate, hook).verdict is Verdict.OPEN
+            # Has somebody else spent the credit meanwhile, or bought some? Or does another wallet pay?
+            counts = costs_more or (enough and _credits(gate) <= before)
+            wait = replace(wait, refusals=wait.refusals + counts)
+            if self.deferrable and wait.refusals >= self.max_refusals:
+                begin = f"The balance is {format_number(_credits(gate))},"
+                raise AirflowFailException(self._refused_text(begin, wait))
+        elif refusal.retry_after is not None:
+            gate.observe_failure(refusal, datetime.now(UTC))  # the balance is not to be asked for either
+        pause = max(wait.pause, refusal.retry_after or 0.0)
         self.log.info("The function runs again in %s s at the earliest.", format_number(round(pause, 1)))
         self._wait(gate, wait, pause=pause)
+
+    def _paused(self, wait: _Wait) -> _Wait:
+        """Return what is remembered of a wait that lasts for a while at the least, longer each time."""
+        return replace(wait, pause=max(self.poke_interval, min(2 * wait.pause, LONGEST_PAUSE)))
 
     def _wait(self, gate: Gate, wait: _Wait, *, pause: float) -> NoReturn:
         """Go on waiting, for the pause at least; or fail if the time for that is over."""
         now = datetime.now(UTC)
         left = self.wait_timeout - wait.waited
         locked_out = gate.seconds_until_poll(now)
+        credits = gate.last_balance and gate.last_balance[0]
         if left <= 0:
-            raise AirflowFailException(self._timeout_text(gate.timeout_text(self.wait_timeout), wait))
+            text = self._timeout_text(gate.timeout_text(self.wait_timeout), credits, wait)
+            raise AirflowFailException(text)
         if self.reschedule:
             if locked_out > left:  # after the wait it would not remember that, and ask
-                raise AirflowFailException(self._timeout_text(gate.hopeless_text(self.wait_timeout), wait))
+                text = self._timeout_text(gate.hopeless_text(self.wait_timeout), credits, wait)
+                raise AirflowFailException(text)
             from airflow_stability.triggers.stability import SEEN_AFTER
 
             seconds = max(pause, self.poke_interval, locked_out)
@@ -322,8 +359,8 @@ class StabilitySpendOperator(PythonOperator):
             timeout=timedelta(seconds=left) + BACKSTOP,
         )
 
-    def _timeout_text(self, text: str, wait: _Wait) -> str:
-        if wait.refusals:
+    def _timeout_text(self, text: str, credits: float | None, wait: _Wait) -> str:
+        if wait.refusals and credits is not None and suffices(credits, 0, check_credits(self.credits)):
             return self._refused_text(f"{text} The balance was enough,", wait)
         return f"{text} The last refusal: {wait.refusal}" if wait.refusal else text
 
@@ -334,6 +371,10 @@ class StabilitySpendOperator(PythonOperator):
             f"{format_number(check_credits(self.credits))} credits that this task expects? The last refusal: "
             f"{wait.refusal}"
         )
+
+
+def _credits(gate: Gate) -> float:
+    return gate.last_balance[0] if gate.last_balance else 0.0
 
 
 def _accepted_nothing(error: StabilityError) -> bool:

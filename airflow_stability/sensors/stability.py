@@ -7,10 +7,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
 from airflow_stability.arguments import (
-    check_credits,
+    check_credits_as_given,
     check_organization,
     check_seconds,
-    format_number,
     is_template,
 )
 from airflow_stability.compat import (
@@ -25,11 +24,13 @@ from airflow_stability.compat import (
     conf,
     execute_as,
     is_deferral_timeout,
+    is_left_over,
+    try_of,
 )
 from airflow_stability.gate import Decision, Gate, Verdict
 from airflow_stability.hooks.stability import StabilityHook
 from airflow_stability.pace import SETTLE
-from airflow_stability.worker import BACKSTOP, failed, known_to, look
+from airflow_stability.worker import BACKSTOP, failed, known_to, look, timed_out_by_airflow
 
 #: What a template may name to be rendered in the triggerer. The rest of a task's context is not there, or is
 #: asked for and never answered: an XCom, an earlier run.
@@ -123,9 +124,9 @@ class StabilityBalanceSensor(BaseSensorOperator):
         self.deferrable = deferrable
         self.end_from_trigger = end_from_trigger
         if not is_template(minimum_credits):
-            minimum_credits = _checked(minimum_credits, "minimum_credits")
+            minimum_credits = check_credits_as_given(minimum_credits)
         if expected_credits is not None and not is_template(expected_credits):
-            expected_credits = _checked(expected_credits, "expected_credits")
+            expected_credits = check_credits_as_given(expected_credits, argument="expected_credits")
         if not is_template(organization):
             check_organization(organization)
         self.minimum_credits = minimum_credits
@@ -180,6 +181,9 @@ class StabilityBalanceSensor(BaseSensorOperator):
         :param event: what :class:`StabilityBalanceTrigger` fired.
         :raises ValueError: an argument that was rendered in the triggerer cannot be what it should.
         """
+        if event.get("memory") and is_left_over(context, event["memory"]["try_number"]):
+            balance: float = execute_as(StabilityBalanceSensor, self, context)
+            return balance
         match event["verdict"]:
             case "open":
                 self.log.info("%s", event["text"])
@@ -195,7 +199,7 @@ class StabilityBalanceSensor(BaseSensorOperator):
         """Go on after a deferral; see :meth:`execute` for what is raised."""
         try:
             if is_deferral_timeout(next_method, next_kwargs):
-                raise _GateTimedOut(self._timed_out_by_airflow())
+                raise _GateTimedOut(timed_out_by_airflow(self, "timeout", self.timeout))
             return super().resume_execution(next_method, next_kwargs, context)
         except _Verdict as verdict:
             ending: BaseException = self._ending(verdict)
@@ -206,16 +210,6 @@ class StabilityBalanceSensor(BaseSensorOperator):
             if self.never_fail:
                 ending = AirflowSkipException(str(ending))
         raise ending
-
-    def _timed_out_by_airflow(self) -> str:
-        """Say what is known when Airflow, and not the trigger, ended the deferral."""
-        limits = [f"timeout of {format_number(self.timeout)} s"]
-        if self.execution_timeout:
-            limits.append(f"execution_timeout of {format_number(self.execution_timeout.total_seconds())} s")
-        return (
-            f"Timed out in the triggerer ({' and '.join(limits)}). This task's log from there says what the "
-            "gate saw last; if there is none, no triggerer ran it."
-        )
 
     def _ending(self, verdict: _Verdict) -> Exception:
         """Return what the flags make of a verdict: one rule for every mode."""
@@ -237,9 +231,9 @@ class StabilityBalanceSensor(BaseSensorOperator):
                 return decision.credits
         # On Airflow 2.11, `airflow dags test` starts tasks without noting when.
         started = context["ti"].start_date or datetime.now(UTC)
-        return self._defer(started)
+        return self._defer(started, try_of(context))
 
-    def _defer(self, started: datetime) -> NoReturn:
+    def _defer(self, started: datetime, try_number: int) -> NoReturn:
         """Go on in a triggerer.
 
         :param started: when the try did, which stays when the task comes back to a worker.
@@ -259,6 +253,7 @@ class StabilityBalanceSensor(BaseSensorOperator):
                 **known_to(self._gate),
                 deadline=deadline.isoformat(),
                 since=started.isoformat(),
+                memory={"try_number": try_number},
             ),
             method_name="execute_complete",
             timeout=max(limit - datetime.now(UTC), timedelta(0)),
@@ -337,12 +332,6 @@ class StabilityBalanceSensor(BaseSensorOperator):
 
         # The gates that were locked out together do not come back together.
         return max(interval, with_jitter(locked_out))
-
-
-def _checked(credits: float | str, argument: str) -> float | str:
-    number = check_credits(credits, argument=argument)
-    # A string stays one: it is what the user wrote, and sees as rendered.
-    return credits if isinstance(credits, str) else number
 
 
 def _renders_in_triggerer(template: object) -> bool:

@@ -224,6 +224,7 @@ class _Feed:
     async def _poll(self) -> Observation | None:
         """Ask for the balance; return None if meanwhile a lock-out began or the last follower left."""
         outcome: float | StabilityError
+        shares: Mapping[object, float] = {}
         organization = self._organization
         self._asked_at = self._loop.time()
         try:
@@ -234,6 +235,8 @@ class _Feed:
             # The interval counts from here: reading the connection can take seconds when Airflow is busy.
             self._asked_at = self._loop.time()
             balance = await self._loop.run_in_executor(_calls, client.get_balance, self._organization)
+            if pace := self._hub.paces.get(self._wallet):
+                shares = pace.observe(balance.credits, asked_at=self._asked_at, now=self._loop.time())
             outcome = balance.credits
         except StabilityError as error:
             outcome = error
@@ -242,11 +245,8 @@ class _Feed:
         except Exception as error:  # a feed never fails: a thousand gates would
             outcome = StabilityTransientError(f"The balance could not be read ({type(error).__name__}).")
         had_worked = self._key_has_worked
-        shares: Mapping[object, float] = {}
         if not isinstance(outcome, StabilityError):
             self._key_has_worked = True
-            if pace := self._hub.paces.get(self._wallet):
-                shares = pace.observe(outcome, asked_at=self._asked_at, now=self._loop.time())
         now = datetime.now(UTC)
         return Observation(now, outcome, organization, self._key, had_worked, shares=shares)
 

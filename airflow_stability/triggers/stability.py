@@ -29,8 +29,8 @@ class StabilityBalanceTrigger(BaseTrigger):
     """Fires once, when a gate opens, fails or times out.
 
     The event is a dict of ``verdict`` (``open``, ``fail``, ``timeout``, or ``unusable`` for an argument that
-    cannot be what it should), ``text``, and with the first two ``credits``, the balance that opened the gate,
-    and ``failure``, the name of the error that failed it; with ``memory``, if it was given one. All that the
+    cannot be what it should), ``text``, ``credits``, the balance that opened the gate or was there last, and
+    ``failure``, the name of the error that failed it; and ``memory``, if it was given one. All that the
     trigger needs stands in its arguments: another triggerer can go on where one was killed.
 
     :param stability_conn_id: a connection of type ``stability``. Never a key: arguments are kept in clear.
@@ -150,7 +150,8 @@ class StabilityBalanceTrigger(BaseTrigger):
     async def _let_the_scheduler_see_the_deferral(self) -> None:
         # `airflow dags test` runs the trigger without a triggerer and a scheduler: then it has no id.
         if (deferred_at := _time(self.deferred_at)) and self.trigger_id is not None:
-            await asyncio.sleep(SEEN_AFTER - (datetime.now(UTC) - deferred_at).total_seconds())
+            left = SEEN_AFTER - (datetime.now(UTC) - deferred_at).total_seconds()
+            await asyncio.sleep(min(left, SEEN_AFTER))  # the worker's clock may be ahead of this one
 
     async def _verdict(self) -> dict[str, Any]:
         try:
@@ -175,7 +176,8 @@ class StabilityBalanceTrigger(BaseTrigger):
             async with asyncio.timeout(left):
                 return await self._follow(gate)
         except TimeoutError:
-            return {"verdict": "timeout", "text": gate.timeout_text(self.timeout)}
+            credits = gate.last_balance and gate.last_balance[0]
+            return {"verdict": "timeout", "text": gate.timeout_text(self.timeout), "credits": credits}
 
     async def _follow(self, gate: Gate) -> dict[str, Any]:
         feed = observations(
@@ -221,7 +223,10 @@ class StabilityBalanceTrigger(BaseTrigger):
 
 
 def _time(argument: str | None) -> datetime | None:
-    return datetime.fromisoformat(argument) if argument else None
+    if not argument:
+        return None
+    time = datetime.fromisoformat(argument)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def __getattr__(name: str) -> Any:

@@ -134,7 +134,7 @@ OUTCOMES = (
         "success",
         3,
         (4, 4),
-        text="1 calls of this run were accepted before one was refused",
+        text="1 calls of this run may have been paid for before one was refused",
         credits=4.0,
         meanwhile="nothing",
         function="paint_two",

@@ -604,7 +604,7 @@ class Till:
 
 
 def outcome_of_a_post(url: str, kind: type[StabilityError], **kwargs) -> tuple[StabilityError, int]:
-    """Make a POST that fails, and return its error and how many calls its client calls accepted."""
+    """Make a POST that fails, and return its error and how many calls its client says may be paid for."""
     with client_of(url, retry_deadline=60, **kwargs) as client:
         began = time.monotonic()
         with pytest.raises(kind) as failure:
@@ -613,7 +613,7 @@ def outcome_of_a_post(url: str, kind: type[StabilityError], **kwargs) -> tuple[S
         assert type(failure.value) is kind
         assert failure.value.__context__ is None
         assert KEY not in str(failure.value)
-        return failure.value, client.accepted
+        return failure.value, client.maybe_paid
 
 
 @pytest.mark.parametrize("end", [hang_up, reset, say_nothing_more, drip])
@@ -630,12 +630,12 @@ def outcome_of_a_post(url: str, kind: type[StabilityError], **kwargs) -> tuple[S
 )
 def test_the_outcome_of_a_post_without_a_complete_answer_is_unknown(serve, end, begin, status):
     till = Till(serve, end, begin)
-    failure, accepted = outcome_of_a_post(till.server.url, StabilityOutcomeUnknownError)
+    failure, maybe_paid = outcome_of_a_post(till.server.url, StabilityOutcomeUnknownError)
     assert str(failure).startswith("POST /v1/x got no complete answer")
     assert (f"; its status was {status}. " in str(failure)) is (status is not None)
     assert str(failure).endswith(StabilityOutcomeUnknownError.advice)
     assert failure.status == status
-    assert accepted == (status is not None)
+    assert maybe_paid == 1
     assert len(till.heads) == 1
     assert till.heads[0].startswith(b"POST /v1/x HTTP/1.1\r\n")
 
@@ -643,8 +643,8 @@ def test_the_outcome_of_a_post_without_a_complete_answer_is_unknown(serve, end, 
 @pytest.mark.parametrize("end", [hang_up, reset, say_nothing_more])
 def test_the_outcome_of_a_post_over_tls_is_unknown_too(serve, tls, certificate, end):
     till = Till(serve, end, HEAD, tls=tls)
-    _, accepted = outcome_of_a_post(till.server.url, StabilityOutcomeUnknownError, ca_bundle=certificate)
-    assert (accepted, len(till.heads)) == (1, 1)
+    _, maybe_paid = outcome_of_a_post(till.server.url, StabilityOutcomeUnknownError, ca_bundle=certificate)
+    assert (maybe_paid, len(till.heads)) == (1, 1)
 
 
 def test_the_outcome_of_a_post_on_a_connection_that_was_used_before_is_unknown(serve):
@@ -660,7 +660,7 @@ def test_the_outcome_of_a_post_on_a_connection_that_was_used_before_is_unknown(s
         client.get_balance()
         with pytest.raises(StabilityOutcomeUnknownError):
             post(client)
-        assert client.accepted == 0
+        assert client.maybe_paid == 1
     assert (len(heads), len(server.connections)) == (1, 1)
 
 
@@ -668,8 +668,8 @@ def test_the_outcome_of_a_post_on_a_connection_that_was_used_before_is_unknown(s
 def test_an_error_status_is_an_answer_whatever_becomes_of_its_body(serve, status):
     kinds = {400: StabilityRequestError, 402: StabilityPaymentRequiredError}
     till = Till(serve, hang_up, b"HTTP/1.1 %d No\r\nContent-Length: 100\r\n\r\n{" % status)
-    failure, accepted = outcome_of_a_post(till.server.url, kinds.get(status, StabilityUnavailableError))
-    assert (failure.status, accepted, len(till.heads)) == (status, 0, 1)
+    failure, maybe_paid = outcome_of_a_post(till.server.url, kinds.get(status, StabilityUnavailableError))
+    assert (failure.status, maybe_paid, len(till.heads)) == (status, 0, 1)
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])

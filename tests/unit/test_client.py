@@ -544,9 +544,9 @@ def test_a_call_can_have_a_timeout_of_its_own(api, base_url):
 def test_every_success_is_a_success_of_request_and_counts_as_accepted(api, base_url, status):
     api.post(f"{base_url}/v1/x", status=status)
     client = StabilityClient(KEY, base_url=base_url)
-    assert client.accepted == 0
+    assert client.maybe_paid == 0
     assert client.request("POST", "/v1/x").status_code == status
-    assert client.accepted == 1
+    assert client.maybe_paid == 1
 
 
 # Calls that may be paid for
@@ -571,7 +571,7 @@ def test_where_it_is_not_certain_that_nothing_was_sent_the_outcome_is_unknown(ap
         client.request(method, "/v1/x")
     assert "may have been accepted and paid for: look at the balance" in str(failure.value)
     assert failure.value.__context__ is None
-    assert (failure.value.status, client.accepted) == (None, 0)
+    assert (failure.value.status, client.maybe_paid) == (None, 1)
     assert not isinstance(failure.value, StabilityTransientError | StabilityPermanentError)
     assert len(sent(api)) == 1
 
@@ -593,7 +593,7 @@ def test_a_call_that_was_not_answered_with_success_is_not_accepted(api, base_url
     client = StabilityClient(KEY, base_url=base_url)
     with pytest.raises((StabilityTransientError, StabilityPermanentError)) as failure:
         client.request("POST", "/v1/x")
-    assert (failure.value.status, client.accepted) == (status, 0)
+    assert (failure.value.status, client.maybe_paid) == (status, 0)
 
 
 def test_calls_that_only_ask_are_not_counted_as_accepted(api, base_url):
@@ -603,7 +603,7 @@ def test_calls_that_only_ask_are_not_counted_as_accepted(api, base_url):
     for method in ("GET", "HEAD", "OPTIONS"):
         api.add(method, f"{base_url}/v1/x")
         client.request(method, "/v1/x")
-    assert client.accepted == 0
+    assert client.maybe_paid == 0
 
 
 def test_a_success_whose_body_cannot_be_unpacked_was_accepted(api, base_url):
@@ -611,7 +611,7 @@ def test_a_success_whose_body_cannot_be_unpacked_was_accepted(api, base_url):
     client = StabilityClient(KEY, base_url=base_url)
     with pytest.raises(StabilityOutcomeUnknownError, match="its status was 200") as failure:
         client.request("POST", "/v1/x")
-    assert (failure.value.status, client.accepted) == (200, 1)
+    assert (failure.value.status, client.maybe_paid) == (200, 1)
 
 
 @pytest.mark.parametrize(

@@ -261,7 +261,7 @@ def test_an_expectation_that_is_none_is_refused(expected):
     [
         (0, 0.0, "has 2 credits, needs 3."),
         (8, 0.0, "has 2 credits, needs 3 beyond 8."),
-        (0, 1.5, "has 2 credits, of which 1.5 are spoken for by others, needs 3."),
+        (0, 1.5, "has 2 credits, of which 1.5 are spoken for, needs 3."),
     ],
 )
 def test_says_what_is_needed_and_what_is_spoken_for(minimum, spoken_for, text):
@@ -277,8 +277,8 @@ def test_a_timeout_while_others_had_spoken_for_it_sends_nobody_shopping():
     gate.observe_balance(5.0, START, spoken_for=3.0)
 
     assert gate.timeout_text(60) == (
-        "Timed out after 60 s: the key's default organization has 5 credits, of which 3 are spoken for by "
-        "others, needs 3."
+        "Timed out after 60 s: the key's default organization has 5 credits, of which 3 are spoken for, "
+        "needs 3."
     )
 
 

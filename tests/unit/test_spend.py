@@ -17,6 +17,7 @@ from airflow_stability.compat import (
 from airflow_stability.gate import Gate
 from airflow_stability.operators.spend import _Wait, without_client
 from airflow_stability.operators.stability import StabilitySpendOperator
+from airflow_stability.sensors.stability import StabilityBalanceSensor
 from airflow_stability.triggers.stability import SEEN_AFTER, StabilityBalanceTrigger
 
 try:
@@ -122,6 +123,54 @@ def test_an_outage_waits_too(api):
     assert "answered 503" in deferred(spend()).trigger.last_failure
 
 
+def test_a_worker_that_gets_no_answer_waits_a_while_longer_each_time(api):
+    api(status=503)
+    api(status=503)
+    first = deferred(spend(poke_interval=50)).trigger
+    pause = datetime.fromisoformat(first.join_at) - datetime.fromisoformat(first.deferred_at)
+    assert timedelta(seconds=49) < pause < timedelta(seconds=51)
+
+    opened = {"verdict": "open", "text": "", "credits": 9.0, "failure": None, "memory": first.memory}
+    with pytest.raises(TaskDeferred) as raised:
+        spend(poke_interval=50).resume_execution("execute_complete", {"event": opened}, {})
+    second = raised.value.trigger
+    pause = datetime.fromisoformat(second.join_at) - datetime.fromisoformat(second.deferred_at)
+    assert timedelta(seconds=99) < pause < timedelta(seconds=101)
+    assert second.last_credits == 9.0
+
+
+def test_a_key_that_let_the_task_go_is_not_refused_for_good_at_once(api):
+    api(status=401)
+    opened = event("open", credits=9.0)
+    opened["memory"]["began"] = datetime.now(UTC).isoformat()
+
+    with pytest.raises(TaskDeferred) as raised:
+        spend().resume_execution("execute_complete", {"event": opened}, {})
+    assert "answered 401" in raised.value.trigger.last_failure
+
+
+@pytest.mark.skipif(
+    not (3, 0) <= AIRFLOW_VERSION < (3, 1), reason="this Airflow starts a try without what another one left"
+)
+@pytest.mark.parametrize(("try_number", "left_over"), [(1, False), (2, True)])
+def test_a_new_try_does_not_go_by_what_was_left_of_another(api, try_number, left_over):
+    from types import SimpleNamespace
+
+    memory = {"began": "2026-11-22T10:00:00+00:00", "try_number": 1}
+    failed = {"verdict": "unusable", "text": "so it was.", "credits": None, "memory": memory}
+    context = {"ti": SimpleNamespace(try_number=try_number, start_date=None)}
+    gate = StabilityBalanceSensor(task_id="gate", minimum_credits=8, deferrable=True)
+    for task_, sends in ((spend(), None), (gate, {"try_number": 1})):
+        event_ = failed | ({"memory": sends} if sends else {})
+        if left_over:
+            api(json={"credits": 2.0})
+            with pytest.raises(TaskDeferred):
+                task_.resume_execution("execute_complete", {"event": event_}, context)
+        else:
+            with pytest.raises(ValueError, match="so it was"):
+                task_.resume_execution("execute_complete", {"event": event_}, context)
+
+
 def test_a_key_that_is_refused_fails_without_retries(api):
     api(status=401)
 
@@ -139,7 +188,7 @@ STILL_REFUSED = (
 def event(verdict, refusals=0, **fields):
     began = "2026-11-22T10:00:00+00:00"
     memory = {"since": began, "began": began, "refusals": refusals, "refusal": "answered 402."}
-    return {"verdict": verdict, "text": "so it is.", "memory": memory, **fields}
+    return {"verdict": verdict, "text": "so it is.", "credits": 5.0, "memory": memory, **fields}
 
 
 @pytest.mark.parametrize(
@@ -150,6 +199,12 @@ def event(verdict, refusals=0, **fields):
             event("timeout", refusals=2),
             AirflowFailException,
             f"so it is. The balance was enough, {STILL_REFUSED}",
+        ),
+        # It was refused once although there was enough, and then there was not.
+        (
+            event("timeout", refusals=1, credits=1.0),
+            AirflowFailException,
+            "so it is. The last refusal: answered 402.",
         ),
         (event("fail", failure="unauthorized"), AirflowFailException, "so it is."),
         (event("unusable"), ValueError, "so it is."),

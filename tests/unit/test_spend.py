@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import json
 from datetime import UTC, datetime, timedelta
@@ -13,6 +14,13 @@ from airflow_stability.compat import (
     AirflowFailException,
     AirflowRescheduleException,
     PythonOperator,
+)
+from airflow_stability.errors import (
+    StabilityError,
+    StabilityOutcomeUnknownError,
+    StabilityRateLimitError,
+    StabilityRequestError,
+    StabilityUnavailableError,
 )
 from airflow_stability.gate import Gate
 from airflow_stability.operators.spend import _Wait, without_client
@@ -92,7 +100,9 @@ def api(monkeypatch, base_url):
     }
     monkeypatch.setenv("AIRFLOW_CONN_STABILITY_DEFAULT", json.dumps(connection))
     with responses.RequestsMock() as mock:
-        yield lambda **answer: mock.get(f"{base_url}/v1/user/balance", **answer)
+        yield lambda path="/v1/user/balance", method="GET", **answer: mock.add(
+            method, f"{base_url}{path}", **answer
+        )
 
 
 def deferred(operator):
@@ -332,3 +342,126 @@ def test_the_last_wait_by_reschedule_is_long_enough_for_the_scheduler_to_notice(
 
     wait = raised.value.reschedule_date - before
     assert timedelta(seconds=seconds) <= wait < timedelta(seconds=seconds + 2)
+
+
+# What the function raises
+
+
+@pytest.fixture
+def run(api):
+    """Return a function that runs a task whose function makes these calls, each answered as told.
+
+    An answer is a status, or an exception for one that was lost. It returns how the task has ended.
+    """
+
+    def run(*answers, balances=(5.0,), catches=(), wait=None, **arguments):
+        for balance in balances:
+            api(json={"credits": balance})
+        for answer in answers:
+            told = {"body": answer} if isinstance(answer, Exception) else {"status": answer}
+            api("/image", "POST", **told)
+
+        def function(client):
+            for _ in answers:
+                with contextlib.suppress(*catches):
+                    client.request("POST", "/image")
+            return "done"
+
+        task_ = spend(python_callable=function, **arguments)
+        context = {"outlet_events": {}}
+        try:
+            if wait is None:
+                return task_.execute(context)
+            opened = event("open", credits=balances[0])
+            opened["memory"] |= wait | {"began": datetime.now(UTC).isoformat()}
+            return task_.resume_execution("execute_complete", {"event": opened}, context)
+        except (TaskDeferred, AirflowFailException, StabilityError) as ended:
+            return ended
+
+    return run
+
+
+LOST = ConnectionResetError("reset")
+
+
+def test_the_function_runs_when_there_is_credit(run):
+    assert run(200) == "done"
+
+
+@pytest.mark.parametrize(
+    ("answers", "catches", "ending"),
+    [
+        ([429], (), TaskDeferred),
+        ([503], (), TaskDeferred),
+        ([500], (), StabilityUnavailableError),
+        ([400], (), StabilityRequestError),
+        ([200, 429], (), StabilityRateLimitError),
+        ([200, 503], (), StabilityUnavailableError),
+        ([LOST], (), AirflowFailException),
+        # The function has caught the doubt, and the doubt stays.
+        ([LOST, 429], (StabilityOutcomeUnknownError,), StabilityRateLimitError),
+        ([LOST, 503], (StabilityOutcomeUnknownError,), StabilityUnavailableError),
+    ],
+)
+def test_it_runs_again_by_itself_only_if_nothing_may_have_been_paid_for(run, answers, catches, ending):
+    assert type(run(*answers, catches=catches)) is ending
+
+
+def refusals(deferral):
+    return deferral.trigger.memory["refusals"]
+
+
+def test_a_refusal_counts_when_the_balance_was_enough_before_and_after(run):
+    assert refusals(run(402, balances=(5.0, 5.0))) == 1
+
+
+@pytest.mark.parametrize("after", [2.0, 6.0], ids=["somebody-was-quicker", "topped-up-since"])
+def test_a_refusal_does_not_count_when_the_balance_says_why(run, after):
+    assert refusals(run(402, balances=(5.0, after))) == 0
+
+
+def test_a_run_that_pays_before_it_is_refused_is_counted(run):
+    assert refusals(run(200, 402, balances=(5.0, 2.0))) == 1
+
+
+def test_it_gives_up_after_as_many_refusals(run):
+    ended = run(402, balances=(120.0, 120.0), wait={"refusals": 2})
+
+    assert isinstance(ended, AirflowFailException)
+    assert str(ended).startswith("The balance is 120, the call is still refused: is another organization bil")
+
+
+@pytest.mark.parametrize(
+    ("pause", "interval", "least"),
+    [(0, 60, 60), (60, 60, 120), (400, 60, 800), (800, 60, 900), (0, 3600, 3600)],
+)
+def test_each_refusal_is_followed_by_a_longer_pause(run, pause, interval, least):
+    trigger = run(402, balances=(5.0, 2.0), wait={"pause": pause}, poke_interval=interval).trigger
+    took = datetime.fromisoformat(trigger.join_at) - datetime.fromisoformat(trigger.deferred_at)
+
+    assert least - 1 < took.total_seconds() < least + 1
+
+
+def test_a_lock_out_is_waited_out_by_all(run):
+    trigger = run(429).trigger
+
+    assert datetime.fromisoformat(trigger.not_before) > datetime.now(UTC) + timedelta(seconds=50)
+
+
+def test_what_is_around_an_execution_is_around_one_that_had_to_wait(api):
+    try:
+        from airflow.sdk import Asset
+    except ImportError:
+        from airflow.datasets import Dataset as Asset
+
+    def paint():
+        return Asset("s3://bucket/image")
+
+    api(json={"credits": 5.0})
+    with DAG("dag", schedule=None):
+        operator = task.stability(credits=3)(paint)().operator
+    opened = event("open", credits=5.0)
+    opened["memory"]["began"] = datetime.now(UTC).isoformat()
+    operator.resume_execution("execute_complete", {"event": opened}, {"outlet_events": {}})
+
+    assert [each.uri for each in operator.outlets] == ["s3://bucket/image"]

@@ -67,7 +67,7 @@ class _Wait:
     :param since: when it began to wait first; None before. Times are aware, in ISO format.
     :param waited: seconds that it has waited before.
     :param began: when it began to wait this time.
-    :param pause: seconds that it waits at the least; 0.0 when only credit is missing.
+    :param pause: seconds that its last pause lasted at the least; 0.0 before the first.
     :param refusals: how often the function was refused although the balance was enough.
     :param refusal: what the last refusal said.
     :param try_number: the try that waits.

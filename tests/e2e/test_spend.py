@@ -212,7 +212,7 @@ class Story:
         return {(name, index) for name in names for index in self._indices(name)} <= self._waited
 
     def _waits_again(self, name: str) -> bool:
-        return self._state(name) in WAITING and self.tries(name) == {2}
+        return self._state(name) in WAITING and min(self.tries(name)) > 1
 
     def _sleeps(self, name: str, *, seconds: float) -> bool:
         """Tell whether a task was rescheduled to a time that is as many seconds away."""
@@ -330,7 +330,9 @@ def test_what_becomes_of_a_task_that_spends(case, story):
         (least, most), text = outcome.no_memory
 
     assert story.airflow.states("outcomes")[name, -1] == outcome.state
-    assert story.tries(name) == {outcome.tries}
+    (tries,) = story.tries(name)
+    # Airflow 2.11 fails a cleared task that starts just when its old trigger is deleted, whose id it keeps.
+    assert tries in range(outcome.tries, outcome.tries + 1 + (outcome.meanwhile == "clear"))
     assert story.images_paid(name) == outcome.images
     assert least <= len(story.calls(name, "POST")) <= most
     assert text.format(mode=case.mode) in story.airflow.task_log("outcomes", name)

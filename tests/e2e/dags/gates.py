@@ -78,5 +78,5 @@ with DAG("late", **ONCE):
 
 with DAG("stopped", **ONCE):
     for name in STOPPED:
-        # Airflow 2.11 fails a cleared task that starts just when its old trigger, whose id it keeps, is deleted.
+        # Airflow 2.11 fails a cleared task that starts just as its old trigger, which it still names, goes.
         gate(name, retries=1, retry_delay=timedelta(seconds=1))

@@ -135,7 +135,7 @@ def can_be_rescheduled(operator: Any) -> Any:
 
 
 def first_start(context: Context) -> datetime | None:
-    """Return when a task that was rescheduled has started first, its earlier tries included; else None."""
+    """Return since when a task has been rescheduled, on Airflow 2.11 with its earlier tries; else None."""
     task_instance: Any = context["ti"]
     started: datetime | None
     if AIRFLOW_VERSION >= (3, 0):

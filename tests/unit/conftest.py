@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import socket
 import time
 
@@ -77,3 +78,15 @@ def key() -> str:
 def base_url() -> str:
     """Return an address of its own: what `auto` found out is remembered per address and process."""
     return f"https://stability-{next(_numbers)}.example"
+
+
+@pytest.fixture
+def connection(monkeypatch, base_url) -> None:
+    """Make the default connection one to that address."""
+    connection = {
+        "conn_type": "stability",
+        "password": "sk-1",
+        "host": base_url,
+        "extra": {"api_version": "v1"},
+    }
+    monkeypatch.setenv("AIRFLOW_CONN_STABILITY_DEFAULT", json.dumps(connection))

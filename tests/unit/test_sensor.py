@@ -72,15 +72,8 @@ def test_an_organization_that_a_template_became_is_checked_before_the_first_call
 
 
 @responses.activate
-def test_poke_by_itself_answers_as_it_does_in_a_task(monkeypatch, base_url):
+def test_poke_by_itself_answers_as_it_does_in_a_task(connection, base_url):
     responses.get(f"{base_url}/v1/user/balance", json={"credits": 8.5})
-    connection = {
-        "conn_type": "stability",
-        "password": "sk-1",
-        "host": base_url,
-        "extra": {"api_version": "v1"},
-    }
-    monkeypatch.setenv("AIRFLOW_CONN_STABILITY_DEFAULT", json.dumps(connection))
 
     assert not StabilityBalanceSensor(task_id="gate", minimum_credits=8.5).poke({})
     assert StabilityBalanceSensor(task_id="gate", minimum_credits=8).poke({}).xcom_value == 8.5

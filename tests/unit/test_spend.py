@@ -90,15 +90,8 @@ def test_it_waits_a_week_as_sensors_do_unless_told_otherwise():
 
 
 @pytest.fixture
-def api(monkeypatch, base_url):
+def api(connection, base_url):
     """Return a function that sets the balance, or what the API answers instead."""
-    connection = {
-        "conn_type": "stability",
-        "password": "sk-1",
-        "host": base_url,
-        "extra": {"api_version": "v1"},
-    }
-    monkeypatch.setenv("AIRFLOW_CONN_STABILITY_DEFAULT", json.dumps(connection))
     with responses.RequestsMock() as mock:
         yield lambda path="/v1/user/balance", method="GET", **answer: mock.add(
             method, f"{base_url}{path}", **answer

@@ -148,6 +148,11 @@ class Gate:
         """The credits that were read last and when, if ever."""
         return self._balance
 
+    @property
+    def last_credits(self) -> float | None:
+        """The credits that were read last, if ever."""
+        return None if self._balance is None else self._balance[0]
+
     def observe_balance(self, credits: float, now: datetime, *, spoken_for: float = 0.0) -> Decision:
         """Decide on a balance.
 

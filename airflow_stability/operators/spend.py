@@ -299,13 +299,13 @@ class StabilitySpendOperator(PythonOperator):
         """
         wait = self._paused(replace(wait, refusal=str(refusal)))
         if isinstance(refusal, StabilityPaymentRequiredError):
-            before = _credits(gate)
+            before = gate.last_credits or 0.0
             enough = self._look(gate, hook).verdict is Verdict.OPEN
             # Has somebody else spent the credit meanwhile, or bought some? Or does another wallet pay?
-            counts = costs_more or (enough and _credits(gate) <= before)
+            counts = costs_more or (enough and (gate.last_credits or 0.0) <= before)
             wait = replace(wait, refusals=wait.refusals + counts)
             if self.deferrable and wait.refusals >= self.max_refusals:
-                begin = f"The balance is {format_number(_credits(gate))},"
+                begin = f"The balance is {format_number(gate.last_credits or 0.0)},"
                 raise AirflowFailException(self._refused_text(begin, wait))
         elif refusal.retry_after is not None:
             gate.observe_failure(refusal, datetime.now(UTC))  # the balance is not to be asked for either
@@ -322,13 +322,12 @@ class StabilitySpendOperator(PythonOperator):
         now = datetime.now(UTC)
         left = self.wait_timeout - wait.waited
         locked_out = gate.seconds_until_poll(now)
-        credits = gate.last_balance and gate.last_balance[0]
         if left <= 0:
-            text = self._timeout_text(gate.timeout_text(self.wait_timeout), credits, wait)
+            text = self._timeout_text(gate.timeout_text(self.wait_timeout), gate.last_credits, wait)
             raise AirflowFailException(text)
         if self.reschedule:
             if locked_out > left:  # after the wait it would not remember that, and ask
-                text = self._timeout_text(gate.hopeless_text(self.wait_timeout), credits, wait)
+                text = self._timeout_text(gate.hopeless_text(self.wait_timeout), gate.last_credits, wait)
                 raise AirflowFailException(text)
             from airflow_stability.triggers.stability import SEEN_AFTER
 
@@ -371,10 +370,6 @@ class StabilitySpendOperator(PythonOperator):
             f"{format_number(check_credits(self.credits))} credits that this task expects? The last refusal: "
             f"{wait.refusal}"
         )
-
-
-def _credits(gate: Gate) -> float:
-    return gate.last_balance[0] if gate.last_balance else 0.0
 
 
 def _accepted_nothing(error: StabilityError) -> bool:

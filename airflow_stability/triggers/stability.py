@@ -176,8 +176,8 @@ class StabilityBalanceTrigger(BaseTrigger):
             async with asyncio.timeout(left):
                 return await self._follow(gate)
         except TimeoutError:
-            credits = gate.last_balance and gate.last_balance[0]
-            return {"verdict": "timeout", "text": gate.timeout_text(self.timeout), "credits": credits}
+            text = gate.timeout_text(self.timeout)
+            return {"verdict": "timeout", "text": text, "credits": gate.last_credits}
 
     async def _follow(self, gate: Gate) -> dict[str, Any]:
         feed = observations(

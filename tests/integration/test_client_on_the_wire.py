@@ -570,6 +570,12 @@ def reset(server, connection):
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
+def reset_the_handshake(server, connection):
+    # Not before it begins: Python 3.12 forgets to close a socket that is reset just before.
+    connection.recv(1)
+    reset(server, connection)
+
+
 def say_nothing_more(server, connection):
     server.closing.wait()
 
@@ -732,7 +738,7 @@ def test_a_post_to_a_server_that_nobody_vouches_for_was_not_sent(serve, tls):
     ("end", "kind"),
     [
         (hang_up, StabilityNetworkError),
-        (reset, StabilityNetworkError),
+        (reset_the_handshake, StabilityNetworkError),
         (say_nothing_more, StabilityTimeoutError),
         (speak_ssh, StabilityNetworkError),
     ],
@@ -761,7 +767,7 @@ def test_a_post_by_way_of_a_proxy_that_cannot_be_reached_was_not_sent(serve, url
         (b"", reset, StabilityNetworkError),
         (b"", say_nothing_more, StabilityTimeoutError),
         (b"HTTP/1.1 200 OK\r\nX: ", drip, StabilityTimeoutError),
-        (b"HTTP/1.1 200 OK\r\n\r\n", reset, StabilityNetworkError),
+        (b"HTTP/1.1 200 OK\r\n\r\n", reset_the_handshake, StabilityNetworkError),
     ],
 )
 def test_a_post_that_gets_no_tunnel_through_a_proxy_was_not_sent(serve, begin, end, kind):

@@ -24,6 +24,9 @@ not before somebody changes something; not before somebody has looked, since the
 
 from __future__ import annotations
 
+#: Where credits are bought.
+CREDITS_URL = "https://platform.stability.ai/account/credits"
+
 
 class StabilityError(Exception):
     """Any failure of a call to the Stability API. Its text never holds the API key.
@@ -123,7 +126,7 @@ class StabilityAuthenticationError(StabilityPermanentError):
 class StabilityPaymentRequiredError(StabilityPermanentError):
     """Status 402: the organization has too few credits for this call."""
 
-    advice = "Buy credits at https://platform.stability.ai/account/credits."
+    advice = f"Buy credits at {CREDITS_URL}."
 
 
 class StabilityPermissionError(StabilityPermanentError):

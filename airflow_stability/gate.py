@@ -20,7 +20,7 @@ from datetime import datetime, timedelta
 from enum import Enum
 
 from airflow_stability.arguments import check_credits, check_organization, format_number
-from airflow_stability.errors import StabilityError, StabilityPermanentError
+from airflow_stability.errors import CREDITS_URL, StabilityError, StabilityPermanentError
 
 #: How long a key that has worked before may be refused until the gate fails.
 GRACE = timedelta(minutes=10)
@@ -205,10 +205,7 @@ class Gate:
         text += f"{self._has(self._balance[0])}."
         if suffices(self._balance[0], self.minimum_credits, self.expected_credits):
             return text  # credit is not what was missing
-        return (
-            f"{text} Buy credits at https://platform.stability.ai/account/credits; a top-up takes 1 to 15 "
-            "minutes to show."
-        )
+        return f"{text} Buy credits at {CREDITS_URL}; a top-up takes 1 to 15 minutes to show."
 
     def hopeless_text(self, seconds: float) -> str:
         """Say that the server wants no call before the time is over, so that the gate cannot open in time.

@@ -1,8 +1,10 @@
-"""What Airflow learns about this package when it looks for providers. Imports nothing."""
+"""What Airflow learns about this package when it looks for providers. Imports nothing heavy."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from airflow_stability.hooks import form
 
 
 def get_provider_info() -> dict[str, Any]:
@@ -32,11 +34,13 @@ def get_provider_info() -> dict[str, Any]:
         "task-decorators": [
             {"name": "stability", "class-name": "airflow_stability.decorators.stability.stability_task"}
         ],
+        "cli": ["airflow_stability.cli.get_cli_commands"],
         "connection-types": [
             {
                 "connection-type": "stability",
                 "hook-class-name": "airflow_stability.hooks.stability.StabilityHook",
                 "hook-name": integration,
+                **form.metadata(),
             }
         ],
     }

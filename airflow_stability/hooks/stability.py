@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow_stability.arguments import format_number
 from airflow_stability.compat import AirflowNotFoundException, BaseHook, mask_secret
 from airflow_stability.errors import StabilityConfigurationError, StabilityError
+from airflow_stability.hooks import form
 
 if TYPE_CHECKING:
     # At run time the client is loaded when the first connection is made: a DAG file that imports the
@@ -36,6 +37,11 @@ class StabilityHook(BaseHook):
         self.retry_deadline = retry_deadline
         self._client: StabilityClient | None = None
         self._connection: Connection | None = None
+
+    @classmethod
+    def get_ui_field_behaviour(cls) -> dict[str, Any]:
+        """Return labels and hidden fields of the connection's form, for Airflow up to 3.1."""
+        return form.behaviour()
 
     def get_conn(self) -> StabilityClient:
         """Return the client; the connection is read at the first call.

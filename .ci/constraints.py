@@ -46,7 +46,7 @@ def released_on(uv: str, release: str) -> date:
 def write(uv: str, airflow: str, release: str) -> None:
     """Write the constraints of one Airflow."""
     as_of = released_on(uv, release) + timedelta(days=DAYS_AFTER_RELEASE)
-    everything = ["pyproject.toml", "--extra=simulator", "--group=dev", "--group=bench"]
+    everything = ["pyproject.toml", "--extra=simulator", "--group=dev", "--group=ui", "--group=bench"]
     resolved = resolve(uv, f"apache-airflow=={release}", as_of, *everything)
     if resolved.returncode:
         sys.exit(f"Airflow {release} as of {as_of} cannot be resolved:\n{resolved.stderr}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import os
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -63,11 +64,15 @@ else:
 if TYPE_CHECKING:
     from airflow.providers.standard.operators.python import PythonOperator
     from airflow.sdk.bases.decorator import DecoratedOperator, TaskDecorator, task_decorator_factory
+    from airflow.sdk.bases.operatorlink import BaseOperatorLink
     from airflow.triggers.base import BaseEventTrigger, TaskSuccessEvent
 
 #: Names that are loaded when they are asked for, since a DAG file loads this module with the sensor.
 _LAZY = {
     "BaseEventTrigger": "airflow.triggers.base",
+    "BaseOperatorLink": (
+        "airflow.models.baseoperatorlink" if AIRFLOW_VERSION < (3, 0) else "airflow.sdk.bases.operatorlink"
+    ),
     # Airflow 3 comes with the standard provider.
     "PythonOperator": (
         "airflow.operators.python"
@@ -109,6 +114,9 @@ def execute_as(base: type[_Operator], operator: _Operator, context: Context) -> 
 # 3.1 and 3.2 ignore the wish.
 STARTS_IN_TRIGGERER = AIRFLOW_VERSION < (3, 1) or AIRFLOW_VERSION >= (3, 3)
 RENDERS_IN_TRIGGERER = AIRFLOW_VERSION >= (3, 3)
+
+# Whether a plugin can put a page of its own into Airflow's navigation.
+HAS_EXTERNAL_VIEWS = AIRFLOW_VERSION >= (3, 1)
 
 
 def can_be_rescheduled(operator: Any) -> Any:
@@ -215,6 +223,13 @@ async def success_event(task_instance: Any, returned: float, *, do_xcom_push: bo
     return TaskSuccessEvent()
 
 
+def stats() -> Any:
+    """Return what takes metrics. It moved to the Task SDK in Airflow 3.2, and warns where it was."""
+    if AIRFLOW_VERSION >= (3, 2):
+        return importlib.import_module("airflow.sdk.observability.stats").Stats
+    return importlib.import_module("airflow.stats").Stats
+
+
 async def read_connection(conn_id: str) -> Connection:
     """Read a connection on an event loop, such as a triggerer's.
 
@@ -228,6 +243,21 @@ async def read_connection(conn_id: str) -> Connection:
     return await sync_to_async(BaseHook.get_connection)(conn_id)
 
 
+def read_connections_as_a_command() -> None:
+    """Let this process read connections as the commands of ``airflow connections`` do.
+
+    From Airflow 3.1 on, a process that is neither a task nor a server gets none from the database. This is
+    how Airflow's own commands ask for them.
+    """
+    if AIRFLOW_VERSION >= (3, 1):
+        os.environ["_AIRFLOW_PROCESS_CONTEXT"] = "server"
+
+
+def task_state_store(context: Context) -> Any:
+    """Return where a task may keep something that its page shows; None before Airflow 3.3."""
+    return context.get("task_state_store")
+
+
 def asset_state_store(trigger: BaseEventTrigger) -> Any:
     """Return where a watcher's trigger may keep what it must not forget; None where it has no such place.
 
@@ -238,6 +268,7 @@ def asset_state_store(trigger: BaseEventTrigger) -> Any:
 
 __all__ = [
     "AIRFLOW_VERSION",
+    "HAS_EXTERNAL_VIEWS",
     "RENDERS_IN_TRIGGERER",
     "STARTS_IN_TRIGGERER",
     "AirflowFailException",
@@ -248,6 +279,7 @@ __all__ = [
     "BaseEventTrigger",
     "BaseHook",
     "BaseOperator",
+    "BaseOperatorLink",
     "BaseSensorOperator",
     "Connection",
     "Context",
@@ -265,7 +297,10 @@ __all__ = [
     "is_left_over",
     "mask_secret",
     "read_connection",
+    "read_connections_as_a_command",
+    "stats",
     "success_event",
     "task_decorator_factory",
+    "task_state_store",
     "try_of",
 ]

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from airflow_stability import metrics
 from airflow_stability.arguments import format_number
-from airflow_stability.compat import AirflowFailException, AirflowNotFoundException, BaseOperator
+from airflow_stability.compat import (
+    AirflowFailException,
+    AirflowNotFoundException,
+    BaseOperator,
+    Context,
+    task_state_store,
+)
 from airflow_stability.errors import StabilityError, StabilityPermanentError
 from airflow_stability.gate import Decision, Gate
 from airflow_stability.hooks.stability import StabilityHook
 
 #: Airflow's own timeout of a deferral comes this much after the trigger's, in case no triggerer runs at all.
 BACKSTOP = timedelta(minutes=5)
+
+#: Under this name the page of a task shows why it waits, or has waited last.
+LAST_WAIT = "last_wait"
+
+_log = logging.getLogger(__name__)
 
 
 def look(gate: Gate, hook: StabilityHook, organization: str | None) -> Decision:
@@ -43,14 +56,30 @@ def look(gate: Gate, hook: StabilityHook, organization: str | None) -> Decision:
 
         failure = missing_connection(error)
     else:
+        metrics.polled(hook.stability_conn_id, gate.organization, credits)
         return gate.observe_balance(credits, datetime.now(UTC))
+    metrics.polled(hook.stability_conn_id, gate.organization, failure)
     return gate.observe_failure(failure, datetime.now(UTC))
 
 
 def _read_balance(gate: Gate, hook: StabilityHook, organization: str | None) -> float:
     client = hook.get_conn()
     gate.organization = organization or client.organization
-    return client.get_balance(organization).credits
+    with metrics.timed_call(hook.stability_conn_id, gate.organization):
+        return client.get_balance(organization).credits
+
+
+def show_wait(context: Context, text: str) -> None:
+    """Show on the task's page why it waits, where Airflow has a place for that.
+
+    It stays there when the wait is over, and says of when it is.
+    """
+    if (store := task_state_store(context)) is None:
+        return
+    try:
+        store.set(LAST_WAIT, f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S %Z}: {text}")
+    except Exception as error:  # whatever Airflow's API raises: no task fails for it
+        _log.debug("%s was not shown on the task's page: %s.", LAST_WAIT, type(error).__name__)
 
 
 def known_to(gate: Gate) -> dict[str, Any]:

@@ -47,7 +47,7 @@ from airflow_stability.errors import (
 from airflow_stability.gate import Decision, Gate, Verdict, suffices
 from airflow_stability.hooks.stability import StabilityHook
 from airflow_stability.pace import SETTLE
-from airflow_stability.worker import BACKSTOP, failed, known_to, look, timed_out_by_airflow
+from airflow_stability.worker import BACKSTOP, failed, known_to, look, show_wait, timed_out_by_airflow
 
 if TYPE_CHECKING:
     from airflow_stability.client import StabilityClient
@@ -236,6 +236,7 @@ class StabilitySpendOperator(PythonOperator):
             decision = self._look(gate, hook)
             if decision.verdict is Verdict.WAIT:
                 self.log.info("%s", decision.text)
+                show_wait(context, decision.text)
                 if gate.last_failure and self.deferrable:
                     # A triggerer may get an answer where this worker gets none, and send it back at once.
                     wait = self._paused(wait)
@@ -262,6 +263,7 @@ class StabilitySpendOperator(PythonOperator):
                 raise
             refusal = error
         self.log.warning("Refused: %s", refusal)
+        show_wait(context, f"Refused: {refusal}")
         if client.maybe_paid:
             self.log.warning(
                 "%d calls of this run may have been paid for before one was refused: all of it runs again.",

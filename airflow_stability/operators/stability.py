@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from airflow_stability import metrics
 from airflow_stability.arguments import check_organization, format_number, is_template
 from airflow_stability.compat import AirflowFailException, BaseOperator, Context
-from airflow_stability.errors import StabilityPermanentError
+from airflow_stability.errors import StabilityError, StabilityPermanentError
 from airflow_stability.hooks.stability import StabilityHook
 
 if TYPE_CHECKING:
@@ -94,7 +95,14 @@ class StabilityBalanceOperator(BaseOperator):
         organization = check_organization(self.organization)
         with _client(self.stability_conn_id) as client:
             organization = organization or client.organization
-            credits = client.get_balance(organization).credits
+            wallet = (self.stability_conn_id, organization)
+            try:
+                with metrics.timed_call(*wallet):
+                    credits = client.get_balance(organization).credits
+            except StabilityError as error:
+                metrics.polled(*wallet, error)
+                raise
+        metrics.polled(*wallet, credits)
         self.log.info(
             "%s has %s credits.", organization or "The default organization", format_number(credits)
         )

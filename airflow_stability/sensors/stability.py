@@ -30,7 +30,7 @@ from airflow_stability.compat import (
 from airflow_stability.gate import Decision, Gate, Verdict
 from airflow_stability.hooks.stability import StabilityHook
 from airflow_stability.pace import SETTLE
-from airflow_stability.worker import BACKSTOP, failed, known_to, look, timed_out_by_airflow
+from airflow_stability.worker import BACKSTOP, failed, known_to, look, show_wait, timed_out_by_airflow
 
 #: What a template may name to be rendered in the triggerer. The rest of a task's context is not there, or is
 #: asked for and never answered: an XCom, an earlier run.
@@ -226,7 +226,7 @@ class StabilityBalanceSensor(BaseSensorOperator):
             self.log.info("Airflow started this task on a worker, not in the triggerer: deferring at once.")
         else:
             decision = self._look()
-            self._say(decision)
+            self._say(decision, context)
             if decision.credits is not None:
                 return decision.credits
         # On Airflow 2.11, `airflow dags test` starts tasks without noting when.
@@ -291,15 +291,17 @@ class StabilityBalanceSensor(BaseSensorOperator):
         if self._gate.seconds_until_poll(datetime.now(UTC)) > 0:
             return False
         decision = self._look()
-        self._say(decision)
+        self._say(decision, context)
         return PokeReturnValue(is_done=decision.verdict is Verdict.OPEN, xcom_value=decision.credits)
 
-    def _say(self, decision: Decision) -> None:
-        """Log what there is to say, and raise the verdict of a gate that fails."""
+    def _say(self, decision: Decision, context: Context) -> None:
+        """Log and show what there is to say, and raise the verdict of a gate that fails."""
         if decision.verdict is Verdict.FAIL:
             raise _GateFailed(decision.text, decision.failure.name if decision.failure else None)
         if decision.speak:
             self.log.info("%s", decision.text)
+            if decision.verdict is Verdict.WAIT:
+                show_wait(context, decision.text)
 
     def _start(self) -> None:
         self._gate = Gate(

@@ -114,7 +114,7 @@ class StabilityBalanceEventTrigger(BaseEventTrigger):
         refused = False
         while True:
             interval = max(self.poke_interval, self.ask_refused_every) if refused else self.poke_interval
-            feed = observations(self.stability_conn_id, self.organization, interval)
+            feed = observations(self.stability_conn_id, self.organization, interval, is_gate=False)
             async with contextlib.aclosing(feed):
                 async for observation in feed:
                     report = await self._report(observation, edge, memory)

@@ -30,6 +30,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from airflow_stability import metrics
 from airflow_stability.compat import AirflowNotFoundException, read_connection
 from airflow_stability.errors import StabilityError, StabilityTransientError
 from airflow_stability.pace import Claim, Pace
@@ -73,6 +74,7 @@ async def observations(
     newer_than: datetime | None = None,
     join_at: datetime | None = None,
     claim: Claim | None = None,
+    is_gate: bool = True,
 ) -> AsyncGenerator[Observation, None]:
     """Follow the feed of a connection and organization: its latest observation if fresh, then each new one.
 
@@ -85,6 +87,7 @@ async def observations(
     :param newer_than: aware time at which this follower has looked itself: what is older is no news to it.
     :param join_at: aware time before which this follower wants no observation, and none is made for it.
     :param claim: what this follower waits for, if it is to be paced.
+    :param is_gate: whether a task waits for it, for the metrics.
     """
     hub = _hubs.setdefault(asyncio.get_running_loop(), _Hub())
     if not_before is not None:
@@ -92,7 +95,7 @@ async def observations(
     if join_at is not None:
         await asyncio.sleep((join_at - datetime.now(UTC)).total_seconds())
     feed = hub.feed(stability_conn_id, organization)
-    follower = feed.join(interval, claim)
+    follower = feed.join(interval, claim, is_gate=is_gate)
     try:
         if (fresh := feed.fresh(interval, newer_than)) is not None:
             yield fresh if claim is None else feed.share(fresh, follower)
@@ -127,6 +130,11 @@ class _Hub:
             self.feeds[key] = _Feed(self, stability_conn_id, organization)
         return self.feeds[key]
 
+    @property
+    def waiting_gates(self) -> int:
+        """How many gates follow the feeds of this loop; watchers of assets wait for nothing."""
+        return sum(feed.gates for feed in self.feeds.values())
+
     def lock_out(self, stability_conn_id: str, seconds: float) -> None:
         until = asyncio.get_running_loop().time() + seconds
         self.locked_until[stability_conn_id] = max(until, self.locked_until.get(stability_conn_id, 0.0))
@@ -143,6 +151,7 @@ class _Feed:
         self._wallet = (stability_conn_id, organization)
         self._loop = asyncio.get_running_loop()
         self._intervals: dict[object, float] = {}
+        self._gates: set[object] = set()
         self._followers_changed = asyncio.Event()
         self._news: asyncio.Future[Observation] = self._loop.create_future()
         self._latest: Observation | None = None
@@ -155,9 +164,16 @@ class _Feed:
         self._key_has_worked = False
         self._task = self._loop.create_task(self._run(), context=contextvars.Context())
 
-    def join(self, interval: float, claim: Claim | None) -> object:
+    @property
+    def gates(self) -> int:
+        """How many of the followers are gates."""
+        return len(self._gates)
+
+    def join(self, interval: float, claim: Claim | None, *, is_gate: bool) -> object:
         follower = object()
         self._intervals[follower] = interval
+        if is_gate:
+            self._gates.add(follower)
         self._followers_changed.set()
         if claim is not None:
             self._hub.paces.setdefault(self._wallet, Pace()).join(follower, claim)
@@ -165,6 +181,7 @@ class _Feed:
 
     def leave(self, follower: object) -> None:
         del self._intervals[follower]
+        self._gates.discard(follower)
         self._followers_changed.set()
         if pace := self._hub.paces.get(self._wallet):
             pace.leave(follower)
@@ -220,6 +237,7 @@ class _Feed:
             self._news.cancel()
             if self._client is not None:
                 self._client.close()
+            metrics.waiting(self._hub.waiting_gates)
 
     async def _poll(self) -> Observation | None:
         """Ask for the balance; return None if meanwhile a lock-out began or the last follower left."""
@@ -234,7 +252,8 @@ class _Feed:
                 return None
             # The interval counts from here: reading the connection can take seconds when Airflow is busy.
             self._asked_at = self._loop.time()
-            balance = await self._loop.run_in_executor(_calls, client.get_balance, self._organization)
+            with metrics.timed_call(self._conn_id, organization):
+                balance = await self._loop.run_in_executor(_calls, client.get_balance, self._organization)
             if pace := self._hub.paces.get(self._wallet):
                 shares = pace.observe(balance.credits, asked_at=self._asked_at, now=self._loop.time())
             outcome = balance.credits
@@ -247,6 +266,8 @@ class _Feed:
         had_worked = self._key_has_worked
         if not isinstance(outcome, StabilityError):
             self._key_has_worked = True
+        metrics.polled(self._conn_id, organization, outcome)
+        metrics.waiting(self._hub.waiting_gates)
         now = datetime.now(UTC)
         return Observation(now, outcome, organization, self._key, had_worked, shares=shares)
 

@@ -38,6 +38,7 @@ from tests.e2e.gates import (
     TWO,
 )
 from tests.real_airflow import RealAirflow
+from tests.statsd_listener import StatsdListener
 
 #: Seconds for the story; it takes two or three minutes on two cores. pytest's own limit ends this process at
 #: once, and would leave Airflow's running.
@@ -126,8 +127,8 @@ class Wallets:
 class Story:
     """What happens, and what it leaves."""
 
-    def __init__(self, airflow: RealAirflow, wallets: Wallets) -> None:
-        self.airflow, self.wallets = airflow, wallets
+    def __init__(self, airflow: RealAirflow, wallets: Wallets, metrics: StatsdListener) -> None:
+        self.airflow, self.wallets, self.metrics = airflow, wallets, metrics
         self.deadlines: list[dict[str, list[str]]] = []
         self.trouble_since: dict[str, float] = {}
         self.healed_at: dict[str, float] = {}
@@ -272,16 +273,17 @@ class Story:
 def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     wallets = Wallets()
     folder, dags = tmp_path_factory.mktemp("airflow"), Path(__file__).parent / "dags"
-    airflow = RealAirflow(folder, dags, settings=SETTINGS, seconds=LIMIT)
-    airflow.environment["PYTHONPATH"] = str(ROOT)
-    try:
-        story = Story(airflow, wallets)
-        story.play()
-        yield story
-    finally:
-        airflow.end()
-        for simulator in wallets.of.values():
-            simulator.stop()
+    with StatsdListener() as metrics:
+        airflow = RealAirflow(folder, dags, settings=SETTINGS | metrics.settings(), seconds=LIMIT)
+        airflow.environment["PYTHONPATH"] = str(ROOT)
+        try:
+            story = Story(airflow, wallets, metrics)
+            story.play()
+            yield story
+        finally:
+            airflow.end()
+            for simulator in wallets.of.values():
+                simulator.stop()
 
 
 @pytest.mark.parametrize("name", OPENED)
@@ -426,7 +428,65 @@ def test_each_log_holds_its_own_lines_and_no_others(story):
             assert f"The gate opens: organization {organization} has {RICH} credits" in log
 
 
+@pytest.mark.skipif(not HAS_MEMORY, reason="before Airflow 3.3 a task's page has no place for it")
+@pytest.mark.parametrize("name", TWO)
+def test_the_page_of_a_gate_shows_why_it_waits(name, story):
+    ((shown,),) = story.airflow.query(
+        "SELECT value FROM task_state_store WHERE task_id = :task_id AND key = 'last_wait'", task_id=name
+    )
+
+    assert f"UTC: Waiting: organization {name} has {POOR} credits, needs more than {MINIMUM}." in str(shown)
+
+
+def test_worker_and_triggerer_send_the_balance_as_a_gauge(story):
+    triggerers = {metric.sender for metric in story.metrics.ours if ".waiting_gates." in metric.name}
+    gauges = story.metrics.named("balance.two.two_a")
+
+    # A worker has looked once, before it deferred; a triggerer since.
+    assert {metric.value for metric in gauges if metric.sender not in triggerers} == {POOR}
+    assert {metric.value for metric in gauges if metric.sender in triggerers} == {POOR, RICH}
+    assert {metric.kind for metric in gauges} == {"g"}
+
+
+@pytest.mark.parametrize(
+    ("name", "outcome"),
+    [
+        ("outage", "unavailable"),
+        ("lock_out", "rate_limit"),
+        ("refused", "network"),
+        ("hang", "timeout"),
+        ("revoked", "authentication"),
+    ],
+)
+def test_polls_are_counted_by_their_outcome(name, outcome, story):
+    counters = {
+        kind: story.metrics.named(f"polls.{name}.{name}.{kind}") for kind in ("ok", outcome, "blocked")
+    }
+
+    assert counters["ok"]
+    assert counters[outcome]
+    assert not counters["blocked"]
+    assert {(metric.value, metric.kind) for metric in counters[outcome]} == {(1.0, "c")}
+
+
+def test_calls_are_timed_in_milliseconds(story):
+    times = [metric.value for metric in story.metrics.named("call.hang.hang")]
+
+    assert 1000 * REQUEST_TIMEOUT <= max(times) < 1000 * (2 * REQUEST_TIMEOUT + 10)
+    assert {metric.kind for metric in story.metrics.named("call.hang.hang")} == {"ms"}
+
+
+def test_the_triggerer_gauges_how_many_gates_wait(story):
+    waiting = [metric.value for metric in story.metrics.ours if ".waiting_gates." in metric.name]
+
+    assert max(waiting) > len(SHARED)
+    assert waiting[-1] < len(SHARED)
+
+
 def test_no_key_stands_anywhere(story):
+    assert not [
+        metric for metric in story.metrics.ours for key in story.wallets.every_key if key in metric.name
+    ]
     for key in story.wallets.every_key:
         places, files, rows = story.airflow.places_of(key)
         assert not places

@@ -34,6 +34,7 @@ from tests.e2e.spending import (
     TOP_UP,
 )
 from tests.real_airflow import COMPONENTS, RealAirflow
+from tests.statsd_listener import StatsdListener
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +79,14 @@ FEW_REFUSALS = 40
 class Story:
     """What happens, and what it leaves."""
 
-    def __init__(self, airflow: RealAirflow, wallet: StabilitySimulator, wallets: StabilitySimulator) -> None:
-        self.airflow = airflow
+    def __init__(
+        self,
+        airflow: RealAirflow,
+        wallet: StabilitySimulator,
+        wallets: StabilitySimulator,
+        metrics: StatsdListener,
+    ) -> None:
+        self.airflow, self.metrics = airflow, metrics
         self.wallet, self.wallets = wallet, wallets
         self.images = Path(airflow.environment[IMAGES])
         self.began = time.monotonic()
@@ -267,14 +274,15 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         (folder / name).mkdir()
     # Alone: Airflow would watch the assets of the others, paused or not.
     shutil.copy(Path(__file__).parent / "dags" / "spend.py", folder / "dags")
-    airflow = RealAirflow(folder, folder / "dags", settings=SETTINGS, seconds=LIMIT)
-    airflow.environment |= {"PYTHONPATH": str(ROOT), IMAGES: str(folder / "images")}
     # A fast machine may make more than 150 calls in 10 seconds. What a lock-out does, the table tells.
     generous = RateLimit(requests=1000)
     wallet, wallets = StabilitySimulator(credits=AT_FIRST * COST, rate_limit=generous), StabilitySimulator()
-    with wallet, wallets:
+    with wallet, wallets, StatsdListener() as metrics:
+        settings = SETTINGS | metrics.settings(statsd_influxdb_enabled=True)
+        airflow = RealAirflow(folder, folder / "dags", settings=settings, seconds=LIMIT)
+        airflow.environment |= {"PYTHONPATH": str(ROOT), IMAGES: str(folder / "images")}
         try:
-            story = Story(airflow, wallet, wallets)
+            story = Story(airflow, wallet, wallets, metrics)
             story.play()
             yield story
         finally:
@@ -365,3 +373,17 @@ def test_a_task_that_waits_by_reschedule_looks_once_an_interval(name, story):
     # The scheduler minds the time that a task was rescheduled to.
     assert len(looks) > tasks
     assert len(looks) <= tasks * ((looks[-1] - looks[0]) / POKE_INTERVAL + 2)
+
+
+def test_where_metrics_have_tags_the_names_are_short(story):
+    names = {metric.name for metric in story.metrics.ours}
+    senders = {metric.sender for metric in story.metrics.ours if "stability.balance" in metric.name}
+
+    assert {name.split(",")[0].removeprefix("airflow.stability.") for name in names} == {
+        "balance",
+        "call",
+        "polls",
+        "waiting_gates",
+    }
+    assert "airflow.stability.balance,conn_id=wallet,organization=default" in names
+    assert len(senders) > 2  # two triggerers and the workers

@@ -42,6 +42,9 @@ def test_every_module_and_class_that_provider_info_names_exists():
     hook = getattr(importlib.import_module(module), name)
     assert hook.conn_type == info["connection-types"][0]["connection-type"]
     assert hook.hook_name == info["connection-types"][0]["hook-name"]
+    for command_line in info["cli"]:
+        module, _, name = command_line.rpartition(".")
+        assert getattr(importlib.import_module(module), name)()
 
 
 def test_the_version_is_the_distributions():

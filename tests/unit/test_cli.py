@@ -1,0 +1,37 @@
+"""The command line as Airflow loads it: at each of its commands, so it has to be cheap."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from airflow.cli.cli_config import ActionCommand, GroupCommand
+
+from airflow_stability.cli import get_cli_commands
+
+
+def test_the_commands_are_what_airflow_wants():
+    (group,) = get_cli_commands()
+
+    assert isinstance(group, GroupCommand)
+    assert group.name == "stability"
+    assert [command.name for command in group.subcommands] == ["balance", "account"]
+    assert all(isinstance(command, ActionCommand) and callable(command.func) for command in group.subcommands)
+
+
+def test_airflows_command_line_loads_nothing_more_than_this_one_module():
+    script = (
+        "import sys, airflow_stability\n"
+        "before = set(sys.modules)\n"
+        "import airflow_stability.cli\n"
+        "loaded = set(sys.modules) - before\n"
+        "import airflow.cli.cli_config\n"
+        "airflows = set(sys.modules)\n"
+        "airflow_stability.cli.get_cli_commands()\n"
+        "loaded |= set(sys.modules) - airflows\n"
+        "print(*[name for name in loaded if name.split('.')[0] not in sys.stdlib_module_names])"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    loaded = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+
+    assert loaded == ["airflow_stability.cli"]

@@ -1,0 +1,81 @@
+"""What a user may see: Airflow's own rights on connections and DAGs decide."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from airflow.api_fastapi.app import get_auth_manager
+from airflow.api_fastapi.auth.managers.models.resource_details import (
+    ConnectionDetails,
+    DagAccessEntity,
+    DagDetails,
+)
+from airflow.models import Connection, DagModel
+from sqlalchemy import select
+
+from airflow_stability.compat import conf
+from airflow_stability.hooks.stability import StabilityHook
+
+if TYPE_CHECKING:
+    from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
+    from sqlalchemy.orm import Session
+
+_ENVIRONMENT = "AIRFLOW_CONN_"
+
+
+def visible_connections(session: Session, named: Iterable[str], user: BaseUser) -> list[str]:
+    """Return the ids of the Stability connections that the user may read.
+
+    Those of the type in the database and in this process's environment, and those that tasks name: only
+    whoever asks a secrets backend for an id learns whether it has one.
+
+    :param named: what tasks name.
+    """
+    in_database = select(Connection.conn_id).where(Connection.conn_type == StabilityHook.conn_type)
+    known = {*session.scalars(in_database), *_in_environment(), *named}
+    return sorted(conn_id for conn_id in known if _may_read_connection(conn_id, user))
+
+
+def visible_dags(dag_ids: Iterable[str], user: BaseUser) -> set[str]:
+    """Return those of the DAGs whose task instances the user may read."""
+    return {dag_id for dag_id in set(dag_ids) if _may_read_tasks(dag_id, user)}
+
+
+def _in_environment() -> list[str]:
+    return [
+        name.removeprefix(_ENVIRONMENT).lower()
+        for name, value in os.environ.items()
+        if name.startswith(_ENVIRONMENT) and _type_of(value) == StabilityHook.conn_type
+    ]
+
+
+def _type_of(connection: str) -> object:
+    """Return the type of a connection that is a URI or JSON; asks no secrets backend, as Airflow would."""
+    try:
+        fields = json.loads(connection)
+    except ValueError:
+        return connection.partition("://")[0]
+    return fields.get("conn_type") if isinstance(fields, dict) else None
+
+
+def _may_read_connection(conn_id: str, user: BaseUser) -> bool:
+    team = Connection.get_team_name(conn_id) if _has_teams() else None
+    details = ConnectionDetails(conn_id=conn_id, team_name=team)
+    return get_auth_manager().is_authorized_connection(method="GET", details=details, user=user)
+
+
+def _may_read_tasks(dag_id: str, user: BaseUser) -> bool:
+    team = DagModel.get_team_name(dag_id) if _has_teams() else None
+    return get_auth_manager().is_authorized_dag(
+        method="GET",
+        access_entity=DagAccessEntity.TASK_INSTANCE,
+        details=DagDetails(id=dag_id, team_name=team),
+        user=user,
+    )
+
+
+def _has_teams() -> bool:
+    return conf.getboolean("core", "multi_team", fallback=False)

@@ -91,9 +91,9 @@ class StabilityBalanceSensor(BaseSensorOperator):
         after a first look on the worker; default: Airflow's ``[operators] default_deferrable``.
     :param start_from_trigger: with ``deferrable``, start in the triggerer, without a first look on a worker.
         Where Airflow cannot, the task defers from a worker at once, and says so: on Airflow 3.1 and 3.2,
-        mapped, with most templates, and under ``airflow dags test``. README says which templates can.
+        mapped, with most templates, and under ``airflow dags test``. docs/gate.md says which templates can.
     :param end_from_trigger: with ``deferrable``, succeed in the triggerer, without another start on a worker.
-        All other ends go through a worker. README says what is given up with both.
+        All other ends go through a worker. docs/gate.md says what is given up with both.
     :param kwargs: what every sensor takes: ``poke_interval`` (seconds, default 60), ``timeout`` (seconds),
         ``mode`` (``poke`` or ``reschedule``), ``soft_fail``, ``never_fail`` and so on.
     :raises ValueError: an argument that cannot be what it should; for a template, when the task runs.

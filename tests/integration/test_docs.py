@@ -1,0 +1,311 @@
+"""What README and the pages say is so: blocks run, links lead somewhere, tables are those of the code."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import os
+import re
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from airflow_stability.compat import AIRFLOW_VERSION
+from airflow_stability.errors import StabilityError
+from airflow_stability.hooks.connection import ConnectionExtra
+from airflow_stability.hooks.stability import StabilityHook
+from airflow_stability.operators.stability import (
+    StabilityAccountOperator,
+    StabilityBalanceOperator,
+    StabilitySpendOperator,
+)
+from airflow_stability.sensors.stability import StabilityBalanceSensor
+from tests.conftest import HOME
+from tests.pages import BLOCKS, OLDEST_OR_NEWEST, PAGES, README, ROOT, SHELL, Block
+
+#: Whatever else a fence may be marked with; another word would be a block that nobody looks at.
+OTHERS = ("python", "json", "console", "text", "promql", "yaml", "ini", "")
+#: The port of the simulator on the pages. A test takes a free one: two runs of it may share a machine.
+PORT = "8765"
+
+
+def blocks(*languages: str, elsewhere: bool = False) -> list[object]:
+    """Return the blocks that are run here, or those that are run elsewhere, as parameters of a test."""
+    chosen = [block for block in BLOCKS if block.language in languages and bool(block.runs) == elsewhere]
+    return [pytest.param(block, id=block.where) for block in chosen]
+
+
+def code_of(block: Block, simulator) -> str:
+    """Return a block of Python for this Airflow and for this test's port."""
+    return block.python_for(AIRFLOW_VERSION).replace(PORT, str(simulator.port))
+
+
+@contextlib.contextmanager
+def dag_file(code: str) -> Iterator[Path]:
+    """Put code into Airflow's folder of DAGs for a while: it runs none from elsewhere."""
+    file = HOME / "dags" / "a_page.py"
+    file.write_text(code)
+    try:
+        yield file
+    finally:
+        file.unlink()
+
+
+def test_each_kind_of_block_is_known():
+    assert {block.language for block in BLOCKS} <= {*SHELL, *OTHERS}
+    assert len(blocks("python")) >= 10
+    assert len(blocks(*SHELL)) >= 5
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_a_block_of_python_runs(block, simulator, run_dag, monkeypatch):
+    if AIRFLOW_VERSION < (3, 0) and "AssetWatcher" in block.text:
+        pytest.skip("Airflow 2.11 has no asset watchers")
+    monkeypatch.setenv("AIRFLOW_CONN_STABILITY_DEFAULT", simulator.connection_uri())
+
+    with dag_file(code_of(block, simulator)) as file:
+        names = runpy.run_path(str(file))
+        for name in names:
+            if name.startswith("test_"):
+                names[name]()
+
+
+@pytest.mark.parametrize(
+    "block", [each for each in blocks("python") if re.search(r"\A(README|docs/gate)\.md", each.id)]
+)
+def test_a_dag_on_a_page_runs_to_its_end(block, simulator, run_dag, monkeypatch, tmp_path):
+    monkeypatch.setenv("AIRFLOW_CONN_STABILITY_DEFAULT", simulator.connection_uri())
+    simulator.set_credits(1000)
+    (dag_id,) = re.findall(r"^@dag.*\n(?:.*\n)*?def (\w+)\(\):", block.text, flags=re.MULTILINE)
+    with dag_file(code_of(block, simulator).replace("/tmp", str(tmp_path))):
+        result = run_dag(dag_id)
+
+    assert result.state == "success"
+    if dag_id == "images":
+        images = sorted(tmp_path.glob("*.png"))
+        assert [image.stem for image in images] == ["a lighthouse in a storm", "a paper boat on a calm lake"]
+
+
+@pytest.fixture
+def shell(airflow_database, simulator, tmp_path):
+    """Return the environment of somebody who has installed this package and has a key, and no more."""
+    home = tmp_path / "home"
+    airflow_home = home / "airflow"
+    (airflow_home / "dags").mkdir(parents=True)
+    shutil.copy(HOME / "airflow.db", airflow_home)
+    return {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "HOME": str(home),
+        "LANG": "C.UTF-8",
+        "AIRFLOW_HOME": str(airflow_home),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
+        "AIRFLOW__METRICS__TIMER_UNIT_CONSISTENCY": "True",
+        "no_proxy": os.environ["no_proxy"],
+        "NO_PROXY": os.environ["NO_PROXY"],
+        "STABILITY_API_KEY": simulator.api_key,
+        "AIRFLOW_CONN_STABILITY_DEFAULT": simulator.connection_uri(),
+    }
+
+
+@pytest.mark.parametrize("block", blocks(*SHELL))
+@pytest.mark.skipif(not OLDEST_OR_NEWEST, reason="commands take seconds: the oldest and newest Airflow do")
+def test_a_block_of_shell_runs(block, simulator, shell, tmp_path):
+    if AIRFLOW_VERSION < (3, 2) and re.search(r"\bairflow stability\b", block.text):
+        pytest.skip("Airflow reads a provider's commands from 3.2 on")
+    said = tmp_path / "said"
+    script = block.text.replace(PORT, str(simulator.port))
+    if block.serves:
+        simulator.stop()  # its port is the block's
+    with (
+        said.open("w") as output,
+        subprocess.Popen(
+            ["bash", "-euo", "pipefail", "-c", script],
+            env=shell,
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        ) as started,
+    ):
+        give_up = time.monotonic() + 120
+        while started.poll() is None and time.monotonic() < give_up:
+            if block.serves and block.serves in said.read_text():
+                os.killpg(started.pid, signal.SIGTERM)
+                return
+            time.sleep(0.05)
+        if started.poll() is None:
+            os.killpg(started.pid, signal.SIGKILL)
+
+    assert started.returncode == 0, said.read_text()
+    assert not block.serves
+
+
+@pytest.mark.parametrize("block", blocks(*SHELL, elsewhere=True))
+def test_a_block_that_is_run_elsewhere_is_run_there(block):
+    """A block that installs or serves has comments in front: the test that runs it as it stands, or for each
+    of its commands a place, and the text that stands for it there.
+    """
+    if all(": " in each for each in block.runs):
+        assert len(block.runs) == len(block.commands)
+        for each in block.runs:
+            place, text = each.split(": ", 1)
+            assert text in (ROOT / place).read_text()
+    else:
+        (place,) = block.runs
+        assert "run_by(__file__)" in (ROOT / place).read_text()
+
+
+CONNECTIONS = [block for block in BLOCKS if block.language == "json" and '"conn_type"' in block.text]
+
+
+@pytest.mark.parametrize("block", blocks("json"))
+def test_a_block_of_json_is_json(block):
+    json.loads(block.text)
+
+
+@pytest.mark.parametrize("block", [pytest.param(each, id=each.where) for each in CONNECTIONS])
+def test_a_connection_as_json_is_one(block, monkeypatch):
+    monkeypatch.setenv("AIRFLOW_CONN_STABILITY_DEFAULT", block.text)
+    client = StabilityHook().get_conn()
+    extra = json.loads(block.text).get("extra", {})
+
+    assert client.secrets[0] == "sk-YOUR-KEY"
+    assert client.organization == extra.get("organization")
+    assert client.base_url == json.loads(block.text).get("host", "https://api.stability.ai")
+
+
+def test_the_connection_as_a_uri_and_as_json_is_one(monkeypatch):
+    page = (ROOT / "docs" / "connection.md").read_text()
+    (uri,) = re.findall(r"AIRFLOW_CONN_STABILITY_DEFAULT='(stability:.*)'", page)
+    first = CONNECTIONS[0]
+    assert first.where.startswith("docs/connection.md")
+
+    for form in (uri, first.text):
+        monkeypatch.setenv("AIRFLOW_CONN_STABILITY_DEFAULT", form)
+        client = StabilityHook().get_conn()
+        assert client.organization == "org-123456"
+        assert client.api_version == "v1"
+        assert client.secrets[0] == "sk-YOUR-KEY"
+
+
+def rows_of(section: str) -> dict[str, str]:
+    """Return the first tables' rows below a heading of any page: each argument with its default."""
+    for page in PAGES:
+        parts = re.split(r"^(#+ .*)$", page.read_text(), flags=re.MULTILINE)
+        for heading, text in zip(parts[1::2], parts[2::2], strict=True):
+            if section in heading:
+                rows = re.findall(r"^\| (?:extra: )?`(\w+)` \|.*\| (.*?) ?\|$", text, flags=re.MULTILINE)
+                return {name: default.strip(" `") for name, default in rows}
+    raise AssertionError(f"no page has a section {section}")
+
+
+def shown(default: object) -> str:
+    """Return a default as a table shows it."""
+    if default is None:
+        return ""
+    return f"{default:g}" if isinstance(default, float) else str(default).lower()
+
+
+def test_the_fields_of_the_extra_are_those_that_the_connection_has():
+    rows = rows_of("Fields")
+
+    assert set(rows) == set(ConnectionExtra.model_fields)
+    del rows["organization"]  # in words
+    for name, written in rows.items():
+        assert written == shown(ConnectionExtra.model_fields[name].default)
+
+
+CLASSES = {
+    "The gate: `StabilityBalanceSensor`": StabilityBalanceSensor,
+    "Arguments": StabilitySpendOperator,
+    "`StabilityAccountOperator`": StabilityAccountOperator,
+    "`StabilityBalanceOperator`": StabilityBalanceOperator,
+}
+if AIRFLOW_VERSION >= (3, 0):
+    from airflow_stability.triggers.stability import StabilityBalanceEventTrigger
+
+    CLASSES["`StabilityBalanceEventTrigger`"] = StabilityBalanceEventTrigger
+
+
+@pytest.mark.parametrize("section", CLASSES)
+def test_a_table_of_arguments_has_those_of_the_class_with_their_defaults(section):
+    rows = rows_of(section)
+    arguments = {
+        name: argument.default
+        for name, argument in inspect.signature(CLASSES[section].__init__).parameters.items()
+        if argument.kind is argument.KEYWORD_ONLY and name != "python_callable"
+    }
+
+    assert arguments.keys() <= rows.keys()
+    for name, default in arguments.items():
+        if default is inspect.Parameter.empty:
+            assert rows[name] == "required"
+        elif default is not None and "Airflow's" not in rows[name]:
+            assert rows[name].lower() == shown(default)
+
+
+def test_the_table_of_errors_has_every_class_that_is_raised():
+    page = (ROOT / "docs" / "errors.md").read_text()
+
+    def leaves(kind: type) -> list[str]:
+        below = [name for each in kind.__subclasses__() for name in leaves(each)]
+        return below or [kind.__name__]
+
+    assert set(re.findall(r"^\| `(\w+)`", page, flags=re.MULTILINE)) >= set(leaves(StabilityError))
+
+
+def anchors_of(page: Path) -> set[str]:
+    """Return what GitHub makes of a page's headings."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"^ *```.*?^ *```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{page.name} links to {target}"
+        assert not anchor or anchor in anchors_of(file), f"{page.name} links to {target}"
+
+
+def test_every_page_is_linked_from_readme():
+    readme = README.read_text()
+
+    assert [page.name for page in PAGES[1:] if f"](docs/{page.name}" not in readme] == []
+
+
+def test_the_tests_that_the_page_about_security_names_are_there():
+    named = re.findall(r"`(tests/\S+?\.py)(?:::(\w+))?`", (ROOT / "docs" / "security.md").read_text())
+
+    assert len(named) > 10
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / file).read_text() if test else (ROOT / file).exists()
+
+
+def test_the_figures_of_the_benchmark_are_those_of_its_page():
+    """Each figure that README quotes stands on the page that `make bench` writes."""
+    readme = README.read_text()
+    page = (ROOT / "docs" / "benchmark.md").read_text()
+    (table,) = re.findall(r"^\| \| ours, classic .*\n((?:\|.*\n)+)", readme, flags=re.MULTILINE)
+    cells = re.findall(r"\d+(?:\.\d+)?", re.sub(r"^\| [^|]*\|", "", table, flags=re.MULTILINE))
+
+    assert len(cells) > 20
+    measured = [float(number) for number in re.findall(r"\d+(?:\.\d+)?", page)]
+    for cell in cells:
+        digits = len(cell.partition(".")[2])
+        assert any(f"{number:.{digits}f}" == cell for number in measured), cell

@@ -36,7 +36,7 @@ unexport PYTHONPATH AIRFLOW_HOME
 # Without compiled modules each start of an Airflow process takes twice as long.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo bench test test-e2e test-all lint format build check-wheel constraints clean
+.PHONY: help demo bench test test-e2e test-ui screenshots test-all lint format build check-wheel constraints clean
 .DELETE_ON_ERROR:
 
 help:
@@ -49,6 +49,8 @@ help:
 	@echo "make test PYTHON=3.13    the same, on another Python"
 	@echo "make test-e2e            gates in a real Airflow, while everything goes wrong"
 	@echo "make test-all            all of these, on every Airflow"
+	@echo "make test-ui             Airflow 3.3's web pages in a real browser; installs Debian's Chromium if there is none"
+	@echo "make screenshots         the same, and put its pictures into docs/images"
 	@echo "make lint                ruff, ruff format and mypy strict"
 	@echo "make format              let ruff mend what it can"
 	@echo "make build               wheel and source distribution, into dist/"
@@ -65,14 +67,18 @@ bench: .venvs/bench/installed
 	@$(BIN)/python -m tests.benchmarks $(ARGS)
 
 # What the tests then really have is checked: the Python only if one was asked for.
-test test-e2e: export EXPECTED_AIRFLOW := $(AIRFLOW)
-test test-e2e: export EXPECTED_PYTHON := $(if $(filter command,$(firstword $(origin PYTHON))),$(PYTHON))
+test test-e2e test-ui screenshots: export EXPECTED_AIRFLOW := $(AIRFLOW)
+test test-e2e test-ui screenshots: export EXPECTED_PYTHON := $(if $(filter command,$(firstword $(origin PYTHON))),$(PYTHON))
 
 test: $(VENV)/installed
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-e2e: $(VENV)/installed
 	@$(BIN)/python -m pytest --numprocesses=0 --show-capture=no tests/e2e $(ARGS)
+
+screenshots: export SCREENSHOTS := docs/images
+test-ui screenshots: $(VENV)/installed-ui
+	@CHROMIUM="$$(bash .ci/find-browser)" && export CHROMIUM && $(BIN)/python -m pytest --numprocesses=0 --show-capture=no tests/ui $(ARGS)
 
 test-all:
 	@set -e; for airflow in $(AIRFLOWS); do $(MAKE) --no-print-directory test test-e2e AIRFLOW=$$airflow; done
@@ -113,4 +119,9 @@ $(VENV)/installed .venvs/bench/installed: pyproject.toml .ci/constraints-$(AIRFL
 	@$(UV) venv --quiet --clear --python "$$(bash .ci/find-python $(UV) $(PYTHON) "$(PYTHONS_$(AIRFLOW))")" $(@D)
 	@$(UV) pip install --quiet --compile-bytecode --python $(@D)/bin/python \
 		--constraints .ci/constraints-$(AIRFLOW).txt apache-airflow --editable ".[simulator]" --group dev $(MORE)
+	@touch $@
+
+$(VENV)/installed-ui: $(VENV)/installed
+	@$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python \
+		--constraints .ci/constraints-$(AIRFLOW).txt --group ui
 	@touch $@

@@ -1,0 +1,196 @@
+"""A real Airflow with users of several roles and tasks that wait, and a Chromium that opens its pages.
+
+`make test-ui` says in the environment variable CHROMIUM where that one is. With SCREENSHOTS, which
+`make screenshots` sets, pictures go into that folder, else into one of pytest's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+from airflow_stability.compat import AIRFLOW_VERSION
+from airflow_stability.simulator import StabilitySimulator
+from tests.conftest import ROOT
+from tests.real_airflow import RealAirflow
+from tests.ui.waiting import (
+    BALANCES_DAG_ID,
+    CREDITS,
+    DAG_ID,
+    GATE,
+    GATE_WITHOUT_WORKER,
+    HISTORY,
+    PAINT,
+    PROMPTS,
+)
+
+if AIRFLOW_VERSION < (3, 3):
+    pytest.exit("The browser tests know the pages of Airflow 3.3 only: leave AIRFLOW out.", returncode=2)
+if not (CHROMIUM := os.environ.get("CHROMIUM")):
+    pytest.exit("Run the browser tests with make test-ui, or set CHROMIUM to one's path.", returncode=2)
+
+#: Seconds for all tests together. pytest's own limit ends this process at once, and would leave Airflow's
+#: running.
+LIMIT = 600
+#: Seconds that a page has to show something.
+PATIENCE = 30
+#: Pixels.
+WINDOW = {"width": 1280, "height": 800}
+ROLES = ("admin", "op", "user", "viewer")
+OPTIONS = (
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    # Whatever a page asks for, nothing leaves this machine.
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+)
+WAITING = {(GATE, -1), (GATE_WITHOUT_WORKER, -1), *((PAINT, index) for index in range(len(PROMPTS)))}
+
+
+class Site:
+    """The Airflow whose pages are opened, and the Stability API that its tasks ask."""
+
+    def __init__(
+        self, airflow: RealAirflow, simulator: StabilitySimulator, passwords: dict[str, str]
+    ) -> None:
+        self.airflow, self.simulator, self.passwords = airflow, simulator, passwords
+        self.url = airflow.url
+
+    def start(self) -> None:
+        """Start it, and return when all tasks wait."""
+        airflow = self.airflow
+        airflow.run("db", "migrate")
+        airflow.connect({"stability_default": f"{self.simulator.connection_uri()}?api_version=v1"})
+        airflow.start()
+        airflow.wait_for("all components are healthy", airflow.healthy)
+        airflow.wait_for("both DAGs are there", lambda: len(airflow.query("SELECT * FROM dag")) == 2)
+        airflow.run("dags", "unpause", "--treat-dag-id-as-regex", "--yes", ".*")
+        airflow.wait_for(
+            "all tasks wait",
+            lambda: {key for key, state in airflow.states(DAG_ID).items() if state == "deferred"} == WAITING,
+        )
+        airflow.wait_for(
+            "the balance was read", lambda: {*airflow.states(BALANCES_DAG_ID).values()} == {"success"}
+        )
+        self._remember()
+
+    def _remember(self) -> None:
+        """Make what the tasks have read the balances of the last day."""
+        now = datetime.now(UTC).replace(tzinfo=None)
+        for index, (hours, credits) in enumerate(HISTORY):
+            self.airflow.query(
+                "UPDATE xcom SET timestamp = :at, value = :value "
+                "WHERE dag_id = :dag_id AND map_index = :index",
+                at=str(now - timedelta(hours=hours)),
+                value=json.dumps({"credits": credits, "organization": None}),
+                dag_id=BALANCES_DAG_ID,
+                index=index,
+            )
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("airflow")
+    passwords = {role: secrets.token_urlsafe(12) for role in ROLES}
+    password_file = folder / "passwords.json"
+    password_file.write_text(json.dumps(passwords))
+    settings = {
+        # Tasks that start before the API server answers fail.
+        "core__dags_are_paused_at_creation": True,
+        "core__simple_auth_manager_users": ",".join(f"{role}:{role}" for role in ROLES),
+        "core__simple_auth_manager_passwords_file": password_file,
+        "core__simple_auth_manager_all_admins": False,
+        "core__test_connection": "Enabled",
+        "core__hostname_callable": "tests.ui.waiting.host_name",
+    }
+    airflow = RealAirflow(folder, Path(__file__).parent / "dags", settings=settings, seconds=LIMIT)
+    airflow.environment["PYTHONPATH"] = str(ROOT)
+    with StabilitySimulator(credits=CREDITS) as simulator:
+        try:
+            site = Site(airflow, simulator, passwords)
+            site.start()
+            yield site
+        finally:
+            airflow.end()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        # Each context that it opens has a new and empty profile.
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            chromium_sandbox=False,  # which root cannot have
+            args=OPTIONS,
+        )
+        expect.set_options(timeout=1000 * PATIENCE)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def contexts(browser: Browser) -> Iterator[dict[str, BrowserContext]]:
+    """What the browser keeps for each user: who has logged in stays so, and pages are loaded faster."""
+    contexts: dict[str, BrowserContext] = {}
+    yield contexts
+    for context in contexts.values():
+        context.close()
+
+
+@pytest.fixture
+def log_in(
+    site: Site, browser: Browser, contexts: dict[str, BrowserContext], tmp_path: Path
+) -> Iterator[Callable[[str], Page]]:
+    """Return a function that opens Airflow as a user, who logs in on Airflow's login page the first time.
+
+    In the end it is looked whether a page has asked for something that is not on this machine.
+    """
+    pages: list[Page] = []
+    asked: list[SplitResult] = []
+
+    def log_in(role: str) -> Page:
+        first = role not in contexts
+        if first:
+            contexts[role] = browser.new_context(base_url=site.url, viewport=WINDOW, locale="en-US")
+            contexts[role].set_default_timeout(1000 * PATIENCE)
+        page = contexts[role].new_page()
+        pages.append(page)
+        page.on("request", lambda request: asked.append(urlsplit(request.url)))
+        page.goto("/")
+        if first:
+            page.get_by_label("Username").fill(role)
+            page.get_by_label("Password").fill(site.passwords[role])
+            page.get_by_role("button", name="Sign in").click()
+        expect(page.get_by_role("heading", name="Welcome")).to_be_visible()
+        return page
+
+    yield log_in
+    for page in pages:
+        # What was seen last, for whoever wants to know why a test has failed.
+        page.screenshot(path=tmp_path / "last.png")
+        page.close()
+    # A page may hold a picture or a script in an address of its own.
+    assert {url.hostname for url in asked if url.scheme not in ("data", "blob")} == {"127.0.0.1"}
+
+
+@pytest.fixture
+def take_picture(tmp_path: Path) -> Callable[[Page, str], None]:
+    """Return a function that takes a picture of what is seen, under a name without ending."""
+    folder = Path(os.environ.get("SCREENSHOTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def take_picture(page: Page, name: str) -> None:
+        page.screenshot(path=folder / f"{name}.png", animations="disabled", caret="hide")
+
+    return take_picture

@@ -1,7 +1,8 @@
 """The connection's form in Airflow's web pages: labels, help texts, what is hidden. Imports nothing.
 
 One definition for all versions. Airflow 3.2 and later take it from the provider's metadata, and show each
-field of the extra. Before, Airflow asks the hook, and the extra is a box for JSON, in which Airflow 2.11 shows an example.
+field of the extra. Before, Airflow asks the hook, and the extra is a box for JSON; Airflow 2.11 shows an
+example in it.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import logging
 import re
+import socket
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -50,10 +51,19 @@ def timed_call(stability_conn_id: str, organization: str | None) -> Iterator[Non
 
 def waiting(gates: int) -> None:
     """Gauge how many gates wait in this process, which is a triggerer."""
-    from airflow.utils.net import get_hostname
+    _send("gauge", "stability.waiting_gates", {"hostname": hostname()}, gates)
 
-    hostname: str = get_hostname()  # type: ignore[no-untyped-call]  # Airflow's
-    _send("gauge", "stability.waiting_gates", {"hostname": hostname}, gates)
+
+@functools.cache
+def hostname() -> str:
+    """Return what Airflow calls this machine. The first time, Airflow may ask a name server for that."""
+    try:
+        from airflow.utils.net import get_hostname
+
+        name: str = get_hostname()  # type: ignore[no-untyped-call]  # Airflow's
+    except Exception:  # whatever `[core] hostname_callable` raises: no gate fails for it
+        return socket.gethostname()
+    return name
 
 
 def outcome_name(outcome: float | StabilityError) -> str:

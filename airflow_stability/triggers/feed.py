@@ -11,8 +11,8 @@ on a queue never runs.
 
 What must not happen in a triggerer, and how it is kept from happening:
 
-- Nothing of Airflow is called in a thread: the connection is read on the event loop's side, and the thread
-  makes the HTTP call and nothing else.
+- Nothing of Airflow that asks its supervisor is called in a thread: the connection is read on the event
+  loop's side, and the thread makes the HTTP call.
 - The feed's task starts with an empty context, or all that it ever does would be logged into the log of the
   task whose trigger came first.
 - The loop's own executor has a handful of threads for all triggers: calls that hang would starve the others.
@@ -218,6 +218,7 @@ class _Feed:
 
     async def _run(self) -> None:
         try:
+            await self._loop.run_in_executor(_calls, metrics.hostname)  # it may take a while, the first time
             while self._intervals:
                 wait = self._due(min(self._intervals.values())) - self._loop.time()
                 if wait > 0:

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,13 +51,15 @@ def code_of(block: Block, simulator) -> str:
 
 @contextlib.contextmanager
 def dag_file(code: str) -> Iterator[Path]:
-    """Put code into Airflow's folder of DAGs for a while: it runs none from elsewhere."""
-    file = HOME / "dags" / "a_page.py"
-    file.write_text(code)
-    try:
-        yield file
-    finally:
-        file.unlink()
+    """Put code into Airflow's folder of DAGs for a while: it runs none from elsewhere.
+
+    Under a name of its own. Python takes a file for the one of that name that it has compiled if it is as long
+    and was written in the same second.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".py", prefix="page_", dir=HOME / "dags") as file:
+        file.write(code)
+        file.flush()
+        yield Path(file.name)
 
 
 def test_each_kind_of_block_is_known():

@@ -53,8 +53,8 @@ def code_of(block: Block, simulator) -> str:
 def dag_file(code: str) -> Iterator[Path]:
     """Put code into Airflow's folder of DAGs for a while: it runs none from elsewhere.
 
-    Under a name of its own. Python takes a file for the one of that name that it has compiled if it is as long
-    and was written in the same second.
+    Under a name of its own: Python takes a file for the one of that name that it has compiled before, if it
+    is as long and was written in the same second.
     """
     with tempfile.NamedTemporaryFile("w", suffix=".py", prefix="page_", dir=HOME / "dags") as file:
         file.write(code)

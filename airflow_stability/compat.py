@@ -224,7 +224,11 @@ async def success_event(task_instance: Any, returned: float, *, do_xcom_push: bo
 
 
 def stats() -> Any:
-    """Return what takes metrics. It moved to the Task SDK in Airflow 3.2, and warns where it was."""
+    """Return what takes metrics. It moved to the Task SDK in Airflow 3.2, and warns where it was.
+
+    A triggerer of 3.2 and 3.3 sets up another copy of it for itself. This one works there, too, since loading
+    the SDK's serializers sets it up: the end-to-end tests would notice if that changed.
+    """
     if AIRFLOW_VERSION >= (3, 2):
         return importlib.import_module("airflow.sdk.observability.stats").Stats
     return importlib.import_module("airflow.stats").Stats

@@ -79,9 +79,10 @@ def _wallet(stability_conn_id: str, organization: str | None) -> dict[str, str]:
 
 
 def _send(kind: str, name: str, tags: dict[str, str], *value: Any) -> None:
-    # A dot would begin another level of a StatsD name; Airflow takes no other characters than these.
-    tags = {tag: re.sub(r"[^A-Za-z0-9_-]", "_", text) for tag, text in tags.items()}
     try:
+        # A dot would begin another level of a StatsD name. Airflow takes no other characters than these, and
+        # no more than 250.
+        tags = {tag: re.sub(r"[^A-Za-z0-9_-]", "_", text)[:60] for tag, text in tags.items()}
         if _takes_tags():
             getattr(stats(), kind)(name, *value, tags=tags)
         else:

@@ -22,7 +22,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 
 from airflow_stability.arguments import format_number
 from airflow_stability.compat import AirflowNotFoundException, conf
-from airflow_stability.errors import CREDITS_URL
+from airflow_stability.errors import CREDITS_URL, StabilityConfigurationError
 from airflow_stability.hooks.stability import StabilityHook
 from airflow_stability.page.balances import MOST_ORGANIZATIONS, Answer, Balances, Known
 from airflow_stability.page.plot import Plot, plot
@@ -40,6 +40,9 @@ URL_PREFIX = "/stability"
 
 #: How long what was read from the database is shown: a page that is reloaded must not keep it busy.
 RECORDS_FRESH = timedelta(seconds=15)
+
+#: Seconds that a call may take to connect, and to be answered.
+LONGEST_CALL = 10.0
 
 #: Of each wallet, at the most.
 SHOWN_WAITERS = 50
@@ -93,16 +96,27 @@ class _Recorder:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._records: Records | None = None
-        self._read_at: datetime | None = None
+        self._fresh_until = datetime.min.replace(tzinfo=UTC)
 
     def get(self) -> Records:
-        with self._lock:
-            now = datetime.now(UTC)
-            if self._records is None or self._read_at is None or now - self._read_at >= RECORDS_FRESH:
-                with create_session() as session:
-                    self._records = read(session, now)
-                self._read_at = datetime.now(UTC)
-            return self._records
+        # While one request reads, the others are shown what was read before, if anything was.
+        if self._lock.acquire(blocking=self._records is None):
+            try:
+                self._read()
+            finally:
+                self._lock.release()
+        assert self._records is not None
+        return self._records
+
+    def _read(self) -> None:
+        now = datetime.now(UTC)
+        if now < self._fresh_until:
+            return
+        with create_session() as session:
+            self._records = read(session, now)
+        # A large database is not kept busy with this, however often the page is reloaded.
+        took = datetime.now(UTC) - now
+        self._fresh_until = now + max(RECORDS_FRESH, 10 * took)
 
 
 def connect(conn_id: str) -> StabilityClient:
@@ -112,11 +126,20 @@ def connect(conn_id: str) -> StabilityClient:
     """
     from airflow_stability.hooks.connection import missing_connection
 
+    hook = StabilityHook(conn_id, retry_deadline=0)
     try:
-        return StabilityHook(conn_id, retry_deadline=0).get_conn()
+        client = hook.get_conn()
     except AirflowNotFoundException as error:
-        missing = missing_connection(error)
-    raise missing
+        problem = missing_connection(error)
+    else:
+        if hook.get_connection(conn_id).conn_type == StabilityHook.conn_type:
+            # Nobody waits here for as long as a task would, and calls of others wait behind this one.
+            client.request_timeout = min(client.request_timeout, LONGEST_CALL)
+            return client
+        client.close()
+        # A task may name any connection; its password is not for the Stability API.
+        problem = StabilityConfigurationError(f"Connection {conn_id!r} is not of the type stability.")
+    raise problem
 
 
 def create_app() -> FastAPI:
@@ -176,15 +199,14 @@ def _templates() -> Environment:
 def _content(records: Records, balances: Balances, user: BaseUser) -> dict[str, Any]:
     """Return what the template shows this user."""
     wallets = wallets_of(records)
-    with create_session() as session:
-        conn_ids = visible_connections(session, {wallet.conn_id for wallet in wallets}, user)
+    conn_ids = visible_connections({wallet.conn_id for wallet in wallets}, user)
     dag_ids = visible_dags((waiter.dag_id for waiter in records.waiters), user)
     wanted: dict[str, set[str | None]] = {conn_id: {None} for conn_id in conn_ids}
     for wallet in wallets:
         if wallet.conn_id in wanted:
             wanted[wallet.conn_id].add(wallet.organization)
+    now = datetime.now(UTC)  # before waiting for answers: what is fresh now is not asked for
     answers = balances.get(wanted)
-    now = datetime.now(UTC)
     sections = [
         _section(conn_id, organization, answers[conn_id], records, dag_ids, now)
         for conn_id in conn_ids

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from airflow_stability.errors import StabilityError
+from airflow_stability.errors import StabilityError, StabilityTransientError
 from airflow_stability.page.readings import Reading
 
 if TYPE_CHECKING:
@@ -156,9 +156,10 @@ class Balances:
             with self._lock:
                 connection.organization, connection.failure = own, None
             for organization in dict.fromkeys([own, *organizations]):
-                self._call_for(client, connection, organization)
+                if not self._call_for(client, connection, organization):
+                    break  # another one would wait as long for nothing
         except StabilityError as error:
-            failure = str(error)
+            failure = problem_of(error)
         except Exception as error:  # a page never fails for one connection; the text may hold anything
             failure = f"The connection could not be used ({type(error).__name__})."
         finally:
@@ -169,25 +170,27 @@ class Balances:
             if client is not None:
                 client.close()
 
-    def _call_for(self, client: StabilityClient, connection: _Connection, organization: str | None) -> None:
+    def _call_for(self, client: StabilityClient, connection: _Connection, organization: str | None) -> bool:
+        """Ask for one balance if it is due; return whether it makes sense to ask for another."""
         now = self._now()
         locked_out = connection.not_before is not None and now < connection.not_before
         if locked_out or not _is_stale(connection, organization, now):
-            return
+            return not locked_out
         known = connection.balances.get(organization, Known())
         try:
             reading = Reading(self._now(), client.get_balance(organization).credits)
         except StabilityError as error:
-            known = replace(known, failure=str(error), asked_at=self._now())
+            known = replace(known, failure=problem_of(error), asked_at=self._now())
             with self._lock:
                 if error.retry_after is not None:
                     connection.not_before = self._now() + timedelta(seconds=error.retry_after)
                 connection.balances[organization] = known
-            return
+            return not isinstance(error, StabilityTransientError)
         with self._lock:
             readings = connection.readings.setdefault(organization, deque(maxlen=KEPT))
             readings.append(reading)
             connection.balances[organization] = Known(reading, None, reading.at, tuple(readings))
+        return True
 
     def _answer(self, conn_id: str) -> Answer:
         with self._lock:
@@ -203,3 +206,13 @@ class Balances:
 
 def _is_stale(connection: _Connection, organization: str | None, now: datetime) -> bool:
     return connection.balances.get(organization, Known()).is_stale(now)
+
+
+def problem_of(error: StabilityError) -> str:
+    """Say what went wrong, without words of the other side.
+
+    Whoever may edit a connection may name any host there, and must not read here what it answers.
+    """
+    if error.status is None:
+        return str(error)
+    return f"The API answered with status {error.status}. {error.advice}".rstrip()

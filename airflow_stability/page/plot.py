@@ -65,8 +65,8 @@ def plot(readings: Sequence[Reading]) -> Plot | None:
 
 
 def rounded_up(credits: float) -> float:
-    """Return the next of 1, 2, 5, 10, 20, 50 ... that is not below; 1.0 for nothing and less."""
-    if credits <= 0:
+    """Return the next of 1, 2, 5, 10, 20, 50 ... that is not below; 1.0 for next to nothing and less."""
+    if credits < 1e-12:
         return 1.0
     magnitude = 10.0 ** math.floor(math.log10(credits))
     return next(step * magnitude for step in (1, 2, 5, 10) if step * magnitude >= credits)

@@ -14,6 +14,7 @@ from airflow.api_fastapi.auth.managers.models.resource_details import (
     DagDetails,
 )
 from airflow.models import Connection, DagModel
+from airflow.utils.session import create_session
 from sqlalchemy import select
 
 from airflow_stability.compat import conf
@@ -21,12 +22,11 @@ from airflow_stability.hooks.stability import StabilityHook
 
 if TYPE_CHECKING:
     from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
-    from sqlalchemy.orm import Session
 
 _ENVIRONMENT = "AIRFLOW_CONN_"
 
 
-def visible_connections(session: Session, named: Iterable[str], user: BaseUser) -> list[str]:
+def visible_connections(named: Iterable[str], user: BaseUser) -> list[str]:
     """Return the ids of the Stability connections that the user may read.
 
     Those of the type in the database and in this process's environment, and those that tasks name: only
@@ -35,7 +35,8 @@ def visible_connections(session: Session, named: Iterable[str], user: BaseUser) 
     :param named: what tasks name.
     """
     in_database = select(Connection.conn_id).where(Connection.conn_type == StabilityHook.conn_type)
-    known = {*session.scalars(in_database), *_in_environment(), *named}
+    with create_session() as session:  # and no longer: to ask for rights may take a call for each
+        known = {*session.scalars(in_database), *_in_environment(), *named}
     return sorted(conn_id for conn_id in known if _may_read_connection(conn_id, user))
 
 
@@ -62,7 +63,10 @@ def _type_of(connection: str) -> object:
 
 
 def _may_read_connection(conn_id: str, user: BaseUser) -> bool:
-    team = Connection.get_team_name(conn_id) if _has_teams() else None
+    has_teams = _has_teams()
+    if has_teams and "___" in conn_id:
+        return False  # a team's own, from the environment: it says so by its name, and nowhere else
+    team = Connection.get_team_name(conn_id) if has_teams else None
     details = ConnectionDetails(conn_id=conn_id, team_name=team)
     return get_auth_manager().is_authorized_connection(method="GET", details=details, user=user)
 

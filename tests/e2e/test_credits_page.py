@@ -39,6 +39,8 @@ PATH = "/some/where"
 APART = timedelta(hours=2)
 WAITING = {
     ("deferred", -1): "deferred",
+    ("unreadable", -1): "deferred",
+    ("aws", -1): "deferred",
     ("rescheduled", -1): "up_for_reschedule",
     ("hostile_organization", -1): "up_for_reschedule",
     ("outage", -1): "deferred",
@@ -70,7 +72,8 @@ class Story:
     def play(self) -> None:
         airflow = self.airflow
         airflow.run("db", "migrate")
-        airflow.connect({name: self.uri(name) for name in self.keys if name != "from_environment"})
+        uris = {name: self.uri(name) for name in self.keys if name != "from_environment"}
+        airflow.connect(uris | {"not_ours": uris["wallet"].replace("stability://", "aws://")})
         airflow.query(
             "INSERT INTO connection (conn_id, conn_type, host, is_encrypted, is_extra_encrypted) "
             "VALUES (:hostile, 'stability', 'localhost', false, false)",
@@ -113,6 +116,11 @@ class Story:
         # Airflow's own columns are naive on SQLite.
         airflow.query(
             "UPDATE xcom SET timestamp = :at WHERE run_id = 'first'", at=f"{at:%Y-%m-%d %H:%M:%S.%f}"
+        )
+        # As after the loss of the key that it is encrypted with.
+        airflow.query(
+            "UPDATE trigger SET kwargs = 'gAAAAA' "
+            "WHERE id = (SELECT trigger_id FROM task_instance WHERE task_id = 'unreadable')"
         )
         # Airflow forgets these of a task's older runs.
         airflow.query("DELETE FROM rendered_task_instance_fields WHERE run_id = 'first'")
@@ -303,8 +311,22 @@ def test_an_outage_shows_its_reason_and_the_last_balance_that_a_task_has_seen(st
     section = story.sections()["outage"]
 
     assert "Not up to date:" in section
-    assert "answered 503" in section
+    assert "The API answered with status 503." in section
     assert "40 <small>credits</small>" in section
+
+
+def test_a_task_whose_trigger_cannot_be_read_waits_all_the_same(story):
+    others = story.get().text.rpartition("<section ")[2]
+
+    assert ">credits_waiting · unreadable</a>" in others
+
+
+def test_the_password_of_another_type_of_connection_goes_nowhere(story):
+    before = story.calls("wallet")
+    section = story.sections("admin")["not_ours"]
+
+    assert "Connection &#39;not_ours&#39; is not of the type stability." in section
+    assert story.calls("wallet") == before
 
 
 def test_a_connection_of_the_environment_is_shown(story):

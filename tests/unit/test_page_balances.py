@@ -175,3 +175,26 @@ def test_no_more_organizations_are_asked_for_than_a_page_is_worth(balances, api,
     balances.get({"wallet": many})
 
     assert len(api.calls) == MOST_ORGANIZATIONS + 1
+
+
+def test_after_one_that_does_not_answer_the_others_of_the_key_are_not_asked_for(balances, api, url):
+    api.get(url, status=503, json={"name": "unavailable", "message": "no", "id": "1"})
+    known = balances.get({"wallet": [None, "org-a", "org-b"]})["wallet"].balances
+
+    assert asked(api) == [None]
+    assert set(known) == {None}
+
+
+def test_after_one_that_is_refused_the_others_of_the_key_are_asked_for(balances, api, url):
+    api.get(url, status=403, json={"name": "permission_denied", "message": "no", "id": "1"})
+    balances.get({"wallet": [None, "org-a", "org-b"]})
+
+    assert asked(api) == [None, "org-a", "org-b"]
+
+
+def test_what_the_other_side_says_is_not_shown(balances, api, url):
+    api.get(url, status=500, json={"name": "odd", "message": "the secrets of another host", "id": "1"})
+    failure = balances.get({"wallet": [None]})["wallet"].balances[None].failure
+
+    assert failure.startswith("The API answered with status 500.")
+    assert "secrets" not in failure

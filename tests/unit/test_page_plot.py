@@ -52,3 +52,8 @@ def test_a_long_history_has_no_more_points_than_a_screen_shows():
 )
 def test_the_scale_ends_at_a_round_number(credits, expected):
     assert rounded_up(credits) == pytest.approx(expected)
+
+
+def test_next_to_nothing_can_be_drawn():
+    assert rounded_up(5e-324) == 1.0
+    assert plot(history(5e-324, 0.0)).top == 1.0

@@ -27,6 +27,8 @@ with DAG("credits_opened", schedule=None, start_date=datetime(2026, 1, 1)):
 
 with DAG("credits_waiting", schedule=None, start_date=datetime(2026, 1, 1)):
     StabilityBalanceSensor(task_id="deferred", expected_credits=20, deferrable=True, **WAITS)
+    StabilityBalanceSensor(task_id="unreadable", deferrable=True, **WAITS)
+    StabilityBalanceSensor(task_id="aws", deferrable=True, **{**WAITS, "stability_conn_id": "not_ours"})
     StabilityBalanceSensor(task_id="rescheduled", mode="reschedule", **WAITS)
     StabilityBalanceSensor(
         task_id="hostile_organization", organization=HOSTILE_ORGANIZATION, mode="reschedule", **WAITS

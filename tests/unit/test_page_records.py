@@ -1,0 +1,61 @@
+"""What is made of odd rows: whoever may write an XCom may write anything."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+
+from airflow_stability.compat import HAS_EXTERNAL_VIEWS
+
+if not HAS_EXTERNAL_VIEWS:
+    pytest.skip("the Credits page needs Airflow 3.1", allow_module_level=True)
+
+from airflow_stability.page import records
+from airflow_stability.page.readings import Reading
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "Infinity",
+        "-Infinity",
+        "NaN",
+        "1e400",
+        "1.5e308",
+        "9" * 400,
+        "[" * 100_000,
+        "true",
+        "null",
+        '"12.5"',
+        "[12.5]",
+        '{"credits": NaN}',
+        '{"credits": [1]}',
+        "{}",
+        "no JSON",
+    ],
+    ids=lambda value: value[:20],
+)
+def test_what_is_no_balance_is_not_taken_for_one(value):
+    assert records._reading(records._credits_in(value), NOW) is None
+
+
+@pytest.mark.parametrize("value", [12.5, "12.5", {"credits": 12.5}, json.dumps({"credits": 12.5})])
+def test_a_balance_is_found_as_gates_and_operators_push_it(value):
+    assert records._reading(records._credits_in(value), NOW) == Reading(NOW, 12.5)
+
+
+def test_a_time_of_another_zone_is_shown_in_utc():
+    elsewhere = NOW.astimezone(timezone(timedelta(hours=5)))
+
+    assert records._reading(1.0, elsewhere.isoformat()).at.isoformat() == NOW.isoformat()
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(50, "50"), (0.5, "0.5"), ("75", "75"), (None, "?"), (10**400, "?")]
+)
+def test_what_is_needed_is_written_as_a_number_if_it_is_one(value, shown):
+    assert records._number(value) == shown

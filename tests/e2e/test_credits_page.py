@@ -256,7 +256,7 @@ def test_twenty_reloads_ask_once(story):
 def test_a_lock_out_is_waited_out(story):
     section = story.sections()["locked"]
 
-    assert "answered 429" in section
+    assert "The API answered with status 429." in section
     assert "The key is locked out for a while" in section
     assert story.new_calls("locked") == 1
 

@@ -46,6 +46,9 @@ SENSOR = "StabilityBalanceSensor"
 READS_BALANCE = "StabilityBalanceOperator"
 SPENDERS = ("StabilitySpendOperator", "_StabilityDecoratedOperator")
 
+#: What names a task instance.
+_NAMES = (TaskInstance.dag_id, TaskInstance.run_id, TaskInstance.task_id, TaskInstance.map_index)
+
 
 @dataclass(frozen=True)
 class Wallet:
@@ -119,10 +122,7 @@ def _deferred(session: Session, readings: dict[Wallet, list[Reading]]) -> Iterat
     """Yield what waits in a triggerer; add what its triggers were told of the balance to the readings."""
     statement = (
         select(
-            TaskInstance.dag_id,
-            TaskInstance.run_id,
-            TaskInstance.task_id,
-            TaskInstance.map_index,
+            *_NAMES,
             TaskInstance.trigger_timeout,
             Trigger,
         )
@@ -168,10 +168,7 @@ def _others(session: Session) -> Iterator[Waiter]:
     )
     statement = (
         select(
-            TaskInstance.dag_id,
-            TaskInstance.run_id,
-            TaskInstance.task_id,
-            TaskInstance.map_index,
+            *_NAMES,
             TaskInstance.state,
             TaskInstance.operator,
             TaskInstance.start_date,

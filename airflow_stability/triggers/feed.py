@@ -118,6 +118,8 @@ class _Hub:
 
     def __init__(self) -> None:
         self.feeds: dict[tuple[str, str | None], _Feed] = {}
+        #: The followers that are gates; watchers of assets wait for nothing.
+        self.gates: set[object] = set()
         self.paces: dict[tuple[str, str | None], Pace] = {}
         self.locked_until: dict[str, float] = {}
 
@@ -129,11 +131,6 @@ class _Hub:
                 del self.paces[old]
             self.feeds[key] = _Feed(self, stability_conn_id, organization)
         return self.feeds[key]
-
-    @property
-    def waiting_gates(self) -> int:
-        """How many gates follow the feeds of this loop; watchers of assets wait for nothing."""
-        return sum(feed.gates for feed in self.feeds.values())
 
     def lock_out(self, stability_conn_id: str, seconds: float) -> None:
         until = asyncio.get_running_loop().time() + seconds
@@ -151,7 +148,6 @@ class _Feed:
         self._wallet = (stability_conn_id, organization)
         self._loop = asyncio.get_running_loop()
         self._intervals: dict[object, float] = {}
-        self._gates: set[object] = set()
         self._followers_changed = asyncio.Event()
         self._news: asyncio.Future[Observation] = self._loop.create_future()
         self._latest: Observation | None = None
@@ -164,16 +160,11 @@ class _Feed:
         self._key_has_worked = False
         self._task = self._loop.create_task(self._run(), context=contextvars.Context())
 
-    @property
-    def gates(self) -> int:
-        """How many of the followers are gates."""
-        return len(self._gates)
-
     def join(self, interval: float, claim: Claim | None, *, is_gate: bool) -> object:
         follower = object()
         self._intervals[follower] = interval
         if is_gate:
-            self._gates.add(follower)
+            self._hub.gates.add(follower)
         self._followers_changed.set()
         if claim is not None:
             self._hub.paces.setdefault(self._wallet, Pace()).join(follower, claim)
@@ -181,7 +172,7 @@ class _Feed:
 
     def leave(self, follower: object) -> None:
         del self._intervals[follower]
-        self._gates.discard(follower)
+        self._hub.gates.discard(follower)
         self._followers_changed.set()
         if pace := self._hub.paces.get(self._wallet):
             pace.leave(follower)
@@ -238,7 +229,7 @@ class _Feed:
             self._news.cancel()
             if self._client is not None:
                 self._client.close()
-            metrics.waiting(self._hub.waiting_gates)
+            metrics.waiting(len(self._hub.gates))
 
     async def _poll(self) -> Observation | None:
         """Ask for the balance; return None if meanwhile a lock-out began or the last follower left."""
@@ -268,7 +259,7 @@ class _Feed:
         if not isinstance(outcome, StabilityError):
             self._key_has_worked = True
         metrics.polled(self._conn_id, organization, outcome)
-        metrics.waiting(self._hub.waiting_gates)
+        metrics.waiting(len(self._hub.gates))
         now = datetime.now(UTC)
         return Observation(now, outcome, organization, self._key, had_worked, shares=shares)
 

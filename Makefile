@@ -5,22 +5,28 @@
 AIRFLOW ?= 3.3
 AIRFLOWS := 2.11 3.0 3.1 3.2 3.3
 
+# Not one more, but the lowest versions of all that pyproject.toml asks for: make test AIRFLOW=lowest
+LOWEST := lowest
+
 # The release that stands for each, the Pythons that it runs on, and the one that is taken if it is there.
 RELEASE_2.11 := 2.11.2
 RELEASE_3.0 := 3.0.6
 RELEASE_3.1 := 3.1.8
 RELEASE_3.2 := 3.2.2
 RELEASE_3.3 := 3.3.2
+RELEASE_lowest := 2.11.0
 PYTHONS_2.11 := >=3.11,<3.13
 PYTHONS_3.0 := >=3.11,<3.13
 PYTHONS_3.1 := >=3.11,<3.14
 PYTHONS_3.2 := >=3.11,<3.14
 PYTHONS_3.3 := >=3.11,<3.14
+PYTHONS_lowest := >=3.11,<3.13
 PYTHON_2.11 := 3.11
 PYTHON_3.0 := 3.12
 PYTHON_3.1 := 3.13
 PYTHON_3.2 := 3.12
 PYTHON_3.3 := 3.11
+PYTHON_lowest := 3.11
 
 # Another Python gets a venv of its own.
 PYTHON := $(PYTHON_$(AIRFLOW))
@@ -36,7 +42,7 @@ unexport PYTHONPATH AIRFLOW_HOME
 # Without compiled modules each start of an Airflow process takes twice as long.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo bench test test-e2e test-ui screenshots test-all lint format build check-wheel constraints clean
+.PHONY: help demo bench test test-e2e test-cluster test-ui screenshots test-all lint format build check-wheel constraints clean
 .DELETE_ON_ERROR:
 
 help:
@@ -46,9 +52,11 @@ help:
 	@echo "make bench ARGS='--gates 1 20 --window 20'   a quick look, which writes nothing; --help lists the options"
 	@echo "make test                unit and integration tests, on Airflow $(AIRFLOW)"
 	@echo "make test AIRFLOW=2.11   the same, on another Airflow: $(AIRFLOWS)"
+	@echo "make test AIRFLOW=lowest the same, on the lowest versions of all that pyproject.toml asks for"
 	@echo "make test PYTHON=3.13    the same, on another Python"
 	@echo "make test-e2e            gates in a real Airflow, while everything goes wrong"
 	@echo "make test-all            all of these, on every Airflow"
+	@echo "make test-cluster        gates and spending in a cluster whose parts are killed; installs PostgreSQL and Redis"
 	@echo "make test-ui             Airflow 3.3's web pages in a real browser; installs Debian's Chromium if there is none"
 	@echo "make screenshots         the same, and put its pictures into docs/images"
 	@echo "make lint                ruff, ruff format and mypy strict"
@@ -67,14 +75,18 @@ bench: .venvs/bench/installed
 	@$(BIN)/python -m tests.benchmarks $(ARGS)
 
 # What the tests then really have is checked: the Python only if one was asked for.
-test test-e2e test-ui screenshots: export EXPECTED_AIRFLOW := $(AIRFLOW)
-test test-e2e test-ui screenshots: export EXPECTED_PYTHON := $(if $(filter command,$(firstword $(origin PYTHON))),$(PYTHON))
+test test-e2e test-cluster test-ui screenshots: export EXPECTED_AIRFLOW := $(basename $(RELEASE_$(AIRFLOW)))
+test test-e2e test-cluster test-ui screenshots: export EXPECTED_PYTHON := $(if $(filter command,$(firstword $(origin PYTHON))),$(PYTHON))
 
 test: $(VENV)/installed
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-e2e: $(VENV)/installed
 	@$(BIN)/python -m pytest --numprocesses=0 --show-capture=no tests/e2e $(ARGS)
+
+test-cluster: $(VENV)/installed-cluster
+	@bash .ci/find-servers
+	@$(BIN)/python -m pytest --numprocesses=0 --show-capture=no tests/cluster $(ARGS)
 
 screenshots: export SCREENSHOTS := docs/images
 test-ui screenshots: $(VENV)/installed-ui
@@ -101,7 +113,7 @@ check-wheel: build $(UV)
 
 constraints: $(UV)
 	$(UV) run --no-project --python ">=3.11" python .ci/constraints.py $(UV) \
-		$(foreach airflow,$(AIRFLOWS),$(airflow)=$(RELEASE_$(airflow)))
+		$(foreach airflow,$(AIRFLOWS) $(LOWEST),$(airflow)=$(RELEASE_$(airflow)))
 
 clean:
 	rm -rf .venvs .demo .bench dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -114,14 +126,14 @@ clean:
 # pip's and uv's other settings (an index, a proxy) are the machine's own and count.
 .venvs/bench/installed: MORE := --group bench
 $(VENV)/installed .venvs/bench/installed: pyproject.toml .ci/constraints-$(AIRFLOW).txt | $(UV)
-	@test -n "$(RELEASE_$(AIRFLOW))" || { echo "AIRFLOW must be one of $(AIRFLOWS), not $(AIRFLOW)."; exit 1; }
+	@test -n "$(RELEASE_$(AIRFLOW))" || { echo "AIRFLOW must be one of $(AIRFLOWS) $(LOWEST), not $(AIRFLOW)."; exit 1; }
 	@echo "Installing Airflow $(RELEASE_$(AIRFLOW)) into $(@D): about a minute, the first time"
 	@$(UV) venv --quiet --clear --python "$$(bash .ci/find-python $(UV) $(PYTHON) "$(PYTHONS_$(AIRFLOW))")" $(@D)
 	@$(UV) pip install --quiet --compile-bytecode --python $(@D)/bin/python \
 		--constraints .ci/constraints-$(AIRFLOW).txt apache-airflow --editable ".[simulator]" --group dev $(MORE)
 	@touch $@
 
-$(VENV)/installed-ui: $(VENV)/installed
+$(VENV)/installed-ui $(VENV)/installed-cluster: $(VENV)/installed-%: $(VENV)/installed
 	@$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python \
-		--constraints .ci/constraints-$(AIRFLOW).txt --group ui
+		--constraints .ci/constraints-$(AIRFLOW).txt --group $*
 	@touch $@

@@ -3,7 +3,7 @@
 Resolves this package, its tests, tools and benchmark together with one Airflow release, from the index as of
 three days after that release. The release's day is found by asking the index with uv's ``--exclude-newer``
 until the release appears, so that no index has to be named here. The files hold names and versions, nothing
-else.
+else. The one called ``lowest`` has the lowest versions of our own dependencies that `pyproject.toml` allows.
 
 Usage: python constraints.py UV AIRFLOW=RELEASE...   e.g.  constraints.py uv 2.11=2.11.2 3.3=3.3.2
 """
@@ -43,11 +43,21 @@ def released_on(uv: str, release: str) -> date:
     return early
 
 
+def lowest(uv: str, as_of: date) -> str:
+    """Return the lowest versions of this package's own dependencies, as requirements."""
+    own = ["pyproject.toml", "--extra=simulator", "--resolution=lowest-direct", "--no-deps"]
+    resolved = resolve(uv, "", as_of, *own)
+    if resolved.returncode:
+        sys.exit(f"The lowest versions as of {as_of} cannot be found:\n{resolved.stderr}")
+    return resolved.stdout
+
+
 def write(uv: str, airflow: str, release: str) -> None:
     """Write the constraints of one Airflow."""
     as_of = released_on(uv, release) + timedelta(days=DAYS_AFTER_RELEASE)
-    everything = ["pyproject.toml", "--extra=simulator", "--group=dev", "--group=ui", "--group=bench"]
-    resolved = resolve(uv, f"apache-airflow=={release}", as_of, *everything)
+    requirements = f"apache-airflow=={release}\n" + (lowest(uv, as_of) if airflow == "lowest" else "")
+    groups = [f"--group={name}" for name in ("dev", "ui", "bench", "cluster")]
+    resolved = resolve(uv, requirements, as_of, "pyproject.toml", "--extra=simulator", *groups)
     if resolved.returncode:
         sys.exit(f"Airflow {release} as of {as_of} cannot be resolved:\n{resolved.stderr}")
     # A constraint holds only where the package is wanted at all, so environment markers add nothing ...

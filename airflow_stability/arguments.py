@@ -11,8 +11,9 @@ import re
 from decimal import Decimal
 from numbers import Real
 
-#: What an HTTP header can carry as one word. The vendor's ids look like ``org-123456``.
-_ORGANIZATION = re.compile(r"[!-~]{1,256}")
+#: What an HTTP header can carry as one word. The vendor's ids look like ``org-123456``, its keys like
+#: ``sk-...``: one that was pasted here by mistake would get into logs and metrics, which name organizations.
+_ORGANIZATION = re.compile(r"(?!sk-)[!-~]{1,256}")
 
 
 def check_credits(value: object, *, argument: str = "minimum_credits") -> float:
@@ -49,7 +50,7 @@ def check_organization(value: object) -> str | None:
     """Return an organization id fit for the ``Organization`` header, or None for "the key's default".
 
     :param value: an id such as ``org-123456``, or None.
-    :raises ValueError: it is no string, empty, or holds what a header cannot carry.
+    :raises ValueError: it is no string, empty, an API key, or holds what a header cannot carry.
     """
     if value is None:
         return None
@@ -93,13 +94,13 @@ def is_template(value: object) -> bool:
 
 def format_number(number: float) -> str:
     """Write credits or seconds without rounding: ``50``, ``0.6336833840314097``."""
-    return repr(float(number)).removesuffix(".0")
+    return repr(float(number) + 0.0).removesuffix(".0")  # -0.0 becomes 0.0
 
 
 def show(value: object) -> str:
-    """Return a value as error texts show it: quoted, at most 80 characters."""
+    """Return a value as error texts show it: quoted, at most 80 characters, no API key in a wrong place."""
     try:
-        text = repr(value)
+        text = re.sub(r"\bsk-[\w-]{8,}", "sk-***", repr(value))
     except ValueError:  # a whole number of more digits than Python writes
         text = f"a {type(value).__name__} that is too long to show"
     return text if len(text) <= 80 else text[:79] + "…"

@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 from urllib.request import getproxies
 
 import requests
@@ -45,6 +45,9 @@ DEFAULT_CLIENT_ID = "airflow-provider-stability"
 #: Bytes that an answer of the user endpoints, or an error, may have. Real ones have a few hundred.
 LARGEST_ANSWER = 1024 * 1024
 
+#: Bytes that a success of any other call may have: several times the largest output that the API makes.
+LARGEST_OUTPUT = 256 * 1024 * 1024
+
 #: Methods that ask for nothing to be done (RFC 9110, section 9.2.1): such a call costs nothing, and one
 #: without an answer may be made again. TRACE, the fourth of them, no API answers.
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
@@ -63,7 +66,8 @@ class StabilityClient:
     repeated attempts together ``retry_deadline`` plus the last attempt. Only GET is ever repeated.
     Redirects are never followed. The environment's proxy and CA settings count, as requests reads them.
 
-    :param api_key: the API key. Surrounding blanks and a pasted ``Bearer`` in front are dropped.
+    :param api_key: the API key. Surrounding blanks and what was copied in front are dropped: ``Bearer``, and
+        the name of a header or of a setting.
     :param base_url: where the API is; a path in front of the API's own is kept, for gateways.
     :param api_version: ``v1alpha`` or ``v1``, or ``auto``: v1alpha first, and v1 where v1alpha refuses;
         the one that answered is asked first from then on, in this process and for this base URL.
@@ -125,7 +129,10 @@ class StabilityClient:
             # It is this machine that is asked, in clear: not by way of another.
             self._session.trust_env = False
         proxies = (proxy or "", *getproxies().values())
-        self._secrets = Secrets([key, *(secret for url in proxies for secret in settings.proxy_secrets(url))])
+        keys = {key, quote(key), quote(key, safe="")}  # as a redirect's address may repeat it
+        self._secrets = Secrets(
+            [*keys, *(secret for url in proxies for secret in settings.proxy_secrets(url))]
+        )
         self._ca_bundle = settings.check_ca_bundle(ca_bundle)
 
     def __repr__(self) -> str:
@@ -144,7 +151,10 @@ class StabilityClient:
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """What must be masked wherever texts are logged: the key, and a proxy's password if there is one."""
+        """What must be masked wherever texts are logged: the key, and a proxy's password if there is one.
+
+        Each as it is, and as a URL holds it.
+        """
         return self._secrets
 
     def close(self) -> None:
@@ -193,7 +203,7 @@ class StabilityClient:
             reading a balance.
         :param headers: further headers. The ``Organization`` header is not sent unless named here.
         :param kwargs: what ``requests.Request`` takes: ``params``, ``data``, ``json``, ``files``.
-        :returns: the answer, its body read, with a status from 200 to 299.
+        :returns: the answer, its body of up to 256 MiB read, with a status from 200 to 299.
         :raises StabilityPaymentRequiredError: 402, the organization has too few credits for this call.
         :raises StabilityOutcomeUnknownError: the call may have been accepted and paid for.
         :raises StabilityTransientError: it may pass.
@@ -307,7 +317,12 @@ class StabilityClient:
                 with response:
                     body = _read(response, largest)
             except UnreadableAnswerError as unreadable:
-                failure = malformed(f"{call} answered 200, but the body {unreadable}", status=200)
+                assert response is not None
+                if method in SAFE_METHODS:
+                    status = response.status_code
+                    failure = malformed(f"{call} answered {status}, but the body {unreadable}", status=status)
+                else:
+                    broken = f"the body {unreadable}"
             except (OSError, HTTPError, ValueError) as error:  # OSError: requests' exceptions are among them
                 timed_out, broken = self._reason(error, handled)
                 limit.expired |= timed_out
@@ -415,10 +430,20 @@ def _read(response: requests.Response, largest: int | None) -> bytes:
     if response.is_redirect:
         return b""  # where it points to is in its header
     if largest is None and _succeeded(response, user_endpoint=False):
-        return response.content
+        response._content = _read_packed(response, LARGEST_OUTPUT)
+        return response._content
     if response.headers.get("Content-Encoding", "identity") != "identity":
         raise UnreadableAnswerError("is compressed, which was not asked for")
     return read_limited(response, largest or LARGEST_ANSWER)
+
+
+def _read_packed(response: requests.Response, largest: int) -> bytes:
+    """Read a body that may be compressed, though this client asks for none that is."""
+    encoding = response.headers.get("Content-Encoding", "identity").lower()
+    # `_content`: requests has no other word for "read already"; those bytes are unpacked.
+    if not isinstance(response._content, bytes) and ("," in encoding or encoding in ("br", "zstd")):
+        raise UnreadableAnswerError("is compressed in a way that has no bounds")
+    return read_limited(response, largest, piece=64 * 1024 if encoding == "identity" else 1024)
 
 
 def _foreign_error(response: requests.Response) -> StabilityError:
@@ -440,11 +465,7 @@ def _read_foreign(response: requests.Response) -> bytes:
         return b""
     if response.raw is None:  # made by hand, or it was pickled
         return response.content or b""
-    encoding = response.headers.get("Content-Encoding", "identity").lower()
-    # `_content`: requests has no other word for "read already"; those bytes are unpacked.
-    if not isinstance(response._content, bytes) and encoding not in ("identity", "gzip", "deflate"):
-        raise UnreadableAnswerError("is compressed in a way that has no bounds")
-    return read_limited(response, LARGEST_ANSWER, piece=1024)
+    return _read_packed(response, LARGEST_ANSWER)
 
 
 def _authorizations(response: requests.Response) -> set[str]:

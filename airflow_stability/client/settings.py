@@ -17,6 +17,23 @@ from airflow_stability.errors import StabilityConfigurationError
 #: ``auto`` asks them in this order until one is known to answer.
 API_VERSIONS = ("v1alpha", "v1")
 
+# Blanks, and marks that nobody sees: copied along with a key, such as the one that a file may begin with.
+_BLANK = r"[\s\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]"
+
+# A key, and what may have been copied in front of it. A name and "=" are taken for the name of a setting only
+# in front of "sk-", with which the vendor's keys begin: a gateway's keys may look like anything.
+_COPIED_KEY = re.compile(
+    rf"""{_BLANK}*
+    (?: (?:export\s+)?\w*key\w*\s*=(?=\s*(?:bearer\s)?\s*["'`]?sk-)  # a line of an .env file
+      | authorization\s*:  # a header
+    )? {_BLANK}*
+    (?: bearer (?: : | {_BLANK} | $ ) )? {_BLANK}*
+    (?P<key>.*?) {_BLANK}*""",
+    re.IGNORECASE | re.DOTALL | re.VERBOSE,
+)
+
+_HOST_NAME = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?")
+
 
 def check_api_version(api_version: str) -> str:
     """Return ``auto`` or the name of an API version."""
@@ -28,20 +45,18 @@ def check_api_version(api_version: str) -> str:
 
 
 def check_api_key(api_key: object) -> str:
-    """Return the key without surrounding blanks and without a pasted ``Bearer`` in front.
+    """Return the key without what was copied along: blanks around it; in front, ``Bearer`` or the name of a
+    header or of a setting.
 
     :raises StabilityConfigurationError: there is none, or it holds what an HTTP header cannot carry.
     """
-    key = (
-        re.sub(r"^bearer(\s+|$)", "", api_key.strip(), flags=re.IGNORECASE)
-        if isinstance(api_key, str)
-        else ""
-    )
+    copied = _COPIED_KEY.fullmatch(api_key) if isinstance(api_key, str) else None
+    key = copied["key"] if copied else ""
     if not key:
         raise StabilityConfigurationError(
             "The API key is missing: keys are made at https://platform.stability.ai/account/keys."
         )
-    if key[0] in "\"'":
+    if {key[0], key[-1]} & set("\"'`"):
         raise StabilityConfigurationError("The API key has quotes around it: leave them out.")
     odd = re.search(r"[^!-~]", key)
     if odd:
@@ -49,18 +64,20 @@ def check_api_key(api_key: object) -> str:
             f"The API key has a blank, control or non-ASCII character at position {odd.start() + 1} of "
             f"{len(key)}: paste it again."
         )
+    if key == key[: len(key) // 2] * 2:
+        raise StabilityConfigurationError("The API key was pasted twice: leave one of the two out.")
     return key
 
 
 def check_base_url(base_url: str, *, allow_http: bool = False) -> str:
-    """Return the URL of the API without a slash at its end.
+    """Return the URL of the API with its scheme in lower case and without a slash at its end.
 
     :raises StabilityConfigurationError: it is no such URL, or plain http to another host than loopback.
     """
-    problem = "is not a URL such as https://api.stability.ai"
+    problem = "is not a URL"
     try:
         parts = urlsplit(base_url if isinstance(base_url, str) else "")
-        host, _ = parts.hostname, parts.port
+        host, port = parts.hostname, parts.port
     except ValueError:
         host = None
     if host and re.search(r"[^!-~]", base_url):
@@ -69,15 +86,30 @@ def check_base_url(base_url: str, *, allow_http: bool = False) -> str:
         host, problem = None, "is neither http nor https"
     elif host and ("@" in parts.netloc or re.search("[?#]", base_url)):
         host, problem = None, "has a user, a query or a fragment, which the API's address has not"
+    elif host and (not _is_host(host) or port == 0 or parts.netloc.endswith(":")):
+        host, problem = None, "has a host or a port that cannot be one"
+    elif host and host.rstrip(".") == "api.stability.ai" and parts.path.strip("/"):
+        host, problem = None, "has a path, which api.stability.ai has not"
     if not host:
         # A key may stand in either place, by mistake.
         shown = re.sub(r"^(\w+://)?.*@", r"\1***@", re.split("[?#]", str(base_url))[0], flags=re.DOTALL)
-        raise StabilityConfigurationError(f"The API's address {show(shown)} {problem}.")
+        raise StabilityConfigurationError(
+            f"The API's address {show(shown)} {problem}: set one such as https://api.stability.ai."
+        )
     if parts.scheme == "http" and not allow_http and not _is_loopback(host):
         raise StabilityConfigurationError(
             f"Plain http to {host} would send the API key in clear: use https, or set allow_http."
         )
-    return base_url.rstrip("/")
+    return f"{parts.scheme}{base_url[len(parts.scheme) :]}".rstrip("/")
+
+
+def _is_host(host: str) -> bool:
+    if host in ("http", "https"):  # https//host, with the colon forgotten
+        return False
+    try:
+        return _HOST_NAME.fullmatch(host) is not None or ipaddress.ip_address(host).version == 6
+    except ValueError:
+        return False
 
 
 def _is_loopback(host: str) -> bool:

@@ -88,22 +88,55 @@ class TimeLimit:
                     self._socket.shutdown(socket.SHUT_RDWR)
 
 
+def _check_time() -> None:
+    """Raise an error if the time is up: a socket that is cut still hands out what has arrived before."""
+    limit = _current.get()
+    if limit is not None and limit.expired:
+        raise TimeoutError("the answer took too long")
+
+
 class _BoundedReader(io.BufferedReader):
-    """Reads no line without an end, and nothing "until the end": a chunk of length -1 would ask for that."""
+    """Reads no line without an end, and nothing "until the end": a chunk of length -1 would ask for that.
+
+    And no body where the head broke off: http.client takes the end of a connection for the end of a head too.
+    """
+
+    line_broke_off = False
+    head_broke_off = False
 
     def read(self, size: int | None = -1, /) -> bytes:
+        _check_time()
+        if self.head_broke_off:
+            raise OSError("the answer ended inside its head")
         if size is None or size < 0:
             raise OSError("the length of a chunk is negative")
         return super().read(size)
 
     def readline(self, size: int | None = -1, /) -> bytes:
-        return super().readline(64 * 1024 if size is None or size < 0 else size)
+        _check_time()
+        longest = 64 * 1024 if size is None or size < 0 else size
+        line = super().readline(longest)
+        self.line_broke_off = len(line) < longest and not line.endswith(b"\n")
+        return line
 
 
 class _BoundedResponse(http.client.HTTPResponse):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.fp = _BoundedReader(self.fp.detach())  # nothing is buffered yet
+        self._reader = _BoundedReader(self.fp.detach())  # nothing is buffered yet
+        self.fp = self._reader
+
+    def begin(self) -> None:
+        super().begin()
+        # http.client passes over 100 only. Any other that is not the last word (RFC 9110, section 15.2) it
+        # would take for the answer, and the answer for that to the next request on this connection.
+        while 102 <= self.status <= 199:
+            self.headers = self.msg = None  # type: ignore[assignment]
+            super().begin()
+        self._reader.head_broke_off = self._reader.line_broke_off
+        # urllib3 would log what could not be read as a header, as it came: it may hold the key.
+        self.msg.defects.clear()
+        self.msg.set_payload("")
 
 
 class _WatchedHTTPConnection(HTTPConnection):

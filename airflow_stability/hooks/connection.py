@@ -54,6 +54,10 @@ def client_from_connection(connection: Connection, *, retry_deadline: float | No
     """
     conn_id = connection.conn_id
     try:
+        if connection.login and not connection.password:
+            raise StabilityConfigurationError(
+                "The API key is missing: set it as the password, not as the login, which means nothing here."
+            )
         fields = ConnectionExtra.model_validate(_read_extra(connection))
         return StabilityClient(
             connection.password or "",
@@ -144,7 +148,7 @@ def _base_url(host: str | None, port: int | None, schema: str | None) -> str:
         schema = given.lower()
     if host.count(":") > 1 and not host.startswith("["):
         host = f"[{host}]"  # a bare IPv6 address
-    if port:
+    if port or port == 0:  # which the URL's check refuses: it would mean the default port
         address, slash, path = host.partition("/")
         host = f"{address}:{port}{slash}{path}"
     return f"{schema or 'https'}://{host}"

@@ -1,4 +1,8 @@
-"""The client against servers that break HTTP, over real sockets. No call outlives its limit."""
+"""The client against servers that break HTTP, over real sockets.
+
+No call outlives its limit, or holds more than a few MiB; and the key gets into no error, no log, to nobody
+else.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,17 @@ import datetime
 import gzip
 import ipaddress
 import itertools
+import logging
 import socket
 import ssl
 import struct
 import threading
 import time
+import traceback
+import tracemalloc
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import quote
 
 import pytest
 
@@ -30,11 +39,13 @@ from airflow_stability.errors import (
     StabilityTimeoutError,
     StabilityUnavailableError,
 )
+from tests.leaks import forms_of
 
-KEY = "sk-THIS0is0SECRET0aBcDeFgH"
+KEY = "sk-THIS0is0SECRET/0aBcDeFgHiJkLmN+oPqRsTuVwXyZ=0"  # a URL writes some of these in another way
 TIMEOUT = 0.2  # seconds for each piece; a call as a whole may take twice that
 SOON = 2.0  # seconds after which a call held its caller
 BUFFERS = 24 * 1024 * 1024  # bytes that may lie in the kernel's buffers between two sockets, generously
+MEMORY = 8 * 1024 * 1024  # bytes that a failing call may hold at a time
 
 BALANCE = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 14\r\n\r\n{"credits": 5}'
 
@@ -80,6 +91,13 @@ class Server:
         while not self.closing.wait(0.05):
             self.send(connection, piece)
 
+    def was_visited(self) -> bool:
+        """Tell whether anybody has connected before."""
+        with socket.create_connection(("127.0.0.1", self.port)) as mine:
+            while not self.connections:
+                time.sleep(0.01)
+            return self.connections[0].getpeername() != mine.getsockname()
+
     def close(self) -> None:
         self.closing.set()
         with contextlib.suppress(OSError):
@@ -109,6 +127,38 @@ def _no_proxies_of_this_machine(monkeypatch):
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
+
+
+def hold_no_key(*texts: object) -> None:
+    said = "\n".join(map(str, texts)).encode()
+    assert not [name for name, form in forms_of(KEY).items() if form in said]
+
+
+@pytest.fixture(autouse=True)
+def _no_log_holds_the_key(caplog):
+    caplog.set_level(logging.DEBUG)
+    yield
+    hold_no_key(*map(logging.Formatter().format, caplog.get_records("call")))
+
+
+@contextlib.contextmanager
+def failing(
+    kind: type[StabilityError], memory: int = MEMORY
+) -> Iterator[pytest.ExceptionInfo[StabilityError]]:
+    """Expect that a call fails: with this error, in time and memory, and without a word of the key."""
+    began = time.monotonic()
+    tracemalloc.start()
+    try:
+        with pytest.raises(kind) as failure:
+            yield failure
+        assert tracemalloc.get_traced_memory()[1] < memory
+    finally:
+        tracemalloc.stop()
+    assert time.monotonic() - began < SOON
+    error = failure.value
+    assert kind in (type(error), StabilityError)
+    assert (error.__cause__, error.__context__) == (None, None)
+    hold_no_key(error, repr(error), vars(error), "".join(traceback.format_exception(error)))
 
 
 @pytest.fixture
@@ -148,17 +198,21 @@ def client_of(url: str, **kwargs) -> StabilityClient:
 
 
 def failure_of(
-    server: Server, kind: type[StabilityError], call=StabilityClient.get_balance, **kwargs
+    server: Server,
+    kind: type[StabilityError],
+    call=StabilityClient.get_balance,
+    *,
+    memory: int = MEMORY,
+    **kwargs,
 ) -> StabilityError:
-    """Make a call that fails in time, and return its error."""
-    began = time.monotonic()
-    with client_of(kwargs.pop("url", server.url), **kwargs) as client, pytest.raises(kind) as failure:
+    """Make a call that fails, and return its error."""
+    with client_of(kwargs.pop("url", server.url), **kwargs) as client, failing(kind, memory) as failure:
         call(client)
-    assert time.monotonic() - began < SOON
-    assert type(failure.value) is kind
-    assert failure.value.__context__ is None
-    assert KEY not in str(failure.value)
     return failure.value
+
+
+def get(client: StabilityClient) -> object:
+    return client.request("GET", "/v1/x")
 
 
 def post(client: StabilityClient) -> object:
@@ -180,6 +234,7 @@ def post(client: StabilityClient) -> object:
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"0"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"X: y\r\n"),
         (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"", b"HTTP/1.1 103 Early Hints\r\n\r\n"),
     ],
     ids=[
         "status",
@@ -191,6 +246,7 @@ def post(client: StabilityClient) -> object:
         "chunk-size",
         "trailers",
         "continue",
+        "early-hints",
     ],
 )
 def test_a_server_that_drips_does_not_hold_a_call(serve, begin, piece):
@@ -212,7 +268,14 @@ def test_the_answer_to_any_other_call_does_not_hold_it_either(serve):
     failure_of(serve(talk), StabilityOutcomeUnknownError, post)
 
 
-@pytest.mark.parametrize("begin", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 14\r\n\r\n{"])
+@pytest.mark.parametrize(
+    "begin",
+    [
+        b"",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 14\r\n\r\n{",
+        b'HTTP/1.0 200 OK\r\n\r\n{"credits": 5}',  # whose end only hanging up would tell
+    ],
+)
 def test_a_server_that_says_nothing_more_is_a_timeout(serve, begin):
     def talk(server, connection):
         read_request(connection)
@@ -307,10 +370,8 @@ def test_an_answer_over_tls_is_read_and_one_that_drips_is_cut(serve, tls, certif
     server = serve(talk, tls=tls)
     with client_of(server.url, ca_bundle=certificate) as client:
         assert client.get_balance().credits == 5
-        began = time.monotonic()
-        with pytest.raises(StabilityTimeoutError):
+        with failing(StabilityTimeoutError):
             client.get_balance()
-    assert time.monotonic() - began < SOON
     assert len(server.connections) == 1
 
 
@@ -344,6 +405,14 @@ def test_a_reset_is_a_network_error(serve, begin):
         b"\x00" * 100,
         b"HTTP/1.1 abc OK\r\n\r\n",
         b"HTTP/1.1 99 OK\r\n\r\n",
+        b"HTTP/1.1 103 Early Hints\r\n\r\n",
+        *(
+            b"HTTP/1.1 200",
+            b"HTTP/1.1 200 OK\r\n",
+            b"HTTP/1.1 200 OK\r\nContent-Le",
+            b"HTTP/1.1 200 OK\r\nX: 1\r\n",
+        ),
+        b'HTTP/1.1 200 OK\r\nContent-Length: 14\r\nContent-Length: 9\r\n\r\n{"credits": 5}',
     ],
 )
 def test_what_is_no_complete_http_answer_is_a_network_error(answer, sent):
@@ -355,6 +424,7 @@ def test_what_is_no_complete_http_answer_is_a_network_error(answer, sent):
     [
         b'HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"credits": 5}',
         b'HTTP/1.1 200 OK\r\n\r\n{"credits": ',
+        b'HTTP/1.1 200 OK\r\n\r\n{"credits": 5, "x": "\xff"}',
         b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
         b"HTTP/1.1 204 No Content\r\n\r\n",
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
@@ -372,9 +442,10 @@ def test_a_complete_answer_without_a_complete_balance_is_malformed(answer, sent)
         (429, StabilityRateLimitError),
     ],
 )
+@pytest.mark.parametrize("rest", [b"\r\nContent-Length: 100\r\n\r\n{", b"\r\nContent-Le", b""])
 @pytest.mark.parametrize("call", [StabilityClient.get_balance, post])
-def test_a_status_counts_even_if_its_body_breaks_off(answer, status, kind, call):
-    failure = failure_of(answer(b"HTTP/1.1 %d No\r\nContent-Length: 100\r\n\r\n{" % status), kind, call)
+def test_a_status_counts_even_if_what_follows_breaks_off(answer, status, kind, rest, call):
+    failure = failure_of(answer(b"HTTP/1.1 %d No" % status + rest), kind, call)
     assert failure.retry_after == (60 if status == 429 else None)
 
 
@@ -445,12 +516,61 @@ def test_endless_header_lines_end_the_call(answer):
     assert server.bytes_sent < BUFFERS
 
 
-def test_a_bomb_is_not_unpacked(answer):
-    bomb = gzip.compress(b" " * 20_000_000)
-    server = answer(
-        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(bomb), bomb
-    )
-    assert "compressed" in str(failure_of(server, StabilityMalformedAnswerError))
+@pytest.mark.parametrize("status", [b"100 Continue", b"103 Early Hints"])
+def test_endless_answers_that_are_not_the_last_word_end_the_call(serve, status):
+    def talk(server, connection):
+        read_request(connection)
+        while True:
+            server.send(connection, b"HTTP/1.1 " + status + b"\r\n\r\n")
+
+    failure_of(serve(talk), StabilityTimeoutError)
+
+
+BOMB = gzip.compress(b" " * 20_000_000)
+PACKED = b"\r\nContent-Encoding: %s\r\nContent-Length: %d\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "call"),
+    [
+        (b"200 OK", StabilityMalformedAnswerError, StabilityClient.get_balance),
+        (b"401 No", StabilityAuthenticationError, StabilityClient.get_balance),
+        (b"402 No", StabilityPaymentRequiredError, post),
+        (b"503 No", StabilityUnavailableError, get),
+    ],
+)
+def test_a_bomb_is_not_unpacked(answer, status, kind, call):
+    failure = failure_of(answer(b"HTTP/1.1 " + status + PACKED % (b"gzip", len(BOMB)), BOMB), kind, call)
+    assert kind is not StabilityMalformedAnswerError or "compressed" in str(failure)
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "reason"),
+    [
+        (b"\r\nContent-Length: 104857600\r\n\r\n", FLOOD, "has more than 1048576 bytes"),
+        (b"\r\n\r\n", FLOOD, "has more than 1048576 bytes"),
+        (PACKED % (b"gzip", len(BOMB)), [BOMB], "has more than 1048576 bytes"),
+        (PACKED % (b"gzip, gzip", 10**6), [gzip.compress(BOMB)], "is compressed in a way that has no bounds"),
+    ],
+    ids=["length", "no-length", "bomb", "bomb-in-bomb"],
+)
+@pytest.mark.parametrize(
+    ("call", "kind"), [(get, StabilityMalformedAnswerError), (post, StabilityOutcomeUnknownError)]
+)
+def test_an_output_beyond_the_limit_is_not_read(answer, head, body, reason, call, kind, monkeypatch):
+    monkeypatch.setattr("airflow_stability.client.client.LARGEST_OUTPUT", 1024 * 1024)  # of 256 MiB
+    server = answer(b"HTTP/1.1 200 OK" + head, *body)
+    failure = failure_of(server, kind, call)
+    assert f"the body {reason}" in str(failure)
+    assert failure.status == 200
+    assert server.bytes_sent < BUFFERS
+
+
+def test_unpacking_does_not_hold_a_call(answer):
+    bomb = gzip.compress(b" " * 1_000_000) * 250
+    server = answer(b"HTTP/1.1 200 OK" + PACKED % (b"gzip", len(bomb)), bomb)
+    failure = failure_of(server, StabilityOutcomeUnknownError, post, memory=300 * 1024 * 1024)
+    assert "waited 0.2 s" in str(failure)
 
 
 # Odd, but right
@@ -460,16 +580,27 @@ def test_a_bomb_is_not_unpacked(answer):
     "sent",
     [
         b'HTTP/1.0 200 OK\r\n\r\n{"credits": 5}',
+        b'HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 14\r\n\r\n{"credits": 5}',
         b'HTTP/1.1 200\r\nContent-Length: 14\r\n\r\n{"credits": 5}',
         b"HTTP/1.1 100 Continue\r\n\r\n" + BALANCE,
+        b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + BALANCE,
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n" * 200 + BALANCE,
         (
             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
             b'7\r\n{"credi\r\n7;x=y\r\nts": 5}\r\n0\r\nT: v\r\n\r\n'
         ),
         b'HTTP/1.1 200 OK\nContent-Length: 14\n\n{"credits": 5}',
         BALANCE + b"HTTP/1.1 200 OK\r\nContent-Length: 14\r\n\r\n" + b'{"credits": 9}',
+        b'HTTP/1.1 200 \xff\xc3\r\nX: \xfe\r\nContent-Type: \xff\r\nContent-Length: 14\r\n\r\n{"credits": 5}',
+        *(
+            b'HTTP/1.1 200 OK\r\nContent-Length: %s\r\n\r\n{"credits": 5}' % length
+            for length in (b"-5", b"many", b"9" * 5000, b"14, 14")
+        ),
     ],
-    ids=["http-1.0", "no-reason", "continue", "chunked", "newlines", "two-answers"],
+    ids=[
+        *("http-1.0", "keep-alive", "no-reason", "continue", "early-hints", "many", "chunked", "newlines"),
+        *("two-answers", "no-utf-8", "negative", "no-number", "digits", "twice"),
+    ],
 )
 def test_an_odd_answer_is_read_all_the_same(answer, sent):
     server = answer(sent)
@@ -482,6 +613,116 @@ def test_an_odd_answer_is_read_all_the_same(answer, sent):
 def test_an_empty_success_is_a_success_of_request(answer):
     with client_of(answer(b"HTTP/1.1 204 No Content\r\n\r\n").url) as client:
         assert client.request("DELETE", "/v1/x").content == b""
+
+
+def test_words_that_no_text_can_hold_are_told_as_far_as_they_go(answer):
+    server = answer(
+        b"HTTP/1.1 429 \xff\xc3\r\nRetry-After: \xb2\xff\r\nContent-Type: \xfe\r\n\r\ncaf\xe9 \xff\x1b[2J"
+    )
+    failure = failure_of(server, StabilityRateLimitError)
+    assert (failure.retry_after, failure.message) == (60, "caf\ufffd \ufffd [2J")
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [
+        (b"90", 90),
+        (b"90\r\nRetry-After: 120", 120),
+        (b"90\r\nRetry-After: soon", 60),
+        (b"31536000", 31536000),
+        (b"9" * 60_000, 366 * 86400),
+        (b"Fri, 01 May 2026 12:01:30 GMT\r\nDate: Fri, 01 May 2026 12:00:00 GMT", 90),
+        (b"Fri, 31 Dec 9999 23:59:59 GMT", 366 * 86400),
+        *((odd, 60) for odd in (b"", b"-5", b"soon", b"1e400", b"NaN", b"Infinity", b"\xff", b"{}")),
+    ],
+)
+def test_a_lockout_is_as_long_as_the_header_says_where_it_says_it(answer, written, seconds):
+    server = answer(b"HTTP/1.1 429 No\r\nRetry-After: " + written + b"\r\nContent-Length: 0\r\n\r\n")
+    failure = failure_of(server, StabilityRateLimitError, retry_deadline=50)
+    assert failure.retry_after == seconds
+    assert len(server.connections) == 1  # no wait of them fits into the deadline: none is begun
+
+
+NESTED = [b"[" * 10_000 + b"]" * 10_000, b'{"a":' * 10_000 + b"1" + b"}" * 10_000]
+DIGITS = [b"9" * 10_000, b"-" + b"9" * 10_000]
+
+
+@pytest.mark.parametrize(
+    ("written", "credits"),
+    [(b"-0", 0), (b"-0.0", 0), (b"1e-400", 0), (b'9, "credits": 5', 5), (b'5, "x": [[], {}, 1e400]', 5)],
+)
+def test_a_balance_in_odd_json_is_read(answer, written, credits):
+    with client_of(answer(b'HTTP/1.1 200 OK\r\n\r\n{"credits": %s}' % written).url) as client:
+        assert client.get_balance().credits == credits
+
+
+@pytest.mark.parametrize(
+    "written",
+    [b"1e400", b"-1e400", b"NaN", b"Infinity", b"-Infinity", *DIGITS, *NESTED, b'5, "x": ' + NESTED[0]],
+)
+def test_json_that_is_no_balance_is_malformed(answer, written):
+    server = answer(b'HTTP/1.1 200 OK\r\n\r\n{"credits": %s}' % written)
+    assert len(str(failure_of(server, StabilityMalformedAnswerError))) < 1000
+
+
+@pytest.mark.parametrize(
+    "body", [*DIGITS, *NESTED, b'{"message": %s}' % NESTED[0], b'{"id": %s}' % DIGITS[0]]
+)
+def test_an_error_in_odd_json_is_told(answer, body):
+    server = answer(b"HTTP/1.1 400 No\r\nContent-Length: %d\r\n\r\n" % len(body), body)
+    assert len(str(failure_of(server, StabilityRequestError))) < 1000
+
+
+# The key
+
+
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 307, 308])
+@pytest.mark.parametrize("call", [StabilityClient.get_balance, StabilityClient.get_account, get, post])
+@pytest.mark.parametrize(
+    "target", ["http://{}/v1/user/balance", "http://user:pw@{}/", "//{}/", "http:{}", "HTTP:\\\\{}\\"]
+)
+def test_a_redirect_is_told_and_nobody_goes_there(answer, serve, status, call, target):
+    elsewhere = serve(keep_answering)
+    location = target.format(f"127.0.0.1:{elsewhere.port}")
+    server = answer(f"HTTP/1.1 {status} Moved\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode())
+    failure = failure_of(server, StabilityRedirectError, call)
+    assert (failure.status, len(server.connections)) == (status, 1)
+    assert f"answered {status} to {location}. Redirects are not followed" in str(failure)
+    assert not elsewhere.was_visited()
+
+
+@pytest.mark.parametrize("scheme", ["http", "HTTP"])
+def test_what_goes_to_this_machine_in_clear_does_not_go_by_way_of_a_proxy(serve, monkeypatch, scheme):
+    proxy, server = serve(keep_answering), serve(keep_answering)
+    monkeypatch.setenv("HTTP_PROXY", proxy.url)
+    with client_of(server.url.replace("http", scheme)) as client:
+        assert client.get_balance().credits == 5
+    assert len(server.connections) == 1
+    assert not proxy.was_visited()
+
+
+@pytest.mark.parametrize("form", [KEY, quote(KEY), quote(KEY, safe="")])
+@pytest.mark.parametrize(
+    "sent",
+    [
+        "{}\r\n\r\n",
+        "HTTP/1.1 {}\r\n\r\n",
+        "HTTP/1.1 401 {}\r\n\r\nBearer {}",
+        "HTTP/1.1 302 Found\r\nLocation: https://login.example/?key={}\r\n\r\n",
+        "HTTP/1.1 429 No\r\nRetry-After: {}\r\nDate: {}\r\n\r\n",
+        "HTTP/1.1 200 OK\r\n {}\r\nX: y\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nno header, but {}\r\nX: y\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Type: multipart/mixed; boundary={}\r\n\r\n--{}",
+        "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: {}\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Encoding: {}\r\n\r\n{}",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: {}\r\n\r\n{}",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{}\r\n",
+        "HTTP/1.1 100 {}\r\n{}: {}\r\n\r\n",
+    ],
+)
+def test_a_server_that_repeats_the_key_does_not_get_it_into_a_text_or_a_log(answer, sent, form):
+    with client_of(answer(sent.replace("{}", form).encode()).url) as client, failing(StabilityError):
+        client.get_balance()
 
 
 # One connection
@@ -530,7 +771,8 @@ def test_the_limit_of_a_call_does_not_cut_one_of_another_thread(serve):
     dripping, slow = client_of(serve(drip).url), client_of(serve(late).url, request_timeout=2)
     with dripping, slow, ThreadPoolExecutor(2) as threads:
         cut, whole = threads.submit(dripping.get_balance), threads.submit(slow.get_balance)
-        assert isinstance(cut.exception(5), StabilityTimeoutError)
+        with failing(StabilityTimeoutError):
+            cut.result(5)
         assert whole.result(5).credits == 5
 
 
@@ -612,13 +854,8 @@ class Till:
 def outcome_of_a_post(url: str, kind: type[StabilityError], **kwargs) -> tuple[StabilityError, int]:
     """Make a POST that fails, and return its error and how many calls its client says may be paid for."""
     with client_of(url, retry_deadline=60, **kwargs) as client:
-        began = time.monotonic()
-        with pytest.raises(kind) as failure:
+        with failing(kind) as failure:
             client.request("POST", "/v1/x", data=PAID_FOR)
-        assert time.monotonic() - began < SOON
-        assert type(failure.value) is kind
-        assert failure.value.__context__ is None
-        assert KEY not in str(failure.value)
         return failure.value, client.maybe_paid
 
 
@@ -646,6 +883,13 @@ def test_the_outcome_of_a_post_without_a_complete_answer_is_unknown(serve, end, 
     assert till.heads[0].startswith(b"POST /v1/x HTTP/1.1\r\n")
 
 
+@pytest.mark.parametrize("begin", [b"HTTP/1.1 200", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Le"])
+def test_a_post_whose_answer_ends_inside_its_head_has_no_empty_output(serve, begin):
+    till = Till(serve, hang_up, begin)
+    failure, maybe_paid = outcome_of_a_post(till.server.url, StabilityOutcomeUnknownError)
+    assert (failure.status, maybe_paid) == (200, 1)
+
+
 @pytest.mark.parametrize("end", [hang_up, reset, say_nothing_more])
 def test_the_outcome_of_a_post_over_tls_is_unknown_too(serve, tls, certificate, end):
     till = Till(serve, end, HEAD, tls=tls)
@@ -664,7 +908,7 @@ def test_the_outcome_of_a_post_on_a_connection_that_was_used_before_is_unknown(s
     server = serve(talk)
     with client_of(server.url) as client:
         client.get_balance()
-        with pytest.raises(StabilityOutcomeUnknownError):
+        with failing(StabilityOutcomeUnknownError):
             post(client)
         assert client.maybe_paid == 1
     assert (len(heads), len(server.connections)) == (1, 1)

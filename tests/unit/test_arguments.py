@@ -109,6 +109,15 @@ def test_an_organization_that_a_header_cannot_carry_is_refused(value):
     assert len(str(refusal.value)) < 260
 
 
+@pytest.mark.parametrize("check", [check_organization, check_credits])
+@pytest.mark.parametrize("value", ["sk-SECRET0aBcD", "Bearer sk-SECRET0-aBcD", ["sk-SECRET0aBcD"]])
+def test_a_key_in_the_wrong_place_is_refused_without_being_shown(check, value):
+    with pytest.raises(ValueError, match=r"got .*sk-\*\*\*") as refusal:
+        check(value)
+    assert "SECRET0" not in str(refusal.value)
+    assert "aBcD" not in str(refusal.value)
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
@@ -126,7 +135,14 @@ def test_a_template_is_what_airflow_still_has_to_render(value, expected):
 
 @pytest.mark.parametrize(
     ("credits", "text"),
-    [(50.0, "50"), (50, "50"), (0.6336833840314097, "0.6336833840314097"), (-0.5, "-0.5"), (0.0, "0")],
+    [
+        (50.0, "50"),
+        (50, "50"),
+        (0.6336833840314097, "0.6336833840314097"),
+        (-0.5, "-0.5"),
+        (0.0, "0"),
+        (-0.0, "0"),
+    ],
 )
 def test_credits_are_written_without_rounding(credits, text):
     assert format_number(credits) == text

@@ -9,6 +9,7 @@ import responses
 from airflow_stability.compat import Connection
 from airflow_stability.errors import StabilityConfigurationError, StabilityTransientError
 from airflow_stability.hooks.connection import client_from_connection, reading_failure, unknown_fields
+from airflow_stability.hooks.stability import StabilityHook
 
 
 def connection(extra=None, *, password="sk-KEY", **fields):
@@ -47,6 +48,8 @@ def test_a_key_is_enough():
         ({"host": "::1", "port": 8080, "schema": "HTTP"}, "http://[::1]:8080"),
         ({"port": 8443}, "https://api.stability.ai:8443"),
         ({"host": " api.stability.ai "}, "https://api.stability.ai"),
+        ({"host": "HTTPS://API.STABILITY.AI"}, "https://API.STABILITY.AI"),
+        ({"host": "api.stability.ai."}, "https://api.stability.ai."),
     ],
 )
 def test_host_port_and_schema_make_the_address(fields, base_url):
@@ -94,7 +97,10 @@ def test_the_argument_for_retries_counts_before_the_extra():
     ("extra", "fields", "text"),
     [
         ({}, {"password": None}, "The API key is missing"),
+        ({}, {"password": None, "login": "sk-KEY"}, "missing: set it as the password, not as the login"),
         ({}, {"password": "sk KEY"}, "character at position 3 of 6"),
+        ({}, {"password": "sk-KEYsk-KEY"}, "pasted twice"),
+        ({}, {"password": '"sk-KEY"'}, "quotes around it"),
         ({}, {"host": "http://gateway.example.com"}, "would send the API key in clear"),
         (
             {},
@@ -105,6 +111,12 @@ def test_the_argument_for_retries_counts_before_the_extra():
         ({}, {"host": "user:pw@a.example"}, "has a user"),
         ({}, {"host": "a.example?x=1"}, "a query"),
         ({}, {"host": "a b.example"}, "has a blank"),
+        ({}, {"host": "//a.example"}, "is not a URL"),
+        ({}, {"host": "https//a.example"}, "has a host or a port that cannot be one"),
+        ({}, {"host": "a.example", "port": 0}, "has a host or a port that cannot be one"),
+        ({}, {"host": "a.example", "port": 99999}, "is not a URL"),
+        ({}, {"host": "api.stability.ai/v1"}, "has a path"),
+        ({}, {"host": "a.example\\b"}, "has a host or a port that cannot be one"),
         ({}, {"schema": "ftp"}, "is neither http nor https"),
         (
             {"request_timeout": "soon"},
@@ -116,6 +128,8 @@ def test_the_argument_for_retries_counts_before_the_extra():
         ({"api_version": "v2"}, {}, "api_version must be auto, v1alpha or v1; got 'v2'"),
         ({"organization": "org 1"}, {}, "organization must be an id"),
         ({"organization": "org\r\nX: 1"}, {}, "organization must be an id"),
+        ({"organization": "sk-KEY0KEY0"}, {}, "organization must be an id"),
+        ({"api_version": "sk-KEY0KEY0"}, {}, "api_version must be auto, v1alpha or v1; got 'sk-***'"),
         ({"organization": 5}, {}, "extra.organization: input should be a valid string, but is 5"),
         ({"allow_http": "perhaps"}, {}, "extra.allow_http: "),
         ({"proxy": "proxy"}, {}, "proxy must be a URL"),
@@ -131,6 +145,23 @@ def test_a_field_that_cannot_work_is_named_in_one_sentence(extra, fields, text):
     assert text in str(raised.value)
     assert "KEY" not in str(raised.value)
     assert raised.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "stability://:sk-KEY@api.stability.ai",
+        "stability://:Bearer%20sk-KEY%0D%0A@https%3A%2F%2Fapi.stability.ai",
+        "stability://:STABILITY_API_KEY%3Dsk-KEY@/https",
+        '{"conn_type": "stability", "password": "\ufeffsk-KEY\\n", "host": " HTTPS://api.stability.ai/ "}',
+        '{"conn_type": "stability", "password": "Authorization: Bearer sk-KEY"}',
+    ],
+)
+def test_a_key_that_was_copied_with_something_around_it_is_understood_in_each_form(written, monkeypatch):
+    monkeypatch.setenv("AIRFLOW_CONN_STABILITY_DEFAULT", written)
+    client = StabilityHook().get_conn()
+
+    assert (client.secrets, client.base_url) == (("sk-KEY",), "https://api.stability.ai")
 
 
 def test_a_proxys_password_is_in_no_text():

@@ -12,18 +12,53 @@ from airflow_stability.client import settings
 from airflow_stability.errors import StabilityConfigurationError
 
 
-@pytest.mark.parametrize("quoted", ['"sk-1"', "'sk-1'"])
+@pytest.mark.parametrize(
+    "quoted", ['"sk-1"', "'sk-1'", "`sk-1`", 'sk-1"', "Bearer 'sk-1'", 'STABILITY_API_KEY="sk-1"']
+)
 def test_a_key_in_quotes_is_told(quoted):
     with pytest.raises(StabilityConfigurationError, match="quotes around it"):
         settings.check_api_key(quoted)
 
 
-@pytest.mark.parametrize("pasted", ["sk-1", " sk-1\n", "Bearer sk-1", "bearer   sk-1", "\tBEARER\tsk-1 "])
+@pytest.mark.parametrize(
+    "pasted",
+    [
+        *(
+            "sk-1",
+            " sk-1\n",
+            "Bearer sk-1",
+            "bearer   sk-1",
+            "\tBEARER\tsk-1 ",
+            "Bearer: sk-1",
+            "Bearer:sk-1",
+        ),
+        *("\ufeffsk-1\r\n", "\u200bsk-1\u200b", "\xa0sk-1\u2060", "\ufeffBearer sk-1", "Bearer\xa0sk-1"),
+        *("Authorization: Bearer sk-1\r\n", "authorization:sk-1", "AUTHORIZATION: sk-1"),
+        *("STABILITY_API_KEY=sk-1\n", "export STABILITY_KEY=sk-1", "api_key = Bearer sk-1"),
+    ],
+)
 def test_a_pasted_key_is_taken_without_what_surrounds_it(pasted):
     assert settings.check_api_key(pasted) == "sk-1"
 
 
-@pytest.mark.parametrize("missing", [None, "", "  \n", 5, b"sk-1", ["sk-1"]])
+@pytest.mark.parametrize(
+    "key", ["bearer-1", "a:b", "a=b", "sk-key=1", "key==", "bearer=1", "authorization-1", "mykey=abc"]
+)
+def test_a_key_is_not_taken_for_what_may_stand_in_front_of_one(key):
+    assert settings.check_api_key(key) == key
+
+
+@pytest.mark.parametrize("pasted", ["sk-SECRET0", "Bearer sk-SECRET0"])
+def test_a_key_that_was_pasted_twice_is_told_without_being_shown(pasted):
+    for separator in ("", " ", "\n"):
+        with pytest.raises(StabilityConfigurationError, match=r"pasted twice|paste it again") as refusal:
+            settings.check_api_key(pasted + separator + "sk-SECRET0")
+        assert "SECRET0" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "missing", [None, "", "  \n", 5, b"sk-1", ["sk-1"], "\ufeff\n", "Bearer", "Authorization: Bearer "]
+)
 def test_a_missing_key_says_where_keys_are_made(missing):
     with pytest.raises(StabilityConfigurationError, match=r"missing.*platform.stability.ai/account/keys"):
         settings.check_api_key(missing)
@@ -45,11 +80,19 @@ def test_a_key_that_no_header_can_carry_is_refused_without_being_shown(odd):
         "http://127.0.0.1:8080",
         "http://localhost",
         "http://[::1]:80",
+        *("https://api.stability.ai.", "https://xn--bcher-kva.example", "https://[fe80::1%eth0]:8443"),
     ],
 )
 def test_an_address_of_the_api_is_taken_without_its_last_slash(url):
     assert settings.check_base_url(url) == url
     assert settings.check_base_url(url + "/") == url
+
+
+def test_the_scheme_of_an_address_may_be_in_upper_case():
+    assert settings.check_base_url("HTTPS://API.STABILITY.AI/") == "https://API.STABILITY.AI"
+    assert settings.check_base_url("HTTP://LOCALHOST:80") == "http://LOCALHOST:80"
+    with pytest.raises(StabilityConfigurationError, match="in clear"):
+        settings.check_base_url("HTTP://API.STABILITY.AI")
 
 
 @pytest.mark.parametrize(
@@ -66,11 +109,22 @@ def test_an_address_of_the_api_is_taken_without_its_last_slash(url):
             "https://host/\ud800",
         ),
         *("https://api.stability.ai@evil.example", "https://127.0.0.1\\@evil.example"),
+        *(
+            "https://api.stability.ai\\x",
+            "https:\\\\host",
+            "https://ho\tst",
+            "https://\ufeffhost",
+            "https:host",
+        ),
+        *("https://host:0", "https://host:", "https://host:-1", "https://::1", "https://..", "https://a..b"),
+        *("https://https://host", "https://https//host", "https://%68ost", "https://a,b", "https://a;b"),
+        *("https://api.stability.ai/v1", "https://API.stability.ai./v1alpha/", f"https://{'a' * 64}"),
         *(None, 5, b"https://host", ["https://host"]),
     ],
 )
 def test_what_is_no_address_of_an_api_is_refused(url):
-    with pytest.raises(StabilityConfigurationError, match=r"^The API's address") as refusal:
+    said = r"^The API's address .*: set one such as https://api\.stability\.ai\.$"
+    with pytest.raises(StabilityConfigurationError, match=said) as refusal:
         settings.check_base_url(url)
     assert str(refusal.value).isprintable()
 
@@ -85,6 +139,8 @@ def test_what_is_no_address_of_an_api_is_refused(url):
         "https://host?key=sk-SECRET",
         "https://host#sk-SECRET",
         "https://\nsk-SECRET@host",
+        "https://api.stability.ai/sk-SECRET00",
+        "sk-SECRET00://host",
     ],
 )
 def test_a_key_in_the_address_is_refused_without_being_shown(url):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -92,6 +93,18 @@ def known_to(gate: Gate) -> dict[str, Any]:
         "not_before": not_before.isoformat() if not_before else None,
         "deferred_at": datetime.now(UTC).isoformat(),
     }
+
+
+def starting_over(event: Mapping[str, Any]) -> str:
+    """Say why a task starts over with an event that is no verdict here.
+
+    Its triggerer has an earlier release of this package than the one under which it deferred, or a later one,
+    which knows more verdicts. A task that is handed back must neither fail nor be lost for that.
+    """
+    return (
+        "Starting over, since this task waited under two releases of airflow-provider-stability (verdict "
+        f"{event['verdict']!r}). {event.get('text', '')}"
+    )
 
 
 def timed_out_by_airflow(task: BaseOperator, limit: str, seconds: float) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -47,7 +47,15 @@ from airflow_stability.errors import (
 from airflow_stability.gate import Decision, Gate, Verdict, suffices
 from airflow_stability.hooks.stability import StabilityHook
 from airflow_stability.pace import SETTLE
-from airflow_stability.worker import BACKSTOP, failed, known_to, look, show_wait, timed_out_by_airflow
+from airflow_stability.worker import (
+    BACKSTOP,
+    failed,
+    known_to,
+    look,
+    show_wait,
+    starting_over,
+    timed_out_by_airflow,
+)
 
 if TYPE_CHECKING:
     from airflow_stability.client import StabilityClient
@@ -62,7 +70,7 @@ CLIENT = "client"
 
 @dataclass(frozen=True)
 class _Wait:
-    """What a task has to remember while it waits, as plain JSON types: the trigger keeps it.
+    """What a task has to remember while it waits, as plain JSON types: one of the trigger's arguments.
 
     :param since: when it began to wait first; None before. Times are aware, in ISO format.
     :param waited: seconds that it has waited before.
@@ -71,6 +79,7 @@ class _Wait:
     :param refusals: how often the function was refused although the balance was enough.
     :param refusal: what the last refusal said.
     :param try_number: the try that waits.
+    :param join_at: before this the function must not run again; None for at once.
     """
 
     since: str | None = None
@@ -80,6 +89,17 @@ class _Wait:
     refusals: int = 0
     refusal: str | None = None
     try_number: int = 0
+    join_at: str | None = None
+
+    @classmethod
+    def recalled(cls, memory: Mapping[str, Any]) -> _Wait:
+        """Return what was remembered, less what only a later release knows."""
+        return cls(**{each.name: memory[each.name] for each in fields(cls) if each.name in memory})
+
+    def over(self, now: datetime) -> _Wait:
+        """Return what is remembered when this time of waiting has ended."""
+        began = datetime.fromisoformat(self.began or "")
+        return replace(self, waited=self.waited + (now - began).total_seconds())
 
 
 @can_be_rescheduled
@@ -196,21 +216,22 @@ class StabilitySpendOperator(PythonOperator):
 
         :param event: what :class:`StabilityBalanceTrigger` fired.
         """
-        wait = _Wait(**event["memory"])
+        wait, now = _Wait.recalled(event["memory"]), datetime.now(UTC)
         if is_left_over(context, wait.try_number):
             return self._spend(context, _Wait())
         match event["verdict"]:
             case "open":
                 self.log.info("%s", event["text"])
-                now = datetime.now(UTC)
-                waited = wait.waited + (now - datetime.fromisoformat(wait.began or "")).total_seconds()
-                return self._spend(context, replace(wait, waited=waited), balance=(event["credits"], now))
+                return self._spend(context, wait.over(now), balance=(event["credits"], now))
             case "timeout":
                 raise AirflowFailException(self._timeout_text(event["text"], event["credits"], wait))
             case "unusable":
                 raise ValueError(event["text"])
-            case _:
+            case "fail":
                 raise failed(event["text"], event["failure"])
+            case _:
+                self.log.warning("%s", starting_over(event))
+                return self._spend(context, wait.over(now), again=True)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after a deferral; see :meth:`execute` for what is raised."""
@@ -218,10 +239,18 @@ class StabilitySpendOperator(PythonOperator):
             raise AirflowFailException(timed_out_by_airflow(self, "wait_timeout", self.wait_timeout))
         return super().resume_execution(next_method, next_kwargs, context)
 
-    def _spend(self, context: Context, wait: _Wait, *, balance: tuple[float, datetime] | None = None) -> Any:
+    def _spend(
+        self,
+        context: Context,
+        wait: _Wait,
+        *,
+        balance: tuple[float, datetime] | None = None,
+        again: bool = False,
+    ) -> Any:
         """Look at the balance, then run the function or wait.
 
         :param balance: the credits that let a waiting task go, and when.
+        :param again: whether the task starts over, and may have come back before its time.
         """
         wait = replace(wait, try_number=try_of(context))
         gate = Gate(
@@ -231,6 +260,14 @@ class StabilitySpendOperator(PythonOperator):
             remembers=self.deferrable,
         )
         gate.go_on_from(balance, None)
+        least = 0.0
+        if again:
+            from airflow_stability.triggers.stability import START_OVER_AFTER
+
+            least = START_OVER_AFTER
+            now = datetime.now(UTC)
+            if wait.join_at and (join_at := datetime.fromisoformat(wait.join_at)) > now:
+                self._wait(gate, wait, pause=max((join_at - now).total_seconds(), least))
         hook = StabilityHook(self.stability_conn_id, retry_deadline=0)
         try:
             decision = self._look(gate, hook)
@@ -240,8 +277,8 @@ class StabilitySpendOperator(PythonOperator):
                 if gate.last_failure and self.deferrable:
                     # A triggerer may get an answer where this worker gets none, and send it back at once.
                     wait = self._paused(wait)
-                    self._wait(gate, wait, pause=wait.pause)
-                self._wait(gate, wait, pause=0.0)
+                    self._wait(gate, wait, pause=max(wait.pause, least))
+                self._wait(gate, wait, pause=least)
             hook.close()
             hook.retry_deadline = None
             return self._try(context, hook, gate, wait)
@@ -341,6 +378,7 @@ class StabilitySpendOperator(PythonOperator):
         from airflow_stability.triggers.stability import StabilityBalanceTrigger
 
         since = wait.since or now.isoformat()
+        join_at = (now + timedelta(seconds=pause)).isoformat() if pause else None
         self.defer(
             trigger=StabilityBalanceTrigger(
                 stability_conn_id=self.stability_conn_id,
@@ -352,8 +390,8 @@ class StabilitySpendOperator(PythonOperator):
                 timeout=self.wait_timeout,
                 deadline=(now + timedelta(seconds=left)).isoformat(),
                 since=since,
-                join_at=(now + timedelta(seconds=pause)).isoformat() if pause else None,
-                memory=asdict(replace(wait, since=since, began=now.isoformat())),
+                join_at=join_at,
+                memory=asdict(replace(wait, since=since, began=now.isoformat(), join_at=join_at)),
                 **known_to(gate),
             ),
             method_name="execute_complete",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
@@ -30,7 +30,15 @@ from airflow_stability.compat import (
 from airflow_stability.gate import Decision, Gate, Verdict
 from airflow_stability.hooks.stability import StabilityHook
 from airflow_stability.pace import SETTLE
-from airflow_stability.worker import BACKSTOP, failed, known_to, look, show_wait, timed_out_by_airflow
+from airflow_stability.worker import (
+    BACKSTOP,
+    failed,
+    known_to,
+    look,
+    show_wait,
+    starting_over,
+    timed_out_by_airflow,
+)
 
 #: What a template may name to be rendered in the triggerer. The rest of a task's context is not there, or is
 #: asked for and never answered: an XCom, an earlier run.
@@ -158,10 +166,17 @@ class StabilityBalanceSensor(BaseSensorOperator):
         :raises AirflowNotFoundException: there is no such connection; Airflow's retries count.
         :raises AirflowSkipException: instead of a timeout under ``soft_fail``, of both under ``never_fail``.
         """
+        return self._begin(context)
+
+    def _begin(self, context: Context, memory: Mapping[str, Any] | None = None) -> Any:
+        """Wait from the beginning.
+
+        :param memory: what a task remembers that starts over within its try; None for one that starts.
+        """
         self._start()
         try:
             if self.deferrable:
-                return self._look_once_and_defer(context)
+                return self._look_once_and_defer(context, memory)
             return execute_as(BaseSensorOperator, self, context)
         except (AirflowSensorTimeout, AirflowSkipException) as ended:
             if ended.__cause__ is not None:  # a skip by Airflow that is none of a timeout of the sensor's
@@ -176,13 +191,15 @@ class StabilityBalanceSensor(BaseSensorOperator):
         raise ending
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> float:
-        """Return the balance that opened the gate in the triggerer; asks nothing.
+        """Return the balance that opened the gate in the triggerer; asks nothing, unless it starts over.
 
         :param event: what :class:`StabilityBalanceTrigger` fired.
         :raises ValueError: an argument that was rendered in the triggerer cannot be what it should.
         """
-        if event.get("memory") and is_left_over(context, event["memory"]["try_number"]):
-            balance: float = execute_as(StabilityBalanceSensor, self, context)
+        balance: float
+        memory = event.get("memory") or {}
+        if memory and is_left_over(context, memory["try_number"]):
+            balance = self._begin(context)
             return balance
         match event["verdict"]:
             case "open":
@@ -192,8 +209,12 @@ class StabilityBalanceSensor(BaseSensorOperator):
                 raise _GateTimedOut(event["text"])
             case "unusable":
                 raise ValueError(event["text"])
-            case _:
+            case "fail":
                 raise _GateFailed(event["text"], event["failure"])
+            case _:
+                self.log.warning("%s", starting_over(event))
+                balance = self._begin(context, memory)
+                return balance
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after a deferral; see :meth:`execute` for what is raised."""
@@ -221,24 +242,28 @@ class StabilityBalanceSensor(BaseSensorOperator):
             return AirflowSkipException(text)
         return failed(text, verdict.failure)
 
-    def _look_once_and_defer(self, context: Context) -> float:
-        if self._skips_first_look:
+    def _look_once_and_defer(self, context: Context, memory: Mapping[str, Any] | None) -> float:
+        if self._skips_first_look and memory is None:
             self.log.info("Airflow started this task on a worker, not in the triggerer: deferring at once.")
         else:
             decision = self._look()
             self._say(decision, context)
             if decision.credits is not None:
                 return decision.credits
-        # On Airflow 2.11, `airflow dags test` starts tasks without noting when.
-        started = context["ti"].start_date or datetime.now(UTC)
-        return self._defer(started, try_of(context))
+        if memory and (remembered := memory.get("started")):
+            started = datetime.fromisoformat(remembered)
+        else:
+            # On Airflow 2.11, `airflow dags test` starts tasks without noting when.
+            started = context["ti"].start_date or datetime.now(UTC)
+        return self._defer(started, try_of(context), again=memory is not None)
 
-    def _defer(self, started: datetime, try_number: int) -> NoReturn:
+    def _defer(self, started: datetime, try_number: int, *, again: bool) -> NoReturn:
         """Go on in a triggerer.
 
         :param started: when the try did, which stays when the task comes back to a worker.
+        :param again: whether the task has started over.
         """
-        from airflow_stability.triggers.stability import StabilityBalanceTrigger
+        from airflow_stability.triggers.stability import START_OVER_AFTER, StabilityBalanceTrigger
 
         deadline = started + timedelta(seconds=self.timeout)
         limit = deadline + BACKSTOP
@@ -247,13 +272,16 @@ class StabilityBalanceSensor(BaseSensorOperator):
         if self.exponential_backoff:
             self.log.warning("exponential_backoff is ignored in a triggerer, where gates share one poll.")
         expected_credits = None if self.expected_credits is None else self._gate.expected_credits
+        join_at = (datetime.now(UTC) + timedelta(seconds=START_OVER_AFTER)).isoformat() if again else None
         self.defer(
             trigger=StabilityBalanceTrigger(
                 **self._trigger_arguments(self._gate.minimum_credits, expected_credits),
                 **known_to(self._gate),
                 deadline=deadline.isoformat(),
                 since=started.isoformat(),
-                memory={"try_number": try_number},
+                join_at=join_at,
+                # Some versions of Airflow give another start when a task resumes.
+                memory={"try_number": try_number, "started": started.isoformat()},
             ),
             method_name="execute_complete",
             timeout=max(limit - datetime.now(UTC), timedelta(0)),
@@ -263,6 +291,8 @@ class StabilityBalanceSensor(BaseSensorOperator):
         self, minimum_credits: float | str, expected_credits: float | str | None
     ) -> dict[str, Any]:
         """Return those of the trigger's arguments that are known before the task runs."""
+        from airflow_stability.triggers.stability import ARGUMENTS_VERSION
+
         return {
             # Airflow renders those four in the triggerer if they have the names of the template fields.
             "minimum_credits": minimum_credits,
@@ -274,6 +304,7 @@ class StabilityBalanceSensor(BaseSensorOperator):
             "settle": self.settle,
             "end_from_trigger": self.end_from_trigger,
             "do_xcom_push": self.do_xcom_push,
+            "arguments_version": ARGUMENTS_VERSION,
         }
 
     def _can_start_in_triggerer(self) -> bool:

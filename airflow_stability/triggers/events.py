@@ -9,6 +9,8 @@ What must not happen to the trigger of an asset's watcher, and how it is kept fr
   moment after the event: killed in between, it fires again. An event may come twice, but is not lost.
 - When memory cannot be read or written, events are fired all the same, and it is tried again with each
   balance.
+- A triggerer may have an earlier release than the one that stored the arguments: what is not known is
+  ignored, and what cannot be used is waited out.
 """
 
 from __future__ import annotations
@@ -26,6 +28,11 @@ from airflow_stability.edge import Direction, Edge, Report
 from airflow_stability.errors import StabilityError
 from airflow_stability.hooks.stability import StabilityHook
 from airflow_stability.triggers.feed import Observation, observations
+
+#: The version of the arguments that StabilityBalanceEventTrigger.serialize() returns, with the rules that the
+#: gates' ARGUMENTS_VERSION has. One of its own, since another version is another trigger: Airflow replaces it
+#: when it next parses the DAG.
+ARGUMENTS_VERSION = 1
 
 #: Seconds that Airflow gets to store an event. It takes one or two, and tells nobody.
 HAND_OVER = 5.0
@@ -71,17 +78,36 @@ class StabilityBalanceEventTrigger(BaseEventTrigger):
         organization: str | None = None,
         stability_conn_id: str = StabilityHook.default_conn_name,
         poke_interval: float = 60,
+        **stored: Any,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's
-        # A triggerer makes the trigger anew from what is stored, and dies of a ValueError: whatever was once
-        # accepted here has to be accepted for ever.
-        edge = Edge(threshold, direction, margin=margin)
-        self.threshold = edge.threshold
-        self.direction = edge.direction
-        self.margin = edge.margin
-        self.organization = check_organization(organization)
-        self.stability_conn_id = check_conn_id(stability_conn_id)
-        self.poke_interval = check_seconds(poke_interval, argument="poke_interval")
+        # What no DAG file gives, but what serialize() has returned: of this release, or of a later one.
+        self.arguments_version: int = stored.pop("arguments_version", ARGUMENTS_VERSION)
+        self.later = stored
+        if self.later and self.arguments_version <= ARGUMENTS_VERSION:
+            raise TypeError(f"StabilityBalanceEventTrigger has no argument {', '.join(sorted(self.later))}")
+        self.threshold = threshold
+        self.direction = direction
+        self.margin = margin
+        self.organization = organization
+        self.stability_conn_id = stability_conn_id
+        self.poke_interval = poke_interval
+        self.unusable: str | None = None
+        try:
+            self._check()
+        except ValueError as error:
+            # A triggerer makes the trigger anew from what is stored, and dies of a ValueError: whatever was
+            # once accepted here has to be accepted for ever, and what a later release accepts must not raise.
+            if self.arguments_version <= ARGUMENTS_VERSION:
+                raise
+            self.unusable = str(error)
+
+    def _check(self) -> None:
+        edge = Edge(self.threshold, self.direction, margin=self.margin)
+        self.threshold, self.margin = edge.threshold, edge.margin
+        check_organization(self.organization)
+        check_conn_id(self.stability_conn_id)
+        self.poke_interval = check_seconds(self.poke_interval, argument="poke_interval")
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class and its arguments, as Airflow stores them: equal ones are one trigger."""
@@ -94,11 +120,17 @@ class StabilityBalanceEventTrigger(BaseEventTrigger):
                 "organization": self.organization,
                 "stability_conn_id": self.stability_conn_id,
                 "poke_interval": self.poke_interval,
+                "arguments_version": self.arguments_version,
+                **self.later,
             },
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Fire at each crossing, for ever."""
+        if self.arguments_version > ARGUMENTS_VERSION:
+            self._tell_of_later_arguments()
+        if self.unusable:
+            await asyncio.Event().wait()  # until Airflow cancels it: ended, it would be started again at once
         edge = Edge(self.threshold, self.direction, margin=self.margin)
         memory = _Memory(self, edge)
         while True:
@@ -109,6 +141,17 @@ class StabilityBalanceEventTrigger(BaseEventTrigger):
             except Exception:
                 self.log.exception("What should not happen has happened; the balance is watched on.")
             await asyncio.sleep(self.poke_interval)
+
+    def _tell_of_later_arguments(self) -> None:
+        self.log.warning(
+            "A later release of airflow-provider-stability has stored this watcher than the triggerer has "
+            "(its arguments are of version %s, the triggerer knows %s). Till the triggerer is upgraded, %s",
+            self.arguments_version,
+            ARGUMENTS_VERSION,
+            f"nothing is watched: {self.unusable}"
+            if self.unusable
+            else f"the balance is watched regardless of {', '.join(sorted(self.later)) or 'what is new'}.",
+        )
 
     async def _events(self, edge: Edge, memory: _Memory) -> AsyncGenerator[TriggerEvent, None]:
         refused = False

@@ -19,6 +19,17 @@ from airflow_stability.triggers.feed import observations
 if TYPE_CHECKING:
     from airflow_stability.triggers.events import StabilityBalanceEventTrigger as StabilityBalanceEventTrigger
 
+#: The version of the arguments that StabilityBalanceTrigger.serialize() returns. Airflow keeps them while a
+#: task waits, and hands them to whichever release its triggerer has by then. It rises whenever they change in
+#: any way: in names, types or meanings, what stands in `memory` included. What is added has a default, for
+#: rows that are older. What was once written is written for ever, and never means anything else: earlier
+#: releases take it for granted. tests/integration/recorded keeps what each version looked like.
+ARGUMENTS_VERSION = 1
+
+#: Seconds that a trigger waits before it hands a task back for having later arguments than it knows, and that
+#: the task waits at least when it has started over: it may come back until all have the same release.
+START_OVER_AFTER = 60.0
+
 #: Seconds after a deferral before which a task does not resume. Airflow (all versions up to 3.3) fails a task
 #: that is started again before its scheduler has noticed that the worker has ended with the deferral: "the
 #: task instance finished with state success, but its state attribute is queued". It notices in seconds.
@@ -28,10 +39,11 @@ SEEN_AFTER = 10.0
 class StabilityBalanceTrigger(BaseTrigger):
     """Fires once, when a gate opens, fails or times out.
 
-    The event is a dict of ``verdict`` (``open``, ``fail``, ``timeout``, or ``unusable`` for an argument that
-    cannot be what it should), ``text``, ``credits``, the balance that opened the gate or was there last, and
-    ``failure``, the name of the error that failed it; and ``memory``, if it was given one. All that the
-    trigger needs stands in its arguments: another triggerer can go on where one was killed.
+    The event is a dict of ``verdict`` (``open``, ``fail``, ``timeout``, ``unusable`` for an argument that
+    cannot be what it should, or ``again`` for a task that is to start over), ``text``, ``credits``, the
+    balance that opened the gate or was there last, and ``failure``, the name of the error that failed it; and
+    ``memory``, if it was given one. All that the trigger needs stands in its arguments: another triggerer can
+    go on where one was killed.
 
     :param stability_conn_id: a connection of type ``stability``. Never a key: arguments are kept in clear.
     :param organization: id such as ``org-123456``; None for the connection's, else the key's default.
@@ -55,6 +67,9 @@ class StabilityBalanceTrigger(BaseTrigger):
     :param join_at: before this time the gate does not open, and takes no look; None for at once.
     :param deferred_at: when the task deferred from a worker; None for one that started in the triggerer.
     :param memory: what the task has to remember, as plain JSON types: the event hands it back.
+    :param arguments_version: what these arguments are; rows from before there were versions have none.
+    :param later: what only a later release knows. The task of such arguments is handed back.
+    :raises TypeError: an argument that is not known, of a version that is.
     """
 
     def __init__(
@@ -79,8 +94,12 @@ class StabilityBalanceTrigger(BaseTrigger):
         join_at: str | None = None,
         deferred_at: str | None = None,
         memory: dict[str, Any] | None = None,
+        arguments_version: int = ARGUMENTS_VERSION,
+        **later: Any,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's
+        if later and arguments_version <= ARGUMENTS_VERSION:
+            raise TypeError(f"StabilityBalanceTrigger has no argument {', '.join(sorted(later))}")
         self.stability_conn_id = stability_conn_id
         self.organization = organization
         self.minimum_credits = minimum_credits
@@ -100,6 +119,8 @@ class StabilityBalanceTrigger(BaseTrigger):
         self.join_at = join_at
         self.deferred_at = deferred_at
         self.memory = memory
+        self.arguments_version = arguments_version
+        self.later = later
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class and its arguments, as Airflow stores them."""
@@ -125,6 +146,8 @@ class StabilityBalanceTrigger(BaseTrigger):
                 "join_at": self.join_at,
                 "deferred_at": self.deferred_at,
                 "memory": self.memory,
+                "arguments_version": self.arguments_version,
+                **self.later,
             },
         )
 
@@ -154,6 +177,8 @@ class StabilityBalanceTrigger(BaseTrigger):
             await asyncio.sleep(min(left, SEEN_AFTER))  # the worker's clock may be ahead of this one
 
     async def _verdict(self) -> dict[str, Any]:
+        if self.arguments_version > ARGUMENTS_VERSION:
+            return await self._hand_back()
         try:
             gate = Gate(
                 self.minimum_credits,
@@ -178,6 +203,17 @@ class StabilityBalanceTrigger(BaseTrigger):
         except TimeoutError:
             text = gate.timeout_text(self.timeout)
             return {"verdict": "timeout", "text": text, "credits": gate.last_credits}
+
+    async def _hand_back(self) -> dict[str, Any]:
+        """Let a worker start the task over: this release may not know what it waits for."""
+        text = (
+            "It deferred under a later release of airflow-provider-stability than its triggerer has: its "
+            f"arguments are of version {self.arguments_version}, the triggerer knows {ARGUMENTS_VERSION}."
+        )
+        back = "In %.0f s this task goes back to a worker, to start over. %s"
+        self.log.warning(back, START_OVER_AFTER, text)
+        await asyncio.sleep(START_OVER_AFTER)
+        return {"verdict": "again", "text": text, "credits": None, "failure": None}
 
     async def _follow(self, gate: Gate) -> dict[str, Any]:
         feed = observations(

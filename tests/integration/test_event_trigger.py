@@ -125,6 +125,7 @@ def test_it_is_made_anew_from_what_it_serializes():
         "organization": "org-1",
         "stability_conn_id": "c",
         "poke_interval": 0.1,
+        "arguments_version": 1,
     }
 
 

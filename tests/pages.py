@@ -13,14 +13,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from airflow_stability.compat import AIRFLOW_VERSION
-
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 SHELL = ("bash", "sh", "shell")
-#: What takes long is tried on those two.
-OLDEST_OR_NEWEST = AIRFLOW_VERSION < (3, 0) or AIRFLOW_VERSION >= (3, 3)
 
 
 @dataclass(frozen=True)

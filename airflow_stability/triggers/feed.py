@@ -16,6 +16,9 @@ What must not happen in a triggerer, and how it is kept from happening:
 - The feed's task starts with an empty context, or all that it ever does would be logged into the log of the
   task whose trigger came first.
 - The loop's own executor has a handful of threads for all triggers: calls that hang would starve the others.
+- The supervisor answers one question at a time, and with thousands of triggers takes a good while for each:
+  the feeds of one connection do not ask it each for themselves.
+- All other triggers wait while the loop is busy: it loads no module here, and no thousand followers at once.
 """
 
 from __future__ import annotations
@@ -32,15 +35,20 @@ from weakref import WeakKeyDictionary
 
 from airflow_stability import metrics
 from airflow_stability.compat import AirflowNotFoundException, read_connection
-from airflow_stability.errors import StabilityError, StabilityTransientError
+from airflow_stability.errors import StabilityError, StabilityPermanentError, StabilityTransientError
 from airflow_stability.pace import Claim, Pace
 
 if TYPE_CHECKING:
     # At run time it is loaded with the first poll, since a DAG file loads the triggers with the sensor.
     from airflow_stability.client import StabilityClient
+    from airflow_stability.compat import Connection
 
 #: Calls under way at once, of all feeds of the process. Each has an end: see StabilityClient.
 _calls = ThreadPoolExecutor(max_workers=8, thread_name_prefix="stability-feed")
+
+#: Followers that have their turn in one round of the loop, of all feeds of the process. One that goes on
+#: waiting takes some ten microseconds, one that ends a millisecond.
+AT_A_TIME = 20
 
 
 @dataclass(frozen=True)
@@ -106,6 +114,13 @@ async def observations(
         feed.leave(follower)
 
 
+def _prepare() -> None:
+    """Do what takes long the first time: loading the client, and asking for this machine's name."""
+    import airflow_stability.hooks.connection  # noqa: F401
+
+    metrics.hostname()
+
+
 def _share(observation: Observation, follower: object) -> Observation:
     return replace(observation, spoken_for=observation.shares.get(follower, 0.0), shares={})
 
@@ -122,6 +137,12 @@ class _Hub:
         self.gates: set[object] = set()
         self.paces: dict[tuple[str, str | None], Pace] = {}
         self.locked_until: dict[str, float] = {}
+        #: The connections that were read last, and when that began.
+        self.connections: dict[str, tuple[float, Connection]] = {}
+        #: Held by the feed that reads a connection.
+        self.reading: dict[str, asyncio.Lock] = {}
+        #: Held by the feed whose followers are being told: the polls of many feeds may end together.
+        self.telling = asyncio.Lock()
 
     def feed(self, stability_conn_id: str, organization: str | None) -> _Feed:
         key = (stability_conn_id, organization)
@@ -131,6 +152,21 @@ class _Hub:
                 del self.paces[old]
             self.feeds[key] = _Feed(self, stability_conn_id, organization)
         return self.feeds[key]
+
+    def forget(self, stability_conn_id: str) -> None:
+        """Keep no key for nobody: forget a connection that no feed uses any more."""
+        if all(conn_id != stability_conn_id for conn_id, _ in self.feeds):
+            self.connections.pop(stability_conn_id, None)
+            self.reading.pop(stability_conn_id, None)
+
+    async def connection(self, stability_conn_id: str, since: float) -> tuple[float, Connection]:
+        """Return a connection and when it was read: now, unless another feed has since a time."""
+        async with self.reading.setdefault(stability_conn_id, asyncio.Lock()):
+            known = self.connections.get(stability_conn_id)
+            if known is None or known[0] < since:
+                known = asyncio.get_running_loop().time(), await read_connection(stability_conn_id)
+                self.connections[stability_conn_id] = known
+            return known
 
     def lock_out(self, stability_conn_id: str, seconds: float) -> None:
         until = asyncio.get_running_loop().time() + seconds
@@ -149,11 +185,14 @@ class _Feed:
         self._loop = asyncio.get_running_loop()
         self._intervals: dict[object, float] = {}
         self._followers_changed = asyncio.Event()
-        self._news: asyncio.Future[Observation] = self._loop.create_future()
+        #: Of each follower that waits for the next observation.
+        self._news: list[asyncio.Future[Observation]] = []
         self._latest: Observation | None = None
         self._latest_asked_at = 0.0
         self._asked_at: float | None = None
+        self._whose = organization
         self._client: StabilityClient | None = None
+        self._read_at = 0.0
         self._settings: tuple[object, ...] | None = None
         self._api_key: str | None = None
         self._key = 0
@@ -199,8 +238,9 @@ class _Feed:
         return self._latest if self._loop.time() < until else None
 
     async def next(self) -> Observation:
-        # Shielded: a follower that is cancelled must not cancel what all wait for.
-        return await asyncio.shield(self._news)
+        news: asyncio.Future[Observation] = self._loop.create_future()
+        self._news.append(news)
+        return await news
 
     def _due(self, interval: float) -> float:
         """Return when the next poll is due, in the loop's time."""
@@ -209,7 +249,7 @@ class _Feed:
 
     async def _run(self) -> None:
         try:
-            await self._loop.run_in_executor(_calls, metrics.hostname)  # it may take a while, the first time
+            await self._loop.run_in_executor(_calls, _prepare)
             while self._intervals:
                 wait = self._due(min(self._intervals.values())) - self._loop.time()
                 if wait > 0:
@@ -220,35 +260,47 @@ class _Feed:
                 observation = await self._poll()
                 if observation is None:
                     continue
-                self._latest, self._latest_asked_at = observation, self._asked_at or 0.0
-                news, self._news = self._news, self._loop.create_future()
-                news.set_result(observation)
+                await self._tell(observation)
         finally:
             # Nothing is awaited between the last look at the followers and this: nobody joins in between.
             del self._hub.feeds[self._wallet]
-            self._news.cancel()
+            self._hub.forget(self._conn_id)
+            for news in self._news:
+                news.cancel()
             if self._client is not None:
                 self._client.close()
             metrics.waiting(len(self._hub.gates))
+
+    async def _tell(self, observation: Observation) -> None:
+        # Whoever comes from here on gets it as the latest. Nothing was awaited since it was made, and paced.
+        self._latest, self._latest_asked_at = observation, self._asked_at or 0.0
+        waiting, self._news = self._news, []
+        async with self._hub.telling:
+            for first in range(0, len(waiting), AT_A_TIME):
+                for news in waiting[first : first + AT_A_TIME]:
+                    if not news.done():  # its follower was cancelled
+                        news.set_result(observation)
+                await asyncio.sleep(0)
 
     async def _poll(self) -> Observation | None:
         """Ask for the balance; return None if meanwhile a lock-out began or the last follower left."""
         outcome: float | StabilityError
         shares: Mapping[object, float] = {}
-        organization = self._organization
-        self._asked_at = self._loop.time()
+        self._whose = self._organization
+        self._asked_at = began = self._loop.time()
         try:
-            client = await self._connected()
-            organization = organization or client.organization
-            if not self._intervals or self._loop.time() < self._hub.locked_until.get(self._conn_id, 0.0):
+            try:
+                credits = await self._ask(began - min(self._intervals.values()))
+            except StabilityPermanentError:
+                # Another feed may have read the connection before it was mended. No gate fails for that.
+                if self._read_at >= began or not await self._has_changed(began):
+                    raise
+                credits = await self._ask(began)
+            if credits is None:
                 return None
-            # The interval counts from here: reading the connection can take seconds when Airflow is busy.
-            self._asked_at = self._loop.time()
-            with metrics.timed_call(self._conn_id, organization):
-                balance = await self._loop.run_in_executor(_calls, client.get_balance, self._organization)
             if pace := self._hub.paces.get(self._wallet):
-                shares = pace.observe(balance.credits, asked_at=self._asked_at, now=self._loop.time())
-            outcome = balance.credits
+                shares = pace.observe(credits, asked_at=self._asked_at, now=self._loop.time())
+            outcome = credits
         except StabilityError as error:
             outcome = error
             if error.retry_after is not None:
@@ -258,13 +310,34 @@ class _Feed:
         had_worked = self._key_has_worked
         if not isinstance(outcome, StabilityError):
             self._key_has_worked = True
-        metrics.polled(self._conn_id, organization, outcome)
+        metrics.polled(self._conn_id, self._whose, outcome)
         metrics.waiting(len(self._hub.gates))
         now = datetime.now(UTC)
-        return Observation(now, outcome, organization, self._key, had_worked, shares=shares)
+        return Observation(now, outcome, self._whose, self._key, had_worked, shares=shares)
 
-    async def _connected(self) -> StabilityClient:
-        """Return the client, after reading the connection: so a rotated key is used at the next poll.
+    async def _ask(self, since: float) -> float | None:
+        """Ask with the connection as it was read since a time, and return the credits.
+
+        None if meanwhile a lock-out began or the last follower left.
+        """
+        client = await self._connected(since)
+        self._whose = self._organization or client.organization
+        if not self._intervals or self._loop.time() < self._hub.locked_until.get(self._conn_id, 0.0):
+            return None
+        # The interval counts from here: reading the connection can take seconds when Airflow is busy.
+        self._asked_at = self._loop.time()
+        with metrics.timed_call(self._conn_id, self._whose):
+            balance = await self._loop.run_in_executor(_calls, client.get_balance, self._organization)
+        return balance.credits
+
+    async def _has_changed(self, since: float) -> bool:
+        """Read the connection, and tell whether it is another one than the one in use."""
+        before = self._settings
+        await self._connected(since)
+        return self._settings != before
+
+    async def _connected(self, since: float) -> StabilityClient:
+        """Return the client of the connection as it was read since a time, here or for another feed.
 
         :raises StabilityError: the connection cannot be read, or makes no client.
         """
@@ -276,8 +349,9 @@ class _Feed:
         )
 
         failure: StabilityError | None = None
+        self._read_at = self._loop.time()
         try:
-            connection = await read_connection(self._conn_id)
+            self._read_at, connection = await self._hub.connection(self._conn_id, since)
         except AirflowNotFoundException as error:
             failure = missing_connection(error)
         except Exception as error:  # whatever Airflow's database, API or secrets backend raises

@@ -1,6 +1,8 @@
-"""The benchmark: `make bench`. Its page, `docs/benchmark.md`, says what is measured and how.
+"""The benchmark: `make bench`. Its pages, docs/benchmark.md and docs/load.md, say what is measured and how.
 
-`make bench ARGS="--gates 1 20 --window 20"` is a quick look. Only a full run writes the page and the plot.
+`make bench ARGS="--gates 1 20 --window 20"` is a quick look, and so is, at the load,
+`make bench ARGS="--load-only --load-gates 300 --load-organizations 10 --window 20"`. Only what is run in full
+writes its page.
 Exit status: 0 when it has reached its end, else 1; after Ctrl-C 130, after SIGTERM or SIGHUP 143. What it has
 started is gone afterwards in each case.
 """
@@ -17,15 +19,18 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.benchmarks import report
+from tests.benchmarks import load_report, report
 from tests.benchmarks.contenders import CONTENDERS
+from tests.benchmarks.load import Load
 from tests.benchmarks.measure import Bench
 from tests.real_airflow import AirflowError
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / ".bench"
-RESULT = FOLDER / "result.json"
+PAGES = ROOT / "docs"
+RESULT, LOAD_RESULT = FOLDER / "result.json", FOLDER / "load.json"
 GATES, WINDOW = [1, 100, 500], 60.0
+LOAD_GATES, LOAD_ORGANIZATIONS = 5000, 50
 
 
 class Terminated(BaseException):
@@ -50,35 +55,88 @@ def arguments() -> argparse.Namespace:
         "--database", choices=("postgresql", "sqlite"), help="default: PostgreSQL if it is there"
     )
     parser.add_argument(
-        "--page", action="store_true", help="measure nothing: write the page of the last full run again"
+        "--load-only",
+        action="store_true",
+        help="only the load, which else comes after a full run of the contenders",
     )
-    return parser.parse_args()
+    parser.add_argument(
+        "--load-gates", type=int, default=LOAD_GATES, help="gates of the load, as many for each organization"
+    )
+    parser.add_argument("--load-organizations", type=int, default=LOAD_ORGANIZATIONS)
+    parser.add_argument(
+        "--page", action="store_true", help="measure nothing: write the pages of the last full runs again"
+    )
+    options = parser.parse_args()
+    if options.load_gates % options.load_organizations:
+        parser.error("each organization has the same number of gates")
+    return options
 
 
 def bench(options: argparse.Namespace) -> None:
     full = (options.gates, options.window, len(options.only)) == (GATES, WINDOW, len(CONTENDERS))
-    use_postgres = None if options.database is None else options.database == "postgresql"
-    shutil.rmtree(FOLDER / "airflow", ignore_errors=True)
-    shutil.rmtree(FOLDER / "logs", ignore_errors=True)
-    FOLDER.mkdir(exist_ok=True)
+    if not options.load_only:
+        compare(options, full)
+    if options.load_only or full:
+        load(options)
+
+
+def compare(options: argparse.Namespace, full: bool) -> None:
+    kept = RESULT if full else FOLDER / "quick.json"
     contenders = [each for each in CONTENDERS if each.dag in options.only]
-    with Bench(FOLDER, say, window=options.window, use_postgres=use_postgres) as run:
-        result = run.run(contenders, options.gates, lambda so_far: keep(full, so_far))
-    keep(full, result)
+    tidy_up()
+    with Bench(FOLDER, say, window=options.window, use_postgres=use_postgres(options)) as run:
+        result = run.run(contenders, options.gates, lambda so_far: keep(kept, so_far))
+    keep(kept, result)
     print(report.text(result))
     if full:
-        write(result)
+        tell(report.write(result, PAGES))
     else:
         say("this was no full run: the page stays as it is")
 
 
-def keep(full: bool, result: report.Result) -> None:
-    (RESULT if full else FOLDER / "quick.json").write_text(json.dumps(result, indent=1))
+def load(options: argparse.Namespace) -> None:
+    gates, organizations, window = options.load_gates, options.load_organizations, options.window
+    full = (gates, organizations, window) == (LOAD_GATES, LOAD_ORGANIZATIONS, WINDOW)
+    tidy_up()
+    with Load(
+        FOLDER,
+        say,
+        gates=gates,
+        organizations=organizations,
+        window=window,
+        use_postgres=use_postgres(options),
+    ) as run:
+        result = run.run()
+    keep(LOAD_RESULT if full else FOLDER / "quick-load.json", result)
+    print(load_report.text(result))
+    if full:
+        tell(load_report.write(result, PAGES))
+    else:
+        say("this was no full load: its page stays as it is")
 
 
-def write(result: report.Result) -> None:
-    for path in report.write(result, ROOT / "docs"):
+def use_postgres(options: argparse.Namespace) -> bool | None:
+    return None if options.database is None else options.database == "postgresql"
+
+
+def tidy_up() -> None:
+    for name in ("airflow", "logs"):
+        shutil.rmtree(FOLDER / name, ignore_errors=True)
+
+
+def keep(path: Path, result: report.Result) -> None:
+    path.write_text(json.dumps(result, indent=1))
+
+
+def tell(written: list[Path]) -> None:
+    for path in written:
         say(f"written: {path.relative_to(ROOT)}")
+
+
+def write_again() -> None:
+    for path, write in ((RESULT, report.write), (LOAD_RESULT, load_report.write)):
+        if path.exists():
+            tell(write(json.loads(path.read_text()), PAGES))
 
 
 def terminate(_number: int, _frame: object) -> None:
@@ -98,7 +156,7 @@ def main() -> int:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if options.page:
-                write(json.loads(RESULT.read_text()))
+                write_again()
             else:
                 bench(options)
         except (AirflowError, OSError) as error:

@@ -14,8 +14,9 @@ import psutil
 import pytest
 
 from airflow_stability.compat import AIRFLOW_VERSION
-from tests.pages import BLOCKS, OLDEST_OR_NEWEST, run_by
+from tests.pages import BLOCKS, run_by
 from tests.real_airflow import TIME_TO_END, free_port, last_lines
+from tests.versions import OLDEST_OR_NEWEST
 
 #: Seconds for each step: a machine that is busy takes two minutes until Airflow is up.
 PATIENCE = 240

@@ -30,7 +30,8 @@ from airflow_stability.operators.stability import (
 )
 from airflow_stability.sensors.stability import StabilityBalanceSensor
 from tests.conftest import HOME
-from tests.pages import BLOCKS, OLDEST_OR_NEWEST, PAGES, README, ROOT, SHELL, Block
+from tests.pages import BLOCKS, PAGES, README, ROOT, SHELL, Block
+from tests.versions import OLDEST_OR_NEWEST
 
 #: Whatever else a fence may be marked with; another word would be a block that nobody looks at.
 OTHERS = ("python", "json", "console", "text", "promql", "yaml", "ini", "")

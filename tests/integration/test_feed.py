@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import gc
 import logging
+import subprocess
 import sys
 import threading
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from types import SimpleNamespace
@@ -16,10 +18,15 @@ import pytest
 from airflow.triggers.base import TaskSuccessEvent
 
 from airflow_stability.compat import AIRFLOW_VERSION, success_event
-from airflow_stability.errors import StabilityConfigurationError, StabilityRateLimitError
+from airflow_stability.errors import (
+    StabilityAuthenticationError,
+    StabilityConfigurationError,
+    StabilityRateLimitError,
+)
 from airflow_stability.simulator import Fault, RateLimit, StabilitySimulator
-from airflow_stability.triggers.feed import observations
+from airflow_stability.triggers.feed import AT_A_TIME, observations
 from airflow_stability.triggers.stability import SEEN_AFTER, StabilityBalanceTrigger
+from tests.versions import OLDEST_OR_NEWEST
 
 pytestmark = pytest.mark.usefixtures("connection")
 
@@ -52,7 +59,54 @@ def test_a_thousand_followers_share_one_poll(simulator):
     assert len({id(observation) for follower in found for observation in follower}) == 3
     assert found[0][0].outcome == 25.0
     calls = [record.monotonic for record in simulator.requests]
-    assert all(later - earlier >= 0.29 for earlier, later in pairwise(calls))
+    assert all(later - earlier >= 0.25 for earlier, later in pairwise(calls))
+
+
+def test_others_have_their_turn_while_a_thousand_followers_are_told(simulator):
+    simulator.inject(Fault.slow(0.3))  # so that all of them wait for it, whatever their organization
+    told = Counter()
+
+    async def main():
+        rounds = 0
+
+        async def follower(organization):
+            await follow(1, interval=60, organization=organization)
+            told[rounds] += 1
+
+        organizations = ["org-default", "org-other"] * 500
+        followers = [asyncio.create_task(follower(each)) for each in organizations]
+        while told.total() < len(followers):
+            await asyncio.sleep(0)
+            rounds += 1
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+
+    assert max(told.values()) <= AT_A_TIME
+
+
+def test_the_event_loop_loads_no_client(simulator):
+    code = """
+import asyncio, contextlib, sys, threading
+
+loaded_by = {}
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        loaded_by[name] = threading.current_thread()
+
+async def main():
+    from airflow_stability.triggers.feed import AT_A_TIME, observations
+
+    sys.meta_path.insert(0, Finder())
+    async with contextlib.aclosing(observations("stability_default", None, 1)) as feed:
+        print((await anext(feed)).outcome)
+
+asyncio.run(main())
+print(loaded_by["airflow_stability.client"] is threading.main_thread())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+    assert done.stdout.split()[-2:] == ["25.0", "False"], done.stderr
 
 
 def test_the_smallest_interval_counts_for_all(simulator):
@@ -169,6 +223,32 @@ def test_a_rotated_key_is_used_at_the_next_poll(simulator, connection):
     assert [observation.outcome for observation in (before, after, once_more)] == [25.0] * 3
     assert after.key == once_more.key == before.key + 1
     assert [observation.key_has_worked for observation in (before, after, once_more)] == [False, False, True]
+
+
+def test_feeds_share_a_connection_that_was_read_but_fail_no_gate_for_its_old_key(simulator, connection):
+    async def main():
+        async with contextlib.aclosing(observations("stability_default", "org-default", 60)) as staying:
+            await anext(staying)
+            connection(simulator.rotate_key(simulator.api_key))
+            return await follow(1, interval=60, organization="org-other")
+
+    (observation,) = asyncio.run(asyncio.wait_for(main(), 10))
+
+    assert observation.outcome == 0.0
+    assert [record.status for record in simulator.requests] == [200, 401, 200]
+
+
+def test_a_refused_key_is_not_asked_with_twice_while_its_connection_stays(simulator):
+    async def main():
+        async with contextlib.aclosing(observations("stability_default", "org-default", 60)) as staying:
+            await anext(staying)
+            simulator.revoke_key(simulator.api_key)
+            return await follow(1, interval=60, organization="org-other")
+
+    (observation,) = asyncio.run(asyncio.wait_for(main(), 10))
+
+    assert isinstance(observation.outcome, StabilityAuthenticationError)
+    assert [record.status for record in simulator.requests] == [200, 401]
 
 
 def test_a_feed_never_raises_into_its_followers():
@@ -340,6 +420,7 @@ def no_log():
     logging.disable(logging.NOTSET)
 
 
+@pytest.mark.skipif(not OLDEST_OR_NEWEST, reason="it takes a minute: the oldest and newest Airflow do it")
 def test_ten_thousand_feeds_leak_neither_memory_nor_threads(patient_simulator, no_log, monkeypatch):
     simulator = patient_simulator
     uri = f"{simulator.connection_uri()}?api_version=v1"

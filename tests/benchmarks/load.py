@@ -1,0 +1,204 @@
+"""Thousands of gates on one triggerer: what each costs, and whether they hold up its event loop."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.contenders import INTERVAL
+from tests.benchmarks.plugins.loop_watch import FILE
+from tests.benchmarks.stage import ENOUGH, HERE, PATIENCE, TOO_LITTLE, Stage, Usage, machine
+from tests.real_airflow import AirflowError
+
+#: One gate in so many defers from a worker; the others start in the triggerer.
+CLASSIC_EVERY = 10
+#: Seconds from which on a round of the event loop counts as blocked.
+BLOCKED = 0.1
+PHASES = ("first gate", "loading", "waiting", "opening")
+
+
+class Load(Stage):
+    """Gates on one triggerer, one connection and many organizations. Enter it, ``run`` it.
+
+    :param folder: for Airflow's home and logs.
+    :param say: is told of progress.
+    :param gates: how many, the same number for each organization.
+    :param window: seconds for which waiting gates are watched.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        say: Callable[[str], None],
+        *,
+        gates: int,
+        organizations: int,
+        window: float,
+        use_postgres: bool | None,
+    ) -> None:
+        super().__init__(
+            folder,
+            say,
+            dags=HERE / "load_dags",
+            count=organizations + 2,
+            window=window,
+            use_postgres=use_postgres,
+            settings={
+                "triggerer__capacity": gates,
+                # Some hundred workers start while all else starts, too: none gives up on Airflow's own API.
+                "workers__execution_api_timeout": 60,
+            },
+        )
+        self.gates = gates
+        self.organizations = organizations
+        self._rounds_file = folder / "rounds.jsonl"
+
+    def run(self) -> dict[str, Any]:
+        """Measure all of it.
+
+        :raises AirflowError: something did not go as it should.
+        """
+        result: dict[str, Any] = {
+            "began": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": machine(),
+            "versions": self._versions(),
+            "window": self.window,
+            "gates": self.gates,
+            "organizations": self.organizations,
+        }
+        self._wait_until_triggerer_rests()
+        phases = {"first gate": time.monotonic()}
+        self._warm_up()
+        self.say(f"the triggerer without gates, {self.window:g} s")
+        idle = self._watch_each()
+        memory_before = self._each()
+
+        self.say(f"starting {self.gates} gates")
+        phases["loading"] = time.monotonic()
+        runs = self._begin(result)
+        self.say(f"all gates wait after {time.monotonic() - phases['loading']:.0f} s")
+        self._sleep(3 * INTERVAL)
+
+        phases["waiting"] = time.monotonic()
+        self.server.clear_requests()
+        busy = self._watch_each()
+        asked = [record for record in self.server.requests if record.monotonic >= phases["waiting"]]
+        memory = self._each()
+        if self._states(runs) != {"deferred": self.gates}:
+            raise AirflowError("not all gates went on waiting")
+        result["requests_per_interval"] = len(asked) / self.window * INTERVAL
+        result["idle_cpu_per_minute"] = sum(idle)
+        result["cpu_per_minute"] = {
+            "database": busy[0] - idle[0],
+            "loop": busy[1] - idle[1],
+        }
+        result["kb_per_gate"] = {
+            name: (after.memory - before.memory) * 1000 / self.gates
+            for name, before, after in zip(("database", "loop"), memory_before, memory, strict=True)
+        }
+
+        phases["opening"] = time.monotonic()
+        for organization in range(self.organizations):
+            self.server.set_credits(ENOUGH + 2 * self.gates, f"org-{organization}")
+        self._wait_until(runs, lambda states: states.get("deferred", 0) < self.gates)
+        result["seconds_to_first_open"] = time.monotonic() - phases["opening"]
+        self._wait_until(runs, lambda states: states.get("success", 0) == self.gates)
+        result["seconds_to_last_open"] = time.monotonic() - phases["opening"]
+        result["seconds_to_last_look"] = self._last_look(phases["opening"]) - phases["opening"]
+        self._sleep(1)  # until the last rounds are written down
+        result["rounds"] = self._rounds(phases)
+        result["minutes"] = (datetime.now(UTC) - datetime.fromisoformat(result["began"])).total_seconds() / 60
+        return result
+
+    def _start_airflow(self) -> None:
+        self._rounds_file.unlink(missing_ok=True)
+        self.airflow.environment[FILE] = str(self._rounds_file)
+        self.airflow.environment["BENCH_ORGANIZATIONS"] = str(self.organizations)
+        for number in range(self.organizations):
+            self.server.add_organization(f"org-{number}", credits=TOO_LITTLE, accounts=["user-1"])
+        super()._start_airflow()
+
+    def _warm_up(self) -> None:
+        """Have the loop watched, and a first gate opened: with it the triggerer loads 200 MB of Airflow."""
+        self.server.set_credits(ENOUGH, "org-0")
+        for dag in ("watch_the_loop", "gate_0"):
+            self._start_run(dag, run := f"warm-up-{dag}")
+            self._wait_until(run, lambda states: states.get("success", 0) == 1)
+        self.server.set_credits(TOO_LITTLE, "org-0")
+        self._sleep(2 * INTERVAL)
+
+    def _begin(self, result: dict[str, Any]) -> str:
+        """Start the gates, and return what their runs' ids begin with, once all wait in the triggerer.
+
+        Those that defer from a worker come first: they take as long for each as the machine has cores.
+        """
+        runs = "load-"
+        gates = range(self.gates)
+        kinds = {
+            "classic": [number for number in gates if number // self.organizations % CLASSIC_EVERY == 0],
+            "gate": [number for number in gates if number // self.organizations % CLASSIC_EVERY],
+        }
+        waiting = 0
+        result["loaded"] = {}
+        for kind, numbers in kinds.items():
+            began = time.monotonic()
+            for number in numbers:
+                organization = number % self.organizations
+                if kind == "classic":
+                    self._start_run(kind, f"{runs}{number}", {"organization": f"org-{organization}"})
+                else:
+                    self._start_run(f"gate_{organization}", f"{runs}{number}")
+            waiting += len(numbers)
+            self._wait_until_in_triggerer(runs, waiting)
+            result["loaded"][kind] = {"gates": len(numbers), "seconds": time.monotonic() - began}
+        return runs
+
+    def _wait_until_in_triggerer(self, runs: str, gates: int) -> None:
+        self._wait_until(runs, lambda states: states.get("deferred", 0) == gates)
+        self.airflow.wait_for(
+            "The triggerer has all gates", lambda: self._triggers() == gates, seconds=PATIENCE
+        )
+
+    def _last_look(self, topped_up: float) -> float:
+        """Return when the last of the organizations was looked at first after the top-up."""
+        first: dict[str | None, float] = {}
+        for record in self.server.requests:
+            if record.monotonic > topped_up:
+                first.setdefault(record.organization, record.monotonic)
+        if len(first) < self.organizations:
+            raise AirflowError("not each organization was looked at")
+        return max(first.values())
+
+    def _each(self) -> tuple[Usage, Usage]:
+        """Return what the process that asks the database has used, and that of the event loop."""
+        first, *others = self._triggerer()
+        return Usage.of(first), Usage.of(*others)
+
+    def _watch_each(self) -> tuple[float, float]:
+        """Return the CPU seconds a minute of each during the next window."""
+        before = self._each()
+        self._sleep(self.window)
+        database, loop = (
+            (now.cpu - then.cpu) / (now.at - then.at) * 60
+            for then, now in zip(before, self._each(), strict=True)
+        )
+        return database, loop
+
+    def _rounds(self, phases: dict[str, float]) -> dict[str, Any]:
+        """Return for each phase how many rounds of the loop were long, the longest, and the one most ours."""
+        rounds = [json.loads(line) for line in self._rounds_file.read_text().splitlines()]
+        ends = [*list(phases.values())[1:], time.monotonic()]
+        found: dict[str, Any] = {}
+        for (phase, begins), ends_at in zip(phases.items(), ends, strict=True):
+            inside = [each for each in rounds if begins <= each["ended"] < ends_at]
+            found[phase] = {
+                "blocked": sum(each["seconds"] >= BLOCKED for each in inside),
+                "blocked_by_us": sum(each["ours"] >= BLOCKED for each in inside),
+                "longest": max(inside, key=lambda each: each["seconds"], default=None),
+                "most_ours": max(inside, key=lambda each: each["ours"], default=None),
+            }
+        return found

@@ -1,0 +1,42 @@
+"""The load's gates that start in the triggerer, a DAG for each organization, and what watches its loop."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+from airflow.sdk import DAG, BaseOperator
+from airflow.triggers.base import StartTriggerArgs
+
+from airflow_stability.sensors.stability import StabilityBalanceSensor
+
+
+class WatchTheLoop(BaseOperator):
+    """Has the triggerer's event loop watched from now on: see plugins/loop_watch.py."""
+
+    start_from_trigger = True
+    start_trigger_args = StartTriggerArgs(
+        trigger_cls="loop_watch.LoopWatch",
+        trigger_kwargs={},
+        next_method="execute",
+        timeout=timedelta(minutes=5),
+    )
+
+
+with DAG("watch_the_loop", schedule=None):
+    WatchTheLoop(task_id="watch")
+
+for number in range(int(os.environ["BENCH_ORGANIZATIONS"])):
+    with DAG(f"gate_{number}", schedule=None, max_active_runs=10_000):
+        StabilityBalanceSensor(
+            task_id="gate",
+            organization=f"org-{number}",
+            minimum_credits=10,
+            # Those of every second organization are paced.
+            expected_credits=1 if number % 2 else None,
+            deferrable=True,
+            start_from_trigger=True,
+            end_from_trigger=True,
+            poke_interval=5,
+            timeout=4 * 3600,
+        )

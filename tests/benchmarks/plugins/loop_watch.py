@@ -1,0 +1,139 @@
+"""Notes how long each round of a triggerer's event loop takes, and whose code runs in it meanwhile.
+
+A round is what the loop does between two looks at its sockets and clocks: whatever comes in meanwhile waits
+for its end. It is timed where it begins and ends, so none is missed, and none is made longer. Whose code
+runs is sampled: a thread looks at the loop's stack every 10 ms. It has to wait for Python's global lock like
+any other thread, 5 ms by Python's setting, and longer while C code holds it; so each sample stands for all
+the time since the one before.
+
+A round can be long without anybody's code running: Python collects garbage, other threads have the lock,
+other processes the cores. So the time of collections is noted apart, and is nobody's, and so is the CPU time
+of the loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from airflow.triggers.base import BaseTrigger, TaskSuccessEvent
+
+#: Names the file that the rounds are written to, a JSON object a line.
+FILE = "BENCH_LOOP_WATCH"
+#: Seconds from which on a round is written down.
+WORTH_NOTING = 0.02
+SAMPLE_EVERY = 0.01
+OURS = "airflow_stability"
+
+
+class LoopWatch(BaseTrigger):
+    """Sets the watch up in the process that it runs in, and is done. The watch ends with the process."""
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        return "loop_watch.LoopWatch", {}
+
+    async def run(self) -> AsyncIterator[TaskSuccessEvent]:
+        _Watch(asyncio.get_running_loop(), Path(os.environ[FILE]))
+        yield TaskSuccessEvent()
+
+
+class _Watch:
+    def __init__(self, loop: asyncio.AbstractEventLoop, file: Path) -> None:
+        self._file = file
+        self._thread = threading.get_ident()
+        #: When the round that is under way began; None while the loop waits.
+        self._began: float | None = None
+        self._cpu = 0.0
+        #: Seconds of all collections of garbage that have ended, and when the one under way began, if one is.
+        self._collected = 0.0
+        self._collects_since: float | None = None
+        #: Seconds of all when the round began.
+        self._collected_before = 0.0
+        #: Of that round: seconds since the sample before, and the stack's modules and functions.
+        self._samples: list[tuple[float, list[str]]] = []
+        self._done: list[dict[str, Any]] = []
+        self._selector: Any = loop._selector  # type: ignore[attr-defined]
+        self._wait = self._selector.select
+        self._selector.select = self._select
+        gc.callbacks.append(self._collects)
+        threading.Thread(target=self._sample, name="loop-watch", daemon=True).start()
+
+    def _select(self, timeout: float | None = None) -> Any:
+        if self._began is not None:
+            seconds = time.monotonic() - self._began
+            if seconds >= WORTH_NOTING:
+                self._note(seconds)
+            self._samples = []
+        self._began = None
+        try:
+            return self._wait(timeout)
+        finally:
+            self._cpu, self._collected_before = time.thread_time(), self._collected
+            self._began = time.monotonic()
+
+    def _collects(self, phase: str, _info: dict[str, int]) -> None:
+        if phase == "start":
+            self._collects_since = time.monotonic()
+        elif (since := self._collects_since) is not None:
+            self._collected += time.monotonic() - since
+            self._collects_since = None
+
+    def _collecting(self, now: float) -> float:
+        """Return the seconds of all. Python code may run in one: the callbacks of weak references."""
+        since = self._collects_since
+        return self._collected + (0.0 if since is None else now - since)
+
+    def _note(self, seconds: float) -> None:
+        ours = [(took, stack) for took, stack in self._samples if any(map(_is_ours, stack))]
+        innermost = Counter(" < ".join(stack[:3]) for _, stack in self._samples)
+        innermost_with_ours = Counter(
+            " < ".join([stack[0], next(filter(_is_ours, stack))]) for _, stack in ours
+        )
+        self._done.append(
+            {
+                "ended": time.monotonic(),
+                "seconds": seconds,
+                "cpu": time.thread_time() - self._cpu,
+                "garbage": self._collected - self._collected_before,
+                "ours": sum(took for took, _ in ours),
+                "innermost": innermost.most_common(3),
+                "innermost_with_ours": innermost_with_ours.most_common(3),
+            }
+        )
+
+    def _sample(self) -> None:
+        last = collected = 0.0
+        while True:
+            time.sleep(SAMPLE_EVERY)
+            if (began := self._began) is not None and time.monotonic() - began > SAMPLE_EVERY / 2:
+                stack = list(_names(sys._current_frames().get(self._thread)))
+                now = time.monotonic()
+                garbage = self._collecting(now)
+                took = now - max(began, last) - (garbage - max(collected, self._collected_before))
+                if self._began == began:  # else the round has ended meanwhile
+                    self._samples.append((took, stack))
+                last, collected = now, garbage
+            while self._done:
+                with self._file.open("a") as file:
+                    file.write(json.dumps(self._done.pop(0)) + "\n")
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith(f"{OURS}.")
+
+
+def _names(frame: FrameType | None) -> Iterator[str]:
+    """Yield module and function of each frame of a stack, the innermost first."""
+    while frame is not None:
+        yield f"{frame.f_globals.get('__name__')}:{frame.f_code.co_name}"
+        frame = frame.f_back

@@ -1,0 +1,234 @@
+"""What both benchmarks stand on: a real Airflow, its database, and a server that counts."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import sqlite3
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Self
+
+import psutil
+import requests
+
+from airflow_stability.simulator import RateLimit, StabilitySimulator
+from tests.real_airflow import AirflowError, RealAirflow
+from tests.servers import PostgreSQL
+
+HERE = Path(__file__).resolve().parent
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+TOO_LITTLE, ENOUGH = 1.0, 50.0
+#: Seconds between two looks at the database, and so how exact the times of opening and ending are.
+LOOK_EVERY = 0.2
+#: Seconds that gates may take to defer, or to end: 500 of them are a thousand starts of a worker process.
+PATIENCE = 3600
+
+SETTINGS: dict[str, object] = {
+    # Most of a worker's second is waiting for others: more at a time than there are cores.
+    "core__parallelism": 4 * CORES,
+    "core__dags_are_paused_at_creation": False,
+    "core__plugins_folder": HERE / "plugins",
+    "core__simple_auth_manager_all_admins": True,
+    # Each gate is a DAG run: none may wait for its turn.
+    "core__max_active_runs_per_dag": 10_000,
+    "scheduler__max_dagruns_per_loop_to_schedule": 100,
+}
+
+
+@dataclass
+class Usage:
+    """What processes have used up to now."""
+
+    at: float
+    cpu: float  # seconds, user and system
+    memory: float  # MB that nobody else has a share in
+    processes: int
+
+    @classmethod
+    def of(cls, *family: psutil.Process) -> Usage:
+        times = [each.cpu_times() for each in family]
+        return cls(
+            time.monotonic(),
+            sum(each.user + each.system for each in times),
+            sum(each.memory_full_info().uss for each in family) / 1e6,
+            len(family),
+        )
+
+
+class Stage:
+    """Airflow, its database and the server. Enter it; what it has started is gone when it is left.
+
+    :param folder: for Airflow's home and logs.
+    :param say: is told of progress.
+    :param dags: the folder of the DAGs.
+    :param count: how many those are.
+    :param window: seconds for which waiting gates are watched.
+    :param settings: of Airflow, besides those that all benchmarks have.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        say: Callable[[str], None],
+        *,
+        dags: Path,
+        count: int,
+        window: float,
+        use_postgres: bool | None,
+        settings: Mapping[str, object] = {},
+    ) -> None:
+        self.folder = folder
+        self.say = say
+        self.window = window
+        self._dags, self._count = dags, count
+        self._settings = {**SETTINGS, **settings}
+        programs = None if use_postgres is False else PostgreSQL.installed()
+        if use_postgres and programs is None:
+            raise OSError("There is no PostgreSQL here, or nobody but root to run it.")
+        self.postgres = programs
+        self._stack = ExitStack()
+        self._session = requests.Session()
+        self._session.trust_env = False
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            # No limit: the real API's, 150 requests in 10 seconds, would lock the rivals out from 75 gates.
+            self.server = stack.enter_context(
+                StabilitySimulator(credits=TOO_LITTLE, rate_limit=RateLimit(requests=10**9))
+            )
+            server = stack.enter_context(PostgreSQL(self.postgres)) if self.postgres else None
+            database = server.url if server else None
+            self.airflow = RealAirflow(self.folder, self._dags, database=database, settings=self._settings)
+            stack.callback(self.airflow.end)
+            stack.callback(_ignore_signals)  # tidying up is not interrupted by a second Ctrl-C
+            self._start_airflow()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._stack.close()
+
+    # Airflow
+
+    def _start_airflow(self) -> None:
+        self.say(f"making Airflow's database ({'PostgreSQL' if self.postgres else 'SQLite'})")
+        self.airflow.run("db", "migrate")
+        key, url = self.server.api_key, self.server.url
+        self.airflow.connect(
+            {
+                "stability_default": f"{self.server.connection_uri()}?api_version=v1",
+                "balance_http": f"{url}/?Authorization=Bearer%20{key}",
+            }
+        )
+        self.say("starting Airflow")
+        self.airflow.start()
+        self.airflow.wait_for("Airflow is well", self.airflow.healthy)
+        # For as long as this Airflow lives, on loopback, everyone is its administrator.
+        token = self._session.get(f"{self.airflow.url}/auth/token", timeout=30).json()["access_token"]
+        self._session.headers["Authorization"] = f"Bearer {token}"
+        self.airflow.wait_for("The DAGs are there", self._dags_there)
+
+    def _dags_there(self) -> bool:
+        errors = self.airflow.query("SELECT filename, stacktrace FROM import_error")
+        if errors:
+            raise AirflowError(f"{errors[0][0]} cannot be loaded: {errors[0][1]}")
+        return self.airflow.query("SELECT count(*) FROM dag")[0][0] == self._count
+
+    def _wait_until_triggerer_rests(self) -> None:
+        # It loads most of itself in a process of its own, after it has said that it is there.
+        quiet, give_up = 0, time.monotonic() + 120
+        while quiet < 3:
+            before_it = self._usage()
+            self._sleep(1)
+            after = self._usage()
+            quiet = quiet + 1 if after.processes > 1 and after.cpu - before_it.cpu < 0.2 else 0
+            if time.monotonic() > give_up:
+                raise AirflowError("the triggerer does not come to rest")
+
+    def _triggerer(self) -> list[psutil.Process]:
+        """Return its processes: the one that asks the database comes first."""
+        process = self.airflow.process("triggerer")
+        return [process, *process.children(recursive=True)]
+
+    def _usage(self) -> Usage:
+        return Usage.of(*self._triggerer())
+
+    def _watch(self) -> float:
+        """Return the triggerer's CPU seconds a minute during the next window."""
+        before = self._usage()
+        self._sleep(self.window)
+        after = self._usage()
+        return (after.cpu - before.cpu) / (after.at - before.at) * 60
+
+    def _sleep(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, 1))
+            self.airflow.check()
+
+    # Gates
+
+    def _start_run(self, dag: str, run: str, conf: Mapping[str, str] = {}) -> None:
+        answer = self._session.post(
+            f"{self.airflow.url}/api/v2/dags/{dag}/dagRuns",
+            json={"dag_run_id": run, "logical_date": None, "conf": dict(conf)},
+            timeout=60,
+        )
+        answer.raise_for_status()
+
+    def _states(self, runs: str) -> dict[str, int]:
+        """Return how many tasks of the runs whose ids begin so are in which state."""
+        rows = self.airflow.query(
+            "SELECT state, count(*) FROM task_instance WHERE run_id LIKE :runs GROUP BY state",
+            runs=f"{runs}%",
+        )
+        return {state or "none": number for state, number in rows}
+
+    def _wait_until(self, runs: str, there: Callable[[dict[str, int]], bool]) -> None:
+        give_up = time.monotonic() + PATIENCE
+        while not there(states := self._states(runs)):
+            self.airflow.check()
+            wrong = set(states) & {"failed", "skipped", "up_for_retry", "upstream_failed"}
+            if wrong or time.monotonic() > give_up:
+                raise AirflowError(f"{runs}: {states}; logs: {self.airflow.logs}")
+            time.sleep(LOOK_EVERY)
+
+    def _triggers(self) -> int:
+        [(count,)] = self.airflow.query("SELECT count(*) FROM trigger WHERE triggerer_id IS NOT NULL")
+        return int(count)
+
+    # For the pages
+
+    def _versions(self, *others: str) -> dict[str, str]:
+        names = ("apache-airflow", *others, "airflow-provider-stability")
+        return {
+            **{name: version(name) for name in names},
+            "Python": platform.python_version(),
+            **(
+                {"PostgreSQL": PostgreSQL.version(self.postgres)}
+                if self.postgres
+                else {"SQLite": sqlite3.sqlite_version}
+            ),
+        }
+
+
+def _ignore_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def machine() -> str:
+    """Describe this machine."""
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        model = lines[0].partition(":")[2].strip() if lines else model
+    memory = psutil.virtual_memory().total / 2**30
+    return f"{model}, {CORES} cores, {memory:.0f} GB, {platform.system()} {platform.release()}"

@@ -50,6 +50,7 @@ help:
 	@echo "make demo KEEP=1         the same, and leave Airflow's web pages up"
 	@echo "make bench               measure the waiting gates beside Airflow's HttpSensor, and write docs/benchmark.md"
 	@echo "make bench ARGS='--gates 1 20 --window 20'   a quick look, which writes nothing; --help lists the options"
+	@echo "make bench ARGS=--load-only   5000 gates on one triggerer, which make bench ends with; writes docs/load.md"
 	@echo "make test                unit and integration tests, on Airflow $(AIRFLOW)"
 	@echo "make test AIRFLOW=2.11   the same, on another Airflow: $(AIRFLOWS)"
 	@echo "make test AIRFLOW=lowest the same, on the lowest versions of all that pyproject.toml asks for"
@@ -82,7 +83,7 @@ test: $(VENV)/installed
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-e2e: $(VENV)/installed
-	@$(BIN)/python -m pytest --numprocesses=0 --show-capture=no tests/e2e $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses=2 --show-capture=no tests/e2e $(ARGS)
 
 test-cluster: $(VENV)/installed-cluster
 	@bash .ci/find-servers

@@ -544,7 +544,9 @@ class Demo:
         )
 
     def check_key(self) -> None:
-        """The key stands nowhere but in the connection, and there it is encrypted."""
+        """The key stands nowhere but in the connection, and there it is encrypted; nor does a half of it, nor
+        any coding of it.
+        """
         key = self.simulator.api_key
         places, files, rows = self.airflow.places_of(key)
         [(encrypted,)] = self.airflow.query("SELECT password FROM connection")
@@ -552,11 +554,11 @@ class Demo:
             raise DemoError("the connection in Airflow's database does not hold the key")
         if places:
             where = "; ".join(sorted({shown(place) for place in places}))
-            raise DemoError(f"the API key stands in clear in {where}")
+            raise DemoError(f"the API key stands in {where}")
         self.say(
             "check",
-            f"the key was sought in {files} files and in all {rows} rows of the database: found nowhere, but "
-            "encrypted in its connection",
+            f"the key, its halves and what it is in base64, hex or a URL were sought in {files} files and in "
+            f"all {rows} rows of the database: found nowhere, but encrypted in its connection",
         )
 
     # The end

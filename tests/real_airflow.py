@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from base64 import urlsafe_b64encode
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -27,6 +28,8 @@ from urllib.error import URLError
 from urllib.request import ProxyHandler, build_opener
 
 import psutil
+
+from tests.leaks import Search
 
 #: What a deployment of this Airflow consists of. On 2.11 the scheduler reads the DAG files, too. The version
 #: is not asked of Airflow itself: importing it would make a home for it.
@@ -53,6 +56,7 @@ class RealAirflow:
     :param database: SQLAlchemy's URL of the database; None for SQLite in the folder.
     :param settings: Airflow's settings, as ``section__name``.
     :param seconds: after which whoever waits for it gives up, whatever for.
+    :param restarts: start components anew that end by themselves, as a service manager does.
     """
 
     def __init__(
@@ -63,7 +67,11 @@ class RealAirflow:
         database: str | None = None,
         settings: Mapping[str, object] = {},
         seconds: float = math.inf,
+        restarts: bool = False,
     ) -> None:
+        self.restarts = restarts
+        #: How often that was done, by component.
+        self.restarted: Counter[str] = Counter()
         self.give_up = time.monotonic() + seconds
         self.home = folder / "airflow"
         self.logs = folder / "logs"
@@ -76,6 +84,7 @@ class RealAirflow:
         self.fernet_key = urlsafe_b64encode(secrets.token_bytes(32)).decode()
         self.environment = self._environment(dags, settings)
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._options: dict[str, Sequence[str]] = {}
         self._engine: Any = None
         if sys.platform == "linux":
             # Orphans become children of this process, so that none is out of sight: Airflow runs tasks in
@@ -132,13 +141,16 @@ class RealAirflow:
         """Start components, all of them by default, which then run until they are ended.
 
         :param components: their names. A number behind one, as in ``triggerer-2``, names another of its kind.
+            ``worker`` is Celery's.
         :param options: of each one's command.
         """
         for name in components or COMPONENTS:
             kind = name.rstrip("0123456789").removesuffix("-")
             # Their own servers of log files are not needed on one machine, and would listen to the network.
-            quiet = ["--skip-serve-logs"] if kind in ("scheduler", "triggerer") else []
-            self._running[name] = self.command(name, kind, *quiet, *options)
+            quiet = ["--skip-serve-logs"] if kind in ("scheduler", "triggerer", "worker") else []
+            words = ["celery", "worker", "--celery-hostname", name] if kind == "worker" else [kind]
+            self._running[name] = self.command(name, *words, *quiet, *options)
+            self._options[name] = options
 
     def kill(self, component: str) -> None:
         """End a component with SIGKILL, and all that it has started."""
@@ -199,13 +211,16 @@ class RealAirflow:
         return status == 0
 
     def check(self) -> None:
-        """Look whether all components still run.
+        """Look whether all components still run, and start those anew that do not, if that was asked for.
 
-        :raises AirflowError: one does not.
+        :raises AirflowError: one does not, and that was not asked for.
         """
-        for name, process in self._running.items():
+        for name, process in list(self._running.items()):
             if (status := process.poll()) is not None:
-                raise self._failure(name, status)
+                if not self.restarts:
+                    raise self._failure(name, status)
+                self.restarted[name] += 1
+                self.start(name, options=self._options[name])
 
     def wait_for(self, what: str, look: Callable[[], T | None], *, seconds: float = 120) -> T:
         """Look again and again until there is something to see, and return it.
@@ -269,34 +284,22 @@ class RealAirflow:
         import sqlalchemy
 
         if self._engine is None:
-            self._engine = sqlalchemy.create_engine(self.database)
+            # A server may have been restarted meanwhile.
+            self._engine = sqlalchemy.create_engine(self.database, pool_pre_ping=True)
         with self._engine.begin() as connection:
             result = connection.execute(sqlalchemy.text(sql), values)
             return list(result) if result.returns_rows else []
 
-    def places_of(self, text: str) -> tuple[list[str], int, int]:
-        """Search all files of this Airflow and all rows of its database.
+    def places_of(self, *texts: str) -> tuple[list[str], int, int]:
+        """Search all files of this Airflow and all rows of its database for texts, in all their forms.
 
-        :returns: where the text stands, how many files were searched, and how many rows.
+        :returns: what stands where, how many files were searched, and how many rows.
         """
-        import sqlalchemy
-
-        files, rows, places = 0, 0, []
-        for file in sorted(self.home.parent.rglob("*")):
-            if file.is_file():
-                files += 1
-                if text.encode() in file.read_bytes():
-                    places.append(str(file))
+        search = Search(texts)
+        in_files, files = search.find_in_files(self.home.parent)
         self.query("SELECT 1")
-        for table in sqlalchemy.inspect(self._engine).get_table_names():
-            for row in self.query(f'SELECT * FROM "{table}"'):
-                rows += 1
-                places += [
-                    f"table {table}, column {column}"
-                    for column, value in row._mapping.items()
-                    if text.encode() in (value if isinstance(value, bytes) else str(value).encode())
-                ]
-        return places, files, rows
+        in_rows, rows = search.find_in_database(self._engine)
+        return in_files + in_rows, files, rows
 
     def states(self, dag_id: str) -> dict[tuple[str, int], str | None]:
         """Return the state of each task instance of a DAG, by task id and map index."""

@@ -29,6 +29,8 @@ class StatsdListener:
         self._socket.bind(("127.0.0.1", 0))
         self.port: int = self._socket.getsockname()[1]
         self._metrics: list[Metric] = []
+        #: All that came, of whoever.
+        self.packets: list[bytes] = []
         self._thread = threading.Thread(target=self._listen)
 
     def __enter__(self) -> Self:
@@ -47,6 +49,7 @@ class StatsdListener:
             packet, (_, sender) = self._socket.recvfrom(65536)
             if not packet:
                 return
+            self.packets.append(packet)
             for line in packet.decode().splitlines():
                 name, _, rest = line.partition(":")
                 value, kind, *_ = rest.split("|")

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
+from cryptography.fernet import Fernet
 
 from airflow_stability.compat import AIRFLOW_VERSION, RENDERS_IN_TRIGGERER, STARTS_IN_TRIGGERER
 from airflow_stability.simulator import StabilitySimulator
@@ -37,7 +39,9 @@ from tests.e2e.gates import (
     TROUBLES,
     TWO,
 )
-from tests.real_airflow import RealAirflow
+from tests.leaks import Search
+from tests.real_airflow import COMPONENTS, RealAirflow
+from tests.rest_api import RestApi
 from tests.statsd_listener import StatsdListener
 
 #: Seconds for the story; it takes two or three minutes on two cores. pytest's own limit ends this process at
@@ -64,12 +68,15 @@ print(json.dumps(deadlines))
 SETTINGS = {
     # Tasks that start before the API server answers fail.
     "core__dags_are_paused_at_creation": True,
+    # Whoever asks the API server for a token gets one.
+    "core__simple_auth_manager_all_admins": True,
     # So that a triggerer that was killed is noticed soon.
     "triggerer__job_heartbeat_sec": 2,
     "triggerer__triggerer_health_check_threshold": 6,
     "scheduler__trigger_timeout_check_interval": 2,
 }
 HAS_EVENTS = AIRFLOW_VERSION >= (3, 0)
+HAS_REST_API = "api-server" in COMPONENTS
 HAS_MEMORY = AIRFLOW_VERSION >= (3, 3)
 OPENED = (*TROUBLES, "rotated", *TWO, *SHARED, "template", "from_xcom")
 ENDED = {"success", "failed", "skipped"}
@@ -133,6 +140,7 @@ class Story:
         self.trouble_since: dict[str, float] = {}
         self.healed_at: dict[str, float] = {}
         self.stopped_at: dict[str, float] = {}
+        self.api: RestApi | None = None
 
     def play(self) -> None:
         airflow, wallets = self.airflow, self.wallets
@@ -178,6 +186,10 @@ class Story:
             wallets.of["mapped"].top_up(TOP_UP, organization)
         self._end_trouble()
         airflow.wait_for("all gates have ended", self._all_ended, seconds=240)
+        if HAS_REST_API:
+            token = requests.get(f"{airflow.url}/auth/token", timeout=30).json()["access_token"]
+            self.api = RestApi(airflow.url, token)
+            self.api.ask_all()
 
     def _waiting(self, dag_id: str) -> set[str]:
         return {name for (name, _), state in self.airflow.states(dag_id).items() if state == "deferred"}
@@ -484,16 +496,32 @@ def test_the_triggerer_gauges_how_many_gates_wait(story):
 
 
 def test_no_key_stands_anywhere(story):
-    assert not [
-        metric for metric in story.metrics.ours for key in story.wallets.every_key if key in metric.name
-    ]
-    for key in story.wallets.every_key:
-        places, files, rows = story.airflow.places_of(key)
-        assert not places
-        assert files + rows > 100
+    keys = story.wallets.every_key
+    search = Search(keys)
+    places, files, rows = story.airflow.places_of(*keys)
+    in_answers = story.api.find(search) if story.api else []
+    in_metrics = search.find(b"\n".join(story.metrics.packets))
+
+    assert (places, in_answers, in_metrics) == ([], [], [])
+    assert files + rows > 100
 
 
 def test_the_search_for_keys_would_find_one(story):
-    places, _, _ = story.airflow.places_of("organization deadline has 5.25 credits")
+    texts = ("organization deadline has 5.25 credits", "scheduled__2026-01-01T00:00:00+00:00")
+    places, _, _ = story.airflow.places_of(*texts)
 
-    assert places
+    log = story.airflow.task_logs / "dag_id=late"
+    assert [place for place in places if place.startswith(str(log)) and place.endswith("secret 0: itself")]
+    assert "table task_instance, column run_id: secret 1: itself" in places
+    assert Search(["airflow.stability.balance.two.two_a"]).find(b"\n".join(story.metrics.packets))
+    if story.api:
+        # The logs, and all else.
+        found = story.api.find(Search(texts))
+        for number in range(len(texts)):
+            assert [place for place in found if place.endswith(f"secret {number}: itself")]
+        assert max(answer.status_code for answer in story.api.answers.values()) < 500
+    # What was sought is there, encrypted.
+    fernet = Fernet(story.airflow.fernet_key)
+    passwords = dict(story.airflow.query("SELECT conn_id, password FROM connection"))
+    keys = {name: fernet.decrypt(passwords[name].encode()).decode() for name in story.wallets.keys}
+    assert keys == story.wallets.keys

@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from cryptography.fernet import Fernet
 
 from airflow_stability.compat import AIRFLOW_VERSION
 from airflow_stability.simulator import RateLimit, RequestRecord, StabilitySimulator
@@ -33,6 +34,7 @@ from tests.e2e.spending import (
     THEN,
     TOP_UP,
 )
+from tests.leaks import Search
 from tests.real_airflow import COMPONENTS, RealAirflow
 from tests.statsd_listener import StatsdListener
 
@@ -91,6 +93,7 @@ class Story:
         self.images = Path(airflow.environment[IMAGES])
         self.began = time.monotonic()
         self.labels: dict[str, str] = {}
+        self.keys = [wallet.api_key]
         self._waited: set[tuple[str, int]] = set()
         self.given: dict[str, float] = {}
         #: After each step: how many images the many have, and how many tasks are in which state.
@@ -154,6 +157,7 @@ class Story:
             self.wallets.add_organization(name, credits=self.given[name])
             self.wallets.add_account(name, "someone@example.org", [name])
             key = self.wallets.add_key(account=name)
+            self.keys.append(key)
             uris[name] = f"{self.wallets.connection_uri(key)}?api_version=v1&organization={name}"
             faults = outcome.faults if outcome else ()
             for position, fault in enumerate(faults, start=1):
@@ -387,3 +391,24 @@ def test_where_metrics_have_tags_the_names_are_short(story):
     }
     assert "airflow.stability.balance,conn_id=wallet,organization=default" in names
     assert len(senders) > 2  # two triggerers and the workers
+
+
+def test_no_key_stands_anywhere(story):
+    places, files, rows = story.airflow.places_of(*story.keys)
+    in_metrics = Search(story.keys).find(b"\n".join(story.metrics.packets))
+
+    assert (places, in_metrics) == ([], [])
+    assert files + rows > MANY
+
+
+def test_the_search_for_keys_would_find_one(story):
+    refused, run = "Refused: POST /v2beta/stable-image/generate", "scheduled__2026-01-01T00:00:00+00:00"
+    places, _, _ = story.airflow.places_of(refused, run)
+
+    logs = str(story.airflow.task_logs / "dag_id=outcomes")
+    assert [place for place in places if place.startswith(logs) and place.endswith("secret 0: itself")]
+    assert "table task_instance, column run_id: secret 1: itself" in places
+    assert Search(["airflow.stability.balance,conn_id=wallet"]).find(b"\n".join(story.metrics.packets))
+    fernet = Fernet(story.airflow.fernet_key)
+    passwords = [password for (password,) in story.airflow.query("SELECT password FROM connection")]
+    assert {fernet.decrypt(password.encode()).decode() for password in passwords} == set(story.keys)

@@ -169,6 +169,7 @@ class World:
     def __init__(self, simulator: StabilitySimulator, set_connection: Callable[[str, str], None]) -> None:
         self._simulator = simulator
         self._set_connection = set_connection
+        self.every_key: list[str] = []
         self._keys = {case.task_id: self._set_up(case) for case in CASES}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._change)
@@ -197,12 +198,17 @@ class World:
         simulator, outcome = self._simulator, case.outcome
         simulator.add_organization(case.task_id, credits=outcome.credits)
         simulator.add_account(f"user-{case.task_id}", "someone@example.org", [case.task_id])
-        key = simulator.add_key(account=f"user-{case.task_id}")
+        key = self._add_key(case)
         for number, fault in enumerate(outcome.faults, start=1):
             last = number == len(outcome.faults)
             simulator.inject(fault, times=None if last and outcome.for_ever else 1, key=key)
         if outcome.connection:
             self._connect(case, key)
+        return key
+
+    def _add_key(self, case: Case) -> str:
+        key = self._simulator.add_key(account=f"user-{case.task_id}")
+        self.every_key.append(key)
         return key
 
     def _connect(self, case: Case, key: str, *, running: bool = False) -> None:
@@ -227,7 +233,7 @@ class World:
                         self._simulator.revoke_key(self._keys[case.task_id])
                     case "rotate":
                         # In this order, or a poke in between would find the old key refused and no other.
-                        new = self._simulator.add_key(account=f"user-{case.task_id}")
+                        new = self._add_key(case)
                         self._connect(case, new, running=True)
                         self._simulator.revoke_key(self._keys[case.task_id])
                         self._simulator.set_credits(50.25, case.task_id)

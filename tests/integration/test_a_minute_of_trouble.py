@@ -16,6 +16,7 @@ from airflow_stability.sensors.stability import StabilityBalanceSensor
 from airflow_stability.simulator import StabilitySimulator
 from tests.integration.conftest import let_thread_execute_operators
 from tests.integration.trouble import LASTS, POKE_INTERVAL, REQUEST_TIMEOUT, TIMEOUT, TROUBLES
+from tests.integration.written import PASSWORDS, Written
 
 MODES = ("poke", "reschedule")
 LOCK_OUT = 60.0
@@ -28,14 +29,17 @@ class Gates:
         self.balances: dict[str, object] = {}
         self.calls: dict[str, list[float]] = {}
         self.healed_at: dict[str, float] = {}
+        self.keys: list[str] = []
+        self.written: Written | None = None
 
 
 @pytest.fixture(scope="module")
-def gates(run_dag, set_connection):
+def gates(request, run_dag, set_connection):
     gates = Gates()
     simulators = {(trouble, mode): StabilitySimulator(credits=25.5) for trouble in TROUBLES for mode in MODES}
     for (trouble, mode), simulator in simulators.items():
         simulator.start()
+        gates.keys.append(simulator.api_key)
         if fault := TROUBLES[trouble]:
             simulator.inject(fault, times=1 if fault.code == 429 else None)
         uri = f"{simulator.connection_uri()}?api_version=v1&request_timeout={REQUEST_TIMEOUT}"
@@ -78,6 +82,7 @@ def gates(run_dag, set_connection):
         gates.calls[f"{trouble}-{mode}"] = [record.monotonic for record in simulator.requests]
         simulator.stop()
         os.environ.pop(f"AIRFLOW_CONN_{trouble}-{mode}".upper(), None)
+    gates.written = Written(request.config)
     return gates
 
 
@@ -100,3 +105,11 @@ def test_a_gate_lives_through_a_minute_of(trouble, mode, gates):
             assert len(calls) >= LASTS / (POKE_INTERVAL + 2 * REQUEST_TIMEOUT)
         # The one that succeeded: a call that hung when the trouble ended was answered then.
         assert calls[-1] >= gates.healed_at[name] - REQUEST_TIMEOUT
+
+
+def test_no_key_stands_anywhere_but_in_its_connection(gates):
+    places = gates.written.places_of(*gates.keys)
+
+    assert [place for place in places if not place.startswith(PASSWORDS)] == []
+    # Those of one mode are in the database.
+    assert len([place for place in places if place.endswith(": itself")]) == len(TROUBLES)

@@ -9,10 +9,11 @@ import pytest
 from airflow_stability.simulator import StabilitySimulator
 from tests.integration.dags.spending import IMAGE
 from tests.integration.decision_table import FAILURES
+from tests.integration.written import Written
 
 
 @pytest.fixture(scope="module")
-def finished(run_dag):
+def finished(request, run_dag):
     with StabilitySimulator(credits=100.0) as simulator:
         simulator.add_organization("org-watched", credits=120.0)
         simulator.add_organization("org-empty", credits=0.0)
@@ -27,7 +28,8 @@ def finished(run_dag):
             # Airflow's DAG.test() lets a trigger read connections from the environment only.
             os.environ[name] = f"{simulator.connection_uri(key)}?api_version=v1"
         try:
-            yield run_dag("spending"), simulator
+            result = run_dag("spending")
+            yield result, simulator, list(keys.values()), Written(request.config, FAILURES.values())
         finally:
             for name in names:
                 del os.environ[name]
@@ -44,14 +46,14 @@ def finished(run_dag):
     ],
 )
 def test_a_function_gets_the_client_beside_its_own_arguments(finished, task_id, returned):
-    result, _ = finished
+    result, *_ = finished
 
     assert result.states[task_id] == "success"
     assert result.xcom(task_id) == returned
 
 
 def test_a_mapped_task_spends_once_for_each(finished):
-    result, simulator = finished
+    result, simulator, *_ = finished
 
     prompts = ["a fox", "a boat", "a lighthouse"]
     assert result.xcoms("mapped") == [f"{prompt} in 1k for a friend" for prompt in prompts]
@@ -59,7 +61,7 @@ def test_a_mapped_task_spends_once_for_each(finished):
 
 
 def test_each_item_of_a_dict_is_an_xcom_if_that_is_wanted(finished):
-    result, _ = finished
+    result, *_ = finished
 
     assert (result.xcom("paint_two_sizes", "small"), result.xcom("paint_two_sizes", "large")) == (
         "paint_two_sizes",
@@ -78,7 +80,7 @@ def test_each_item_of_a_dict_is_an_xcom_if_that_is_wanted(finished):
 def test_a_wallet_that_is_watched_but_not_billed_is_not_asked_for_ever(
     finished, mode, key_label, spent, text
 ):
-    result, simulator = finished
+    result, simulator, *_ = finished
     task_id = f"another_pays_{mode}"
 
     assert (result.states[task_id], result.tries[task_id]) == ("failed", 1)
@@ -88,3 +90,20 @@ def test_a_wallet_that_is_watched_but_not_billed_is_not_asked_for_ever(
     assert paths.count(IMAGE) in spent
     # One look before each run, one after, and one or two of the feed while it waits.
     assert len(paths) <= 5 * paths.count(IMAGE)
+
+
+def test_no_key_stands_anywhere(finished):
+    *_, keys, written = finished
+
+    assert written.places_of(*keys) == []
+
+
+def test_the_search_for_keys_would_find_one(finished):
+    *_, written = finished
+    places = written.places_of("organization org-watched has 120 credits", "a lighthouse in 1k for a friend")
+
+    assert {place.partition(": first half")[0] for place in places} >= {
+        "output: secret 0",
+        "elsewhere: secret 0",
+        "table xcom, column value: secret 1",
+    }

@@ -1,0 +1,220 @@
+"""PostgreSQL and Redis of our own: each in a folder that goes with it, on loopback, on a free port, with a
+password. They can be stopped and started again, and then have the same port.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Self
+
+from tests.real_airflow import free_port, last_lines
+
+#: Where distributions put PostgreSQL's programs, of which only clients are on the PATH.
+PLACES = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/postgresql*/bin")
+#: Seconds that a server has to start, or to stop.
+PATIENCE = 30
+
+
+class Server(ABC):
+    """A server that runs between `start` and `stop`, and is gone with its folder after the `with` block."""
+
+    name: str
+    #: The signal at which it ends soon, without waiting for its clients.
+    ends_at: signal.Signals
+
+    def __init__(self, programs: Path) -> None:
+        self.programs = programs
+        self.folder = Path(tempfile.mkdtemp(prefix=f"airflow-stability-{self.name}-"))
+        self.log = self.folder / "log"
+        self.port = free_port()
+        self.password = secrets.token_hex(16)
+        # PostgreSQL refuses to run as root, and no other server needs to.
+        self.user = unprivileged() if os.geteuid() == 0 else None
+        if self.user:
+            shutil.chown(self.folder, self.user)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Make what it needs before its first start."""
+
+    @abstractmethod
+    def _command(self) -> list[str | Path]:
+        """Return what starts it."""
+
+    def _ready(self) -> bool:
+        """Tell whether it takes connections."""
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+            return True
+        return False
+
+    @property
+    @abstractmethod
+    def url(self) -> str:
+        """Where it is reached, and with which password."""
+
+    def __enter__(self) -> Self:
+        try:
+            self._prepare()
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def start(self) -> None:
+        """Start it, and return once it takes connections.
+
+        :raises OSError: it does not.
+        """
+        with self.log.open("ab") as output:
+            self._process = subprocess.Popen(
+                self._command(),
+                user=self.user,
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for the test, which ends Airflow first
+            )
+        give_up = time.monotonic() + PATIENCE
+        while self._process.poll() is None and time.monotonic() < give_up:
+            if self._ready():
+                return
+            time.sleep(0.1)
+        raise OSError(f"{self.name} does not answer; {last_lines(self.log)}")
+
+    def stop(self) -> None:
+        """End it: clients are cut off. Nothing if it does not run."""
+        if self._process is None:
+            return
+        self._process.send_signal(self.ends_at)
+        try:
+            self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+
+class PostgreSQL(Server):
+    """A PostgreSQL with an empty database."""
+
+    name = "postgresql"
+    ends_at = signal.SIGINT
+
+    @staticmethod
+    def installed() -> Path | None:
+        """Return the folder of its programs; None where there is none that can be run."""
+        if found := shutil.which("initdb"):
+            folders = [Path(found).resolve().parent, Path(found).parent]
+        else:
+            folders = sorted(folder for place in PLACES for folder in Path("/").glob(place.removeprefix("/")))
+        folders = [
+            folder for folder in folders if (folder / "postgres").exists() and (folder / "initdb").exists()
+        ]
+        return folders[-1] if folders and (os.geteuid() or unprivileged()) else None
+
+    @staticmethod
+    def version(programs: Path) -> str:
+        """Return its version, such as `15.14`."""
+        said = subprocess.run(
+            [programs / "postgres", "--version"], text=True, capture_output=True, check=True
+        )
+        return said.stdout.split()[2]
+
+    @property
+    def url(self) -> str:
+        """SQLAlchemy's URL of the database."""
+        return f"postgresql+psycopg2://airflow:{self.password}@127.0.0.1:{self.port}/postgres"
+
+    def _prepare(self) -> None:
+        password = self.folder / "password"
+        password.touch(mode=0o600)
+        password.write_text(self.password)
+        if self.user:
+            shutil.chown(password, self.user)
+        command = [
+            self.programs / "initdb",
+            f"--pgdata={self.folder / 'data'}",
+            "--username=airflow",
+            f"--pwfile={password}",
+            "--auth=scram-sha-256",
+            "--encoding=UTF8",
+            "--locale=C",
+        ]
+        subprocess.run(command, user=self.user, cwd=self.folder, check=True, stdout=subprocess.DEVNULL)
+
+    def _command(self) -> list[str | Path]:
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "port": self.port,
+            "unix_socket_directories": "",
+            "max_connections": 300,
+        }
+        options = [f"--{name}={value}" for name, value in settings.items()]
+        return [self.programs / "postgres", "-D", self.folder / "data", *options]
+
+    def _ready(self) -> bool:
+        # It listens before it has recovered. pg_ctl looks here, too.
+        with contextlib.suppress(OSError):
+            return (self.folder / "data" / "postmaster.pid").read_text().rstrip().endswith("\nready")
+        return False
+
+
+class Redis(Server):
+    """A Redis that keeps nothing on disk."""
+
+    name = "redis"
+    ends_at = signal.SIGTERM
+
+    @staticmethod
+    def installed() -> Path | None:
+        """Return the folder of its program; None where there is none."""
+        found = shutil.which("redis-server")
+        return Path(found).parent if found else None
+
+    @property
+    def url(self) -> str:
+        """The URL of its first database."""
+        return f"redis://:{self.password}@127.0.0.1:{self.port}/0"
+
+    def _prepare(self) -> None:
+        settings = {
+            "bind": "127.0.0.1",
+            "port": self.port,
+            "requirepass": self.password,
+            "save": '""',
+            "dir": self.folder,
+        }
+        configuration = self.folder / "redis.conf"
+        configuration.touch(mode=0o600)
+        configuration.write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
+        if self.user:
+            shutil.chown(configuration, self.user)
+
+    def _command(self) -> list[str | Path]:
+        return [self.programs / "redis-server", self.folder / "redis.conf"]
+
+
+def unprivileged() -> str | None:
+    """Return a user for servers that root starts; None where there is none."""
+    for name in ("postgres", "nobody"):
+        with contextlib.suppress(KeyError):
+            return pwd.getpwnam(name).pw_name
+    return None

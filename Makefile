@@ -83,7 +83,7 @@ test: $(VENV)/installed
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-e2e: $(VENV)/installed
-	@$(BIN)/python -m pytest --numprocesses=2 --show-capture=no tests/e2e $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses=0 --show-capture=no tests/e2e $(ARGS)
 
 test-cluster: $(VENV)/installed-cluster
 	@bash .ci/find-servers

@@ -79,19 +79,22 @@ bench: .venvs/bench/installed
 test test-e2e test-cluster test-ui screenshots: export EXPECTED_AIRFLOW := $(basename $(RELEASE_$(AIRFLOW)))
 test test-e2e test-cluster test-ui screenshots: export EXPECTED_PYTHON := $(if $(filter command,$(firstword $(origin PYTHON))),$(PYTHON))
 
+# Of a real Airflow, which takes the machine for itself, and whose logs are too long to be shown.
+STORY = $(BIN)/python -m pytest --numprocesses=0 --show-capture=no
+
 test: $(VENV)/installed
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-e2e: $(VENV)/installed
-	@$(BIN)/python -m pytest --numprocesses=0 --show-capture=no tests/e2e $(ARGS)
+	@$(STORY) tests/e2e $(ARGS)
 
 test-cluster: $(VENV)/installed-cluster
-	@bash .ci/find-servers
-	@$(BIN)/python -m pytest --numprocesses=0 --show-capture=no tests/cluster $(ARGS)
+	@bash .ci/find-servers $(BIN)/python
+	@$(STORY) tests/cluster $(ARGS)
 
 screenshots: export SCREENSHOTS := docs/images
 test-ui screenshots: $(VENV)/installed-ui
-	@CHROMIUM="$$(bash .ci/find-browser)" && export CHROMIUM && $(BIN)/python -m pytest --numprocesses=0 --show-capture=no tests/ui $(ARGS)
+	@CHROMIUM="$$(bash .ci/find-browser)" && export CHROMIUM && $(STORY) tests/ui $(ARGS)
 
 test-all:
 	@set -e; for airflow in $(AIRFLOWS); do $(MAKE) --no-print-directory test test-e2e AIRFLOW=$$airflow; done

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from decimal import Decimal
 from numbers import Real
 
@@ -95,6 +96,19 @@ def is_template(value: object) -> bool:
 def format_number(number: float) -> str:
     """Write credits or seconds without rounding: ``50``, ``0.6336833840314097``."""
     return repr(float(number) + 0.0).removesuffix(".0")  # -0.0 becomes 0.0
+
+
+def check_later(later: Mapping[str, object], version: int, known: int, *, of: str) -> None:
+    """Refuse the arguments of a trigger that no release knows; a later one may know more than this.
+
+    :param later: those that are not known here.
+    :param version: of all its arguments.
+    :param known: the version that this release writes.
+    :param of: the trigger's name.
+    :raises TypeError: there are some, of a version that is known.
+    """
+    if later and version <= known:
+        raise TypeError(f"{of} has no argument {', '.join(sorted(later))}")
 
 
 def show(value: object) -> str:

@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
@@ -30,6 +31,8 @@ class Server(ABC):
     """A server that runs between `start` and `stop`, and is gone with its folder after the `with` block."""
 
     name: str
+    #: What Debian calls it.
+    package: str
     #: The signal at which it ends soon, without waiting for its clients.
     ends_at: signal.Signals
 
@@ -115,7 +118,7 @@ class Server(ABC):
 class PostgreSQL(Server):
     """A PostgreSQL with an empty database."""
 
-    name = "postgresql"
+    name = package = "postgresql"
     ends_at = signal.SIGINT
 
     @staticmethod
@@ -181,6 +184,7 @@ class Redis(Server):
     """A Redis that keeps nothing on disk."""
 
     name = "redis"
+    package = "redis-server"
     ends_at = signal.SIGTERM
 
     @staticmethod
@@ -218,3 +222,8 @@ def unprivileged() -> str | None:
         with contextlib.suppress(KeyError):
             return pwd.getpwnam(name).pw_name
     return None
+
+
+if __name__ == "__main__":
+    # For .ci/find-servers: the packages of those that are not on this machine.
+    sys.stdout.write(" ".join(each.package for each in (PostgreSQL, Redis) if each.installed() is None))

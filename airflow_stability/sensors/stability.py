@@ -168,7 +168,7 @@ class StabilityBalanceSensor(BaseSensorOperator):
         """
         return self._begin(context)
 
-    def _begin(self, context: Context, memory: Mapping[str, Any] | None = None) -> Any:
+    def _begin(self, context: Context, memory: Mapping[str, Any] | None = None) -> float:
         """Wait from the beginning.
 
         :param memory: what a task remembers that starts over within its try; None for one that starts.
@@ -177,7 +177,8 @@ class StabilityBalanceSensor(BaseSensorOperator):
         try:
             if self.deferrable:
                 return self._look_once_and_defer(context, memory)
-            return execute_as(BaseSensorOperator, self, context)
+            balance: float = execute_as(BaseSensorOperator, self, context)
+            return balance
         except (AirflowSensorTimeout, AirflowSkipException) as ended:
             if ended.__cause__ is not None:  # a skip by Airflow that is none of a timeout of the sensor's
                 raise
@@ -196,11 +197,9 @@ class StabilityBalanceSensor(BaseSensorOperator):
         :param event: what :class:`StabilityBalanceTrigger` fired.
         :raises ValueError: an argument that was rendered in the triggerer cannot be what it should.
         """
-        balance: float
         memory = event.get("memory") or {}
         if memory and is_left_over(context, memory["try_number"]):
-            balance = self._begin(context)
-            return balance
+            return self._begin(context)
         match event["verdict"]:
             case "open":
                 self.log.info("%s", event["text"])
@@ -213,8 +212,7 @@ class StabilityBalanceSensor(BaseSensorOperator):
                 raise _GateFailed(event["text"], event["failure"])
             case _:
                 self.log.warning("%s", starting_over(event))
-                balance = self._begin(context, memory)
-                return balance
+                return self._begin(context, memory)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after a deferral; see :meth:`execute` for what is raised."""

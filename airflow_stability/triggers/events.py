@@ -22,7 +22,7 @@ from typing import Any
 
 from airflow.triggers.base import TriggerEvent
 
-from airflow_stability.arguments import check_conn_id, check_organization, check_seconds
+from airflow_stability.arguments import check_conn_id, check_later, check_organization, check_seconds
 from airflow_stability.compat import BaseEventTrigger, asset_state_store
 from airflow_stability.edge import Direction, Edge, Report
 from airflow_stability.errors import StabilityError
@@ -84,8 +84,7 @@ class StabilityBalanceEventTrigger(BaseEventTrigger):
         # What no DAG file gives, but what serialize() has returned: of this release, or of a later one.
         self.arguments_version: int = stored.pop("arguments_version", ARGUMENTS_VERSION)
         self.later = stored
-        if self.later and self.arguments_version <= ARGUMENTS_VERSION:
-            raise TypeError(f"StabilityBalanceEventTrigger has no argument {', '.join(sorted(self.later))}")
+        check_later(stored, self.arguments_version, ARGUMENTS_VERSION, of="StabilityBalanceEventTrigger")
         self.threshold = threshold
         self.direction = direction
         self.margin = margin

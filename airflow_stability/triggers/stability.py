@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from airflow_stability.arguments import check_later
 from airflow_stability.compat import success_event
 from airflow_stability.errors import StabilityError, StabilityTransientError
 from airflow_stability.gate import GRACE, Gate, Verdict
@@ -98,8 +99,7 @@ class StabilityBalanceTrigger(BaseTrigger):
         **later: Any,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's
-        if later and arguments_version <= ARGUMENTS_VERSION:
-            raise TypeError(f"StabilityBalanceTrigger has no argument {', '.join(sorted(later))}")
+        check_later(later, arguments_version, ARGUMENTS_VERSION, of="StabilityBalanceTrigger")
         self.stability_conn_id = stability_conn_id
         self.organization = organization
         self.minimum_credits = minimum_credits

@@ -182,10 +182,7 @@ class Load(Stage):
         """Return the CPU seconds a minute of each during the next window."""
         before = self._each()
         self._sleep(self.window)
-        database, loop = (
-            (now.cpu - then.cpu) / (now.at - then.at) * 60
-            for then, now in zip(before, self._each(), strict=True)
-        )
+        database, loop = (now.cpu_per_minute(then) for then, now in zip(before, self._each(), strict=True))
         return database, loop
 
     def _rounds(self, phases: dict[str, float]) -> dict[str, Any]:

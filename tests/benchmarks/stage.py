@@ -60,6 +60,10 @@ class Usage:
             len(family),
         )
 
+    def cpu_per_minute(self, before: Usage) -> float:
+        """Return the CPU seconds a minute since they had used that."""
+        return (self.cpu - before.cpu) / (self.at - before.at) * 60
+
 
 class Stage:
     """Airflow, its database and the server. Enter it; what it has started is gone when it is left.
@@ -130,8 +134,7 @@ class Stage:
         self.airflow.start()
         self.airflow.wait_for("Airflow is well", self.airflow.healthy)
         # For as long as this Airflow lives, on loopback, everyone is its administrator.
-        token = self._session.get(f"{self.airflow.url}/auth/token", timeout=30).json()["access_token"]
-        self._session.headers["Authorization"] = f"Bearer {token}"
+        self._session.headers["Authorization"] = f"Bearer {self.airflow.token()}"
         self.airflow.wait_for("The DAGs are there", self._dags_there)
 
     def _dags_there(self) -> bool:
@@ -163,8 +166,7 @@ class Stage:
         """Return the triggerer's CPU seconds a minute during the next window."""
         before = self._usage()
         self._sleep(self.window)
-        after = self._usage()
-        return (after.cpu - before.cpu) / (after.at - before.at) * 60
+        return self._usage().cpu_per_minute(before)
 
     def _sleep(self, seconds: float) -> None:
         until = time.monotonic() + seconds

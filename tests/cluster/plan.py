@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: What an image costs.
-COST = 3
 #: One after another, in an order of the seed. After each comes a top-up: what it lets go has to end while
 #: the cluster mends itself.
 DISTURBANCES = ("worker", "triggerer", "scheduler", "api-server", "outage", "rotation", "database")
@@ -62,11 +60,11 @@ class Gate:
 ALL_GATES = [Gate(mode, number) for mode, count in GATES.items() for number in range(count)]
 
 
-def balance(round: int) -> float:  # noqa: A002
+def balance(number: int) -> float:
     """Return the credits after the top-up of a round, just enough for its gates; of -1, those at first."""
-    return 10 * (round + 1) + 5.5
+    return 10 * (number + 1) + 5.5
 
 
-def images(mode: str, round: int) -> int:  # noqa: A002
+def images(mode: str, number: int) -> int:
     """Return how many images the top-up of a round pays for."""
-    return len(range(round, SPENDING[mode], ROUNDS))
+    return len(range(number, SPENDING[mode], ROUNDS))

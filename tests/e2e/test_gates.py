@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 from cryptography.fernet import Fernet
 
 from airflow_stability.compat import AIRFLOW_VERSION, RENDERS_IN_TRIGGERER, STARTS_IN_TRIGGERER
@@ -187,8 +186,7 @@ class Story:
         self._end_trouble()
         airflow.wait_for("all gates have ended", self._all_ended, seconds=240)
         if HAS_REST_API:
-            token = requests.get(f"{airflow.url}/auth/token", timeout=30).json()["access_token"]
-            self.api = RestApi(airflow.url, token)
+            self.api = RestApi(airflow.url, airflow.token())
             self.api.ask_all()
 
     def _waiting(self, dag_id: str) -> set[str]:

@@ -27,6 +27,7 @@ from airflow_stability.sensors.stability import StabilityBalanceSensor
 from airflow_stability.simulator import Fault
 from airflow_stability.triggers import stability as triggers
 from airflow_stability.triggers.stability import ARGUMENTS_VERSION, StabilityBalanceTrigger
+from tests.integration.recorded.record import POOR, RICH, WATCHED
 from tests.integration.test_event_trigger import Store, Watch, airflow_3
 
 try:
@@ -58,7 +59,6 @@ WATCHERS = [
     if "watcher" in recorded
 ]
 RECORD_IT = "record them with python -m tests.integration.recorded.record RELEASE"
-POOR, RICH, WATCHED = 2.25, 25.5, 120.0
 #: Longer than any of them pauses, or a gate that is to time out has.
 AGO = timedelta(seconds=95)
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00")
@@ -256,6 +256,15 @@ def written_now(task):
     return *deferral.trigger.serialize(), deferral.method_name
 
 
+def check_growth(before, arguments):
+    """Check that arguments lack nothing that was ever stored, and are of the form that their version had."""
+    assert all(each.keys() <= arguments.keys() for each in before)
+    version = arguments["arguments_version"]
+    same_version = [each for each in before if each.get("arguments_version") == version]
+    assert same_version, f"No row has the arguments' version of today: {RECORD_IT}"
+    assert all(shape(each) == shape(arguments) for each in same_version)
+
+
 @pytest.mark.parametrize("task_id", TASK_IDS)
 def test_arguments_change_with_their_version_and_lose_nothing(task_of, task_id):
     rows = [recorded["tasks"][task_id] for (_, airflow), recorded in RECORDED.items() if airflow == THIS]
@@ -265,12 +274,9 @@ def test_arguments_change_with_their_version_and_lose_nothing(task_of, task_id):
     assert {(row["classpath"], row["next_method"]) for row in rows} == {(classpath, next_method)}
     assert arguments["arguments_version"] == ARGUMENTS_VERSION
     before = [arguments_of(row) for row in rows]
-    assert all(each.keys() <= arguments.keys() for each in before)
+    check_growth(before, arguments)
     memories = [each["memory"] for each in before if "memory" in each]
     assert all(each.keys() <= arguments["memory"].keys() for each in memories)
-    same_version = [each for each in before if each.get("arguments_version") == ARGUMENTS_VERSION]
-    assert same_version, f"No row has the arguments' version of today: {RECORD_IT}"
-    assert all(shape(each) == shape(arguments) for each in same_version)
 
 
 @airflow_3
@@ -283,11 +289,7 @@ def test_a_watchers_arguments_change_with_their_version_and_lose_nothing(dags):
 
     assert {row["classpath"] for row in rows} == {classpath}
     assert arguments["arguments_version"] == ARGUMENTS_VERSION
-    before = [arguments_of(row) for row in rows]
-    assert all(each.keys() <= arguments.keys() for each in before)
-    same_version = [each for each in before if each.get("arguments_version") == ARGUMENTS_VERSION]
-    assert same_version, f"No row has the arguments' version of today: {RECORD_IT}"
-    assert all(shape(each) == shape(arguments) for each in same_version)
+    check_growth([arguments_of(row) for row in rows], arguments)
 
 
 # What a later release leaves

@@ -12,7 +12,6 @@ from airflow.sdk import DAG, task
 from airflow_stability.sensors.stability import StabilityBalanceSensor
 from tests.cluster.plan import (
     ALL_GATES,
-    COST,
     IMAGES,
     INTERVALS,
     RETRIES,
@@ -22,6 +21,7 @@ from tests.cluster.plan import (
     SPENDING_INTERVAL,
     TIMEOUT,
 )
+from tests.e2e.spending import COST, IMAGE_PATH
 
 ONCE: dict[str, Any] = {"schedule": "@once", "start_date": datetime(2026, 1, 1), "catchup": False}
 TRIES: dict[str, Any] = {"retries": RETRIES, "retry_delay": timedelta(seconds=RETRY_DELAY)}
@@ -47,8 +47,7 @@ def paint(client: Any, number: int, name: str) -> None:
     # As docs/spending.md advises: what is there is not paid for again.
     if not image.exists():
         form = {"prompt": (None, f"boat {number}")}
-        path = "/v2beta/stable-image/generate/core"
-        answer = client.request("POST", path, headers={"Accept": "image/*"}, files=form, timeout=30)
+        answer = client.request("POST", IMAGE_PATH, headers={"Accept": "image/*"}, files=form, timeout=30)
         unfinished = image.with_suffix(".part")
         unfinished.write_bytes(answer.content)
         unfinished.rename(image)

@@ -87,6 +87,7 @@ def known_to(gate: Gate) -> dict[str, Any]:
     """Return what a gate has learned till now, as arguments of the trigger that goes on with it."""
     balance, failure, not_before = gate.last_balance, gate.last_failure, gate.not_before
     return {
+        "last_organization": gate.organization,
         "last_credits": gate.last_credits,
         "last_credits_at": balance and balance[1].isoformat(),
         "last_failure": str(failure) if failure else None,

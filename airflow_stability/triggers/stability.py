@@ -57,7 +57,9 @@ class StabilityBalanceTrigger(BaseTrigger):
     :param end_from_trigger: succeed here, instead of resuming on a worker.
     :param do_xcom_push: whether the balance is then pushed to XCom.
     :param grace: seconds for which a key that has worked before may be refused.
-    :param last_credits: the balance that the worker read, before it deferred; None if it got none.
+    :param last_organization: whose balance the worker asked for, before it deferred: a trigger that times out
+        without a look names it, too. None for the key's default.
+    :param last_credits: the balance that it read; None if it got none.
     :param last_credits_at: when it was read.
     :param last_failure: what kept the worker from reading one; None if nothing did.
     :param not_before: before this time the server wants no call; None where it said nothing.
@@ -85,6 +87,7 @@ class StabilityBalanceTrigger(BaseTrigger):
         end_from_trigger: bool = False,
         do_xcom_push: bool = True,
         grace: float = GRACE.total_seconds(),
+        last_organization: str | None = None,
         last_credits: float | None = None,
         last_credits_at: str | None = None,
         last_failure: str | None = None,
@@ -109,6 +112,7 @@ class StabilityBalanceTrigger(BaseTrigger):
         self.end_from_trigger = end_from_trigger
         self.do_xcom_push = do_xcom_push
         self.grace = grace
+        self.last_organization = last_organization
         self.last_credits = last_credits
         self.last_credits_at = last_credits_at
         self.last_failure = last_failure
@@ -136,6 +140,7 @@ class StabilityBalanceTrigger(BaseTrigger):
                 "end_from_trigger": self.end_from_trigger,
                 "do_xcom_push": self.do_xcom_push,
                 "grace": self.grace,
+                "last_organization": self.last_organization,
                 "last_credits": self.last_credits,
                 "last_credits_at": self.last_credits_at,
                 "last_failure": self.last_failure,
@@ -183,7 +188,7 @@ class StabilityBalanceTrigger(BaseTrigger):
             gate = Gate(
                 self.minimum_credits,
                 expected_credits=self.expected_credits,
-                organization=self.organization,
+                organization=self.organization or self.last_organization,
                 grace=timedelta(seconds=self.grace),
             )
         except ValueError as error:

@@ -6,11 +6,18 @@ import asyncio
 import contextlib
 import json
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 
+from airflow_stability.sensors.stability import StabilityBalanceSensor
 from airflow_stability.triggers.feed import observations
 from airflow_stability.triggers.stability import StabilityBalanceTrigger
+
+try:
+    from airflow.sdk.exceptions import TaskDeferred
+except ImportError:  # before Airflow 3.2
+    from airflow.exceptions import TaskDeferred
 
 pytestmark = pytest.mark.usefixtures("connection")
 
@@ -171,6 +178,35 @@ def test_a_pause_does_not_outlast_the_deadline(simulator):
     (payload,) = asyncio.run(asyncio.wait_for(main(), 5))
     assert payload["verdict"] == "timeout"
     assert payload["text"].endswith("has 9 credits, needs 3.")
+
+
+@pytest.mark.parametrize("mode", ["late", "pausing"])
+def test_a_trigger_that_times_out_without_a_look_names_the_organization_of_its_connection(
+    simulator, monkeypatch, mode
+):
+    uri = f"{simulator.connection_uri()}?api_version=v1&organization=org-other"
+    monkeypatch.setenv("AIRFLOW_CONN_STABILITY_DEFAULT", uri)
+    simulator.set_credits(2.5, "org-other")
+    gate = StabilityBalanceSensor(task_id="gate", minimum_credits=3, timeout=60, deferrable=True)
+    context = {"ti": SimpleNamespace(try_number=1, start_date=datetime.now(UTC))}
+    with pytest.raises(TaskDeferred) as deferral:
+        gate.execute(context)
+    now, arguments = datetime.now(UTC), deferral.value.trigger.serialize()[1]
+    arguments["deferred_at"] = None
+    if mode == "late":
+        arguments["deadline"] = (now - timedelta(seconds=1)).isoformat()
+    else:
+        arguments["deadline"] = (now + timedelta(seconds=0.3)).isoformat()
+        arguments["join_at"] = (now + timedelta(seconds=60)).isoformat()
+
+    async def main():
+        return [event.payload async for event in StabilityBalanceTrigger(**arguments).run()]
+
+    (payload,) = asyncio.run(asyncio.wait_for(main(), 5))
+    assert payload["text"].startswith(
+        "Timed out after 60 s: organization org-other has 2.5 credits, needs more than 3."
+    )
+    assert len(simulator.requests) == 1
 
 
 def test_what_is_older_than_its_own_look_is_no_news(simulator):

@@ -8,8 +8,8 @@ import json
 import os
 import re
 import runpy
-import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -104,7 +104,12 @@ def shell(airflow_database, simulator, tmp_path):
     home = tmp_path / "home"
     airflow_home = home / "airflow"
     (airflow_home / "dags").mkdir(parents=True)
-    shutil.copy(HOME / "airflow.db", airflow_home)
+    # Not the file alone: what was written last may still stand in another beside it.
+    with (
+        contextlib.closing(sqlite3.connect(HOME / "airflow.db")) as ours,
+        contextlib.closing(sqlite3.connect(airflow_home / "airflow.db")) as theirs,
+    ):
+        ours.backup(theirs)
     return {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "HOME": str(home),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -186,6 +187,9 @@ def try_of(context: Context) -> int:
 
 #: What is written for triggers that may be cancelled meanwhile: a loop keeps no task alive by itself.
 _writes: set[asyncio.Future[None]] = set()
+#: One at a time, and not in the thread that asgiref has for all else: each takes a round of the triggerer's
+#: other process, and a connection that is to be read would wait for thousands of them.
+_writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stability-xcom")
 
 
 async def success_event(task_instance: Any, returned: float, *, do_xcom_push: bool) -> TaskSuccessEvent:
@@ -206,7 +210,7 @@ async def success_event(task_instance: Any, returned: float, *, do_xcom_push: bo
     from asgiref.sync import sync_to_async
 
     write = asyncio.ensure_future(
-        sync_to_async(XCom.set)(
+        sync_to_async(XCom.set, thread_sensitive=False, executor=_writer)(
             key="return_value",
             value=returned,
             dag_id=task_instance.dag_id,

@@ -177,7 +177,7 @@ class StabilityBalanceEventTrigger(BaseEventTrigger):
             report = edge.observe_balance(observation.outcome, observation.at, observation.organization)
             say = self.log.info
         if report.speak:
-            say("%s", report.text)
+            await asyncio.to_thread(say, "%s", report.text)  # see StabilityBalanceTrigger
         return report
 
     def _event(self, observation: Observation, report: Report) -> TriggerEvent:

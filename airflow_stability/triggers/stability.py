@@ -166,7 +166,8 @@ class StabilityBalanceTrigger(BaseTrigger):
             try:
                 return await success_event(self.task_instance, credits, do_xcom_push=push)
             except Exception as error:  # whatever Airflow's API raises
-                self.log.warning(
+                await asyncio.to_thread(
+                    self.log.warning,
                     "The balance could not be pushed to XCom from here (%s): a worker does it.",
                     type(error).__name__,
                 )
@@ -216,7 +217,7 @@ class StabilityBalanceTrigger(BaseTrigger):
             f"arguments are of version {self.arguments_version}, the triggerer knows {ARGUMENTS_VERSION}."
         )
         back = "In %.0f s this task goes back to a worker, to start over. %s"
-        self.log.warning(back, START_OVER_AFTER, text)
+        await asyncio.to_thread(self.log.warning, back, START_OVER_AFTER, text)
         await asyncio.sleep(START_OVER_AFTER)
         return {"verdict": "again", "text": text, "credits": None, "failure": None}
 
@@ -246,7 +247,9 @@ class StabilityBalanceTrigger(BaseTrigger):
                         observation.outcome, observation.at, spoken_for=observation.spoken_for
                     )
                 if decision.speak:
-                    self.log.info("%s", decision.text)
+                    # In a thread: Airflow's log goes through a socket that nobody reads while the triggerer's
+                    # other process is busy, as it is when many gates open.
+                    await asyncio.to_thread(self.log.info, "%s", decision.text)
                 if decision.verdict is not Verdict.WAIT:
                     return {
                         "verdict": decision.verdict.value,

@@ -317,6 +317,26 @@ def test_a_trigger_fires_once_when_there_is_credit(simulator):
     assert (event["verdict"], event["credits"]) == ("open", 35.5)
 
 
+def test_a_log_that_nobody_reads_does_not_hold_the_loop(simulator):
+    loop_was_free = []
+
+    async def main():
+        loop, had_its_turn = asyncio.get_running_loop(), threading.Event()
+
+        def info(*_):
+            loop.call_soon_threadsafe(had_its_turn.set)
+            loop_was_free.append(had_its_turn.wait(3))
+
+        gate = trigger(minimum_credits=8)
+        gate._log = SimpleNamespace(info=info)
+        return await fire(gate)
+
+    (event,) = asyncio.run(asyncio.wait_for(main(), 10))
+
+    assert event["verdict"] == "open"
+    assert loop_was_free == [True]
+
+
 def test_a_trigger_without_xcom_ends_its_task_with_nothing_else(simulator):
     ending = trigger(minimum_credits=8, end_from_trigger=True, do_xcom_push=False)
 
@@ -364,6 +384,28 @@ def test_an_xcom_is_written_to_its_end_when_its_trigger_is_cancelled(monkeypatch
     asyncio.run(main())
 
     assert written == [25.5]
+
+
+@pytest.mark.skipif(AIRFLOW_VERSION < (3, 0), reason="Airflow 2.11 writes the XCom by itself")
+def test_an_xcom_that_takes_long_keeps_no_connection_waiting(monkeypatch):
+    from airflow.sdk.execution_time.xcom import XCom
+    from asgiref.sync import sync_to_async
+
+    written = threading.Event()
+    monkeypatch.setattr(XCom, "set", lambda **_: written.wait(5))
+    task_instance = SimpleNamespace(dag_id="dag", task_id="task", run_id="run", map_index=-1)
+
+    async def main():
+        writing = asyncio.create_task(success_event(task_instance, 25.5, do_xcom_push=True))
+        await asyncio.sleep(0.1)
+        try:
+            # Airflow reads a connection so.
+            await asyncio.wait_for(sync_to_async(int)(), 2)
+        finally:
+            written.set()
+            await writing
+
+    asyncio.run(main())
 
 
 def test_a_trigger_whose_argument_became_unusable_says_so():

@@ -79,14 +79,14 @@ bench: .venvs/bench/installed
 test test-e2e test-cluster test-ui screenshots: export EXPECTED_AIRFLOW := $(basename $(RELEASE_$(AIRFLOW)))
 test test-e2e test-cluster test-ui screenshots: export EXPECTED_PYTHON := $(if $(filter command,$(firstword $(origin PYTHON))),$(PYTHON))
 
-# Of a real Airflow, which takes the machine for itself, and whose logs are too long to be shown.
+# Of a real Airflow, whose logs are too long to be shown.
 STORY = $(BIN)/python -m pytest --numprocesses=0 --show-capture=no
 
 test: $(VENV)/installed
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-e2e: $(VENV)/installed
-	@$(STORY) tests/e2e $(ARGS)
+	@$(STORY) --numprocesses=2 tests/e2e $(ARGS)
 
 test-cluster: $(VENV)/installed-cluster
 	@bash .ci/find-servers $(BIN)/python

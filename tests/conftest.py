@@ -8,6 +8,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # Before anything imports Airflow, which reads its environment once: no test may see this machine's settings,
@@ -24,6 +26,15 @@ os.environ.update(
     # Left out, Airflow 2.11 warns at every import.
     AIRFLOW__METRICS__TIMER_UNIT_CONSISTENCY="True",
 )
+#: The files that take longest start first, so that no process is left with one at the end.
+LONGEST = (
+    "test_a_minute_of_trouble",
+    "test_decision_table",
+    "test_feed",
+    "test_docs",
+    "test_spend",
+    "test_gates",
+)
 # A proxy of this machine has no part in what goes to loopback.
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
 
@@ -36,11 +47,17 @@ def pytest_report_header() -> str:
     return f"Airflow {__version__} on Python {platform.python_version()}"
 
 
-def pytest_configure() -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
+def pytest_configure(config: pytest.Config) -> None:
     import platform
 
-    import pytest
     from airflow import __version__
+
+    # Later versions of pytest-xdist would start with the files of most tests.
+    config.option.loadscopereorder = False
 
     for name, this in (("Airflow", __version__), ("Python", platform.python_version())):
         expected = os.environ.get(f"EXPECTED_{name.upper()}")

@@ -156,8 +156,16 @@ class Case:
             ends, text = self.outcome.no_memory
         return ends[self.flag], text
 
+    @property
+    def connection_is_in_the_database(self) -> bool:
+        """Else it is in the environment: `DAG.test()` lets a trigger read no others."""
+        return self.outcome.connection and self.mode != "deferrable"
 
-CASES = [Case(outcome, mode, flag) for outcome in OUTCOMES for mode in MODES for flag in FLAGS]
+
+def cases(mode: str) -> list[Case]:
+    """Return all cells of one mode."""
+    return [Case(outcome, mode, flag) for outcome in OUTCOMES for flag in FLAGS]
+
 
 #: Task id -> the text of the failure: the DAG's callbacks fill it while the run goes on in this process.
 FAILURES: dict[str, str] = {}
@@ -166,11 +174,14 @@ FAILURES: dict[str, str] = {}
 class World:
     """Gives each case an organization, a key, faults and a connection, and changes them while it waits."""
 
-    def __init__(self, simulator: StabilitySimulator, set_connection: Callable[[str, str], None]) -> None:
+    def __init__(
+        self, simulator: StabilitySimulator, set_connection: Callable[[str, str], None], mode: str
+    ) -> None:
         self._simulator = simulator
+        self._cases = cases(mode)
         self._set_connection = set_connection
         self.every_key: list[str] = []
-        self._keys = {case.task_id: self._set_up(case) for case in CASES}
+        self._keys = {case.task_id: self._set_up(case) for case in self._cases}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._change)
 
@@ -181,7 +192,7 @@ class World:
     def __exit__(self, *error: object) -> None:
         self._over.set()
         self._thread.join()
-        for case in CASES:
+        for case in self._cases:
             os.environ.pop(f"AIRFLOW_CONN_{case.task_id.upper()}", None)
 
     def credits(self, case: Case) -> float:
@@ -213,15 +224,14 @@ class World:
 
     def _connect(self, case: Case, key: str, *, running: bool = False) -> None:
         uri = f"{self._simulator.connection_uri(key)}?api_version=v1"
-        # Airflow's DAG.test() lets a trigger read connections from the environment only, and SQLite is not to
-        # be written to beside the run. What the environment says counts before the database.
-        if running or case.mode == "deferrable":
-            os.environ[f"AIRFLOW_CONN_{case.task_id.upper()}"] = uri
-        else:
+        # SQLite is not to be written to beside the run. What the environment says counts before the database.
+        if case.connection_is_in_the_database and not running:
             self._set_connection(case.task_id, uri)
+        else:
+            os.environ[f"AIRFLOW_CONN_{case.task_id.upper()}"] = uri
 
     def _change(self) -> None:
-        waiting = [case for case in CASES if case.outcome.then]
+        waiting = [case for case in self._cases if case.outcome.then]
         while waiting and not self._over.wait(0.02):
             seen = {record.organization for record in self._simulator.requests if record.status}
             for case in [case for case in waiting if case.task_id in seen]:

@@ -48,6 +48,7 @@ from tests.statsd_listener import StatsdListener
 LIMIT = 600
 pytestmark = pytest.mark.timeout(LIMIT + 60)
 
+WATCHERS = "SELECT id FROM trigger WHERE classpath LIKE '%EventTrigger'"
 READ_DEADLINES = """
 import json
 
@@ -158,6 +159,9 @@ class Story:
         for dag_id in dags[:-1]:
             airflow.run("dags", "unpause", dag_id)
         airflow.wait_for("gates and stopped wait", self._most_wait, seconds=300)
+        if HAS_EVENTS:
+            # Airflow sets up those of a DAG that it has read since the DAG was unpaused.
+            airflow.wait_for("both watchers are there", lambda: len(airflow.query(WATCHERS)) == len(EVENTS))
         self._wait_for_polls("before a crossing")
         wallets.of["watched"].top_up(TOP_UP, "watched")
         if HAS_EVENTS:

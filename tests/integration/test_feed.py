@@ -172,10 +172,11 @@ def test_organizations_are_polled_apart_and_wait_a_lock_out_out_together(simulat
     simulator.inject(Fault.status(429, retry_after=1), times=1)
 
     async def main():
-        first = asyncio.create_task(follow(2, organization="org-default"))
-        await asyncio.sleep(0.3)
-        second = asyncio.create_task(follow(1, organization="org-other"))
-        return await first, await second
+        async with contextlib.aclosing(observations("stability_default", "org-default", 0.3)) as feed:
+            first = [await anext(feed)]
+            second = asyncio.create_task(follow(1, organization="org-other"))
+            first.append(await anext(feed))
+            return first, await second
 
     first, second = asyncio.run(asyncio.wait_for(main(), 10))
 

@@ -13,7 +13,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from airflow_stability.arguments import check_later
 from airflow_stability.compat import success_event
 from airflow_stability.errors import StabilityError, StabilityTransientError
-from airflow_stability.gate import GRACE, Gate, Verdict
+from airflow_stability.gate import GRACE, Decision, Gate, Verdict
 from airflow_stability.pace import SETTLE, Claim
 from airflow_stability.triggers.feed import observations
 
@@ -166,11 +166,8 @@ class StabilityBalanceTrigger(BaseTrigger):
             try:
                 return await success_event(self.task_instance, credits, do_xcom_push=push)
             except Exception as error:  # whatever Airflow's API raises
-                await asyncio.to_thread(
-                    self.log.warning,
-                    "The balance could not be pushed to XCom from here (%s): a worker does it.",
-                    type(error).__name__,
-                )
+                text = "The balance could not be pushed to XCom from here (%s): a worker does it."
+                await asyncio.to_thread(self.log.warning, text, type(error).__name__)
         if self.memory is not None:
             verdict["memory"] = self.memory
         await self._let_the_scheduler_see_the_deferral()
@@ -205,10 +202,22 @@ class StabilityBalanceTrigger(BaseTrigger):
             left = (deadline - datetime.now(UTC)).total_seconds()
         try:
             async with asyncio.timeout(left):
-                return await self._follow(gate)
+                decision = await self._follow(gate)
         except TimeoutError:
             text = gate.timeout_text(self.timeout)
             return {"verdict": "timeout", "text": text, "credits": gate.last_credits}
+        await self._say(decision.text)  # out here: a log that takes its time ends no gate that is open
+        return {
+            "verdict": decision.verdict.value,
+            "text": decision.text,
+            "credits": decision.credits,
+            "failure": decision.failure.name if decision.failure else None,
+        }
+
+    async def _say(self, text: str) -> None:
+        # In a thread: Airflow's log goes through a socket that nobody reads while the triggerer's other
+        # process is busy, as it is when many gates open.
+        await asyncio.to_thread(self.log.info, "%s", text)
 
     async def _hand_back(self) -> dict[str, Any]:
         """Let a worker start the task over: this release may not know what it waits for."""
@@ -221,7 +230,7 @@ class StabilityBalanceTrigger(BaseTrigger):
         await asyncio.sleep(START_OVER_AFTER)
         return {"verdict": "again", "text": text, "credits": None, "failure": None}
 
-    async def _follow(self, gate: Gate) -> dict[str, Any]:
+    async def _follow(self, gate: Gate) -> Decision:
         feed = observations(
             self.stability_conn_id,
             self.organization,
@@ -246,17 +255,10 @@ class StabilityBalanceTrigger(BaseTrigger):
                     decision = gate.observe_balance(
                         observation.outcome, observation.at, spoken_for=observation.spoken_for
                     )
-                if decision.speak:
-                    # In a thread: Airflow's log goes through a socket that nobody reads while the triggerer's
-                    # other process is busy, as it is when many gates open.
-                    await asyncio.to_thread(self.log.info, "%s", decision.text)
                 if decision.verdict is not Verdict.WAIT:
-                    return {
-                        "verdict": decision.verdict.value,
-                        "text": decision.text,
-                        "credits": decision.credits,
-                        "failure": decision.failure.name if decision.failure else None,
-                    }
+                    return decision
+                if decision.speak:
+                    await self._say(decision.text)
         raise AssertionError("a feed does not end before its followers")
 
     def _claim(self, gate: Gate) -> Claim | None:

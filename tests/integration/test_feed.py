@@ -9,6 +9,7 @@ import logging
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -336,6 +337,15 @@ def test_a_log_that_nobody_reads_does_not_hold_the_loop(simulator):
 
     assert event["verdict"] == "open"
     assert loop_was_free == [True]
+
+
+def test_a_log_that_takes_its_time_ends_no_gate_that_is_open(simulator):
+    gate = trigger(minimum_credits=8, deadline=(datetime.now(UTC) + timedelta(seconds=2)).isoformat())
+    gate._log = SimpleNamespace(info=lambda *_: time.sleep(2.5))
+
+    (event,) = asyncio.run(asyncio.wait_for(fire(gate), 10))
+
+    assert event["verdict"] == "open"
 
 
 def test_a_trigger_without_xcom_ends_its_task_with_nothing_else(simulator):

@@ -237,7 +237,7 @@ Written by `make bench`, which runs all of it anew, in {result["minutes"]:.0f} m
 ## What is compared
 
 Every gate waits for more than 10 credits and looks every {INTERVAL} s. All wait on one connection and
-organization, each in a DAG run of its own.
+organization, each in a DAG run of its own. What thousands of gates cost has [a page of its own](load.md).
 
 {compared}
 

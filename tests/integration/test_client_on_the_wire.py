@@ -42,7 +42,7 @@ from airflow_stability.errors import (
 from tests.leaks import forms_of
 
 KEY = "sk-THIS0is0SECRET/0aBcDeFgHiJkLmN+oPqRsTuVwXyZ=0"  # a URL writes some of these in another way
-TIMEOUT = 0.2  # seconds for each piece; a call as a whole may take twice that
+TIMEOUT = 0.4  # seconds for each piece; a call as a whole may take twice that
 SOON = 2.0  # seconds after which a call held its caller
 BUFFERS = 24 * 1024 * 1024  # bytes that may lie in the kernel's buffers between two sockets, generously
 MEMORY = 8 * 1024 * 1024  # bytes that a failing call may hold at a time
@@ -256,7 +256,7 @@ def test_a_server_that_drips_does_not_hold_a_call(serve, begin, piece):
         server.drip(connection, piece)
 
     failure = failure_of(serve(talk), StabilityTimeoutError)
-    assert str(failure).startswith("GET /v1/user/balance got no complete answer: waited 0.2 s")
+    assert str(failure).startswith(f"GET /v1/user/balance got no complete answer: waited {TIMEOUT:g} s")
 
 
 def test_the_answer_to_any_other_call_does_not_hold_it_either(serve):
@@ -570,7 +570,7 @@ def test_unpacking_does_not_hold_a_call(answer):
     bomb = gzip.compress(b" " * 1_000_000) * 250
     server = answer(b"HTTP/1.1 200 OK" + PACKED % (b"gzip", len(bomb)), bomb)
     failure = failure_of(server, StabilityOutcomeUnknownError, post, memory=300 * 1024 * 1024)
-    assert "waited 0.2 s" in str(failure)
+    assert f"waited {TIMEOUT:g} s" in str(failure)
 
 
 # Odd, but right
@@ -751,7 +751,7 @@ def test_the_limit_of_a_call_does_not_cut_a_later_one(serve):
         server.send(connection, BALANCE)
 
     server = serve(talk)
-    with client_of(server.url, request_timeout=0.2) as client:
+    with client_of(server.url, request_timeout=TIMEOUT) as client:
         client.get_balance()
         time.sleep(0.25)
         assert client.request("GET", "/v1/x", timeout=5).json() == {"credits": 5}

@@ -178,6 +178,9 @@ class Cluster:
 
     def _rotate(self) -> None:
         """Rotate every key, in the order that people have: not everybody adds the new one first."""
+        # Those that an earlier kill has started anew, too: a refused key that has not worked yet is a wrong
+        # one, and fails its gate at once.
+        self.airflow.wait_for("gates on workers have looked", self._have_looked)
         old = dict(self.keys)
         for name in old:
             self._add_key(name)
@@ -210,6 +213,16 @@ class Cluster:
             # One that is rescheduled now and then looks.
             state == wanted[way] or (way == "reschedule" and state in ("scheduled", "queued", "running"))
             for way, state in ways
+        )
+
+    def _have_looked(self) -> bool:
+        """Tell whether each gate that pokes waits on a worker, and has looked in this try."""
+        rows = self.airflow.query(
+            "SELECT task_id, try_number FROM task_instance WHERE task_id LIKE 'poke%' AND state <> 'success'"
+        )
+        logs = (f"dag_id=gates/*/task_id={name}/attempt={number}.log" for name, number in rows)
+        return all(
+            any("Waiting: " in log.read_text() for log in self.airflow.task_logs.glob(each)) for each in logs
         )
 
     def _settled(self, number: int) -> bool:

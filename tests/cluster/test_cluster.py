@@ -102,7 +102,9 @@ class Cluster:
         self.topped_up: list[float] = []
         self.order = self.random.sample(DISTURBANCES, ROUNDS)
         self.killed: list[str] = []
+        #: While nothing happened: the calls for the deferred gates, and how many triggerers had any of those.
         self.polls_in_quiet: list[RequestRecord] = []
+        self.feeds_in_quiet = 0
         #: How long the story took, and how long of that gates waited.
         self.seconds, self.waited = 0.0, 0.0
 
@@ -127,6 +129,10 @@ class Cluster:
         self.polls_in_quiet = [
             record for record in self.calls("gates_deferrable") if until - QUIET <= record.monotonic < until
         ]
+        ((self.feeds_in_quiet,),) = airflow.query(
+            "SELECT count(DISTINCT triggerer_id) FROM trigger JOIN task_instance ON trigger.id = trigger_id "
+            "WHERE dag_id = 'gates'"
+        )
         for number, what in enumerate(self.order):
             self._tell("%s", what)
             self._disturb(what)
@@ -366,9 +372,11 @@ def most_polls(seconds: float, interval: float, feeds: int) -> float:
 
 
 def test_each_triggerer_polls_once_per_interval_while_all_wait(cluster):
-    interval = INTERVALS["deferrable"]
+    interval, feeds = INTERVALS["deferrable"], cluster.feeds_in_quiet
+    polls = len(cluster.polls_in_quiet)
 
-    assert 2 * (QUIET // interval - 1) <= len(cluster.polls_in_quiet) <= most_polls(QUIET, interval, feeds=2)
+    assert feeds in (1, 2)  # Airflow may give all to one
+    assert feeds * (QUIET // interval - 1) <= polls <= most_polls(QUIET, interval, feeds=feeds)
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,7 @@ import pytest
 from airflow_stability.sensors.stability import StabilityBalanceSensor
 from airflow_stability.triggers.feed import observations
 from airflow_stability.triggers.stability import StabilityBalanceTrigger
-
-try:
-    from airflow.sdk.exceptions import TaskDeferred
-except ImportError:  # before Airflow 3.2
-    from airflow.exceptions import TaskDeferred
+from tests.versions import TaskDeferred
 
 pytestmark = pytest.mark.usefixtures("connection")
 

@@ -29,11 +29,7 @@ from airflow_stability.triggers import stability as triggers
 from airflow_stability.triggers.stability import ARGUMENTS_VERSION, StabilityBalanceTrigger
 from tests.integration.recorded.record import POOR, RICH, WATCHED
 from tests.integration.test_event_trigger import Store, Watch, airflow_3
-
-try:
-    from airflow.sdk.exceptions import TaskDeferred
-except ImportError:  # before Airflow 3.2
-    from airflow.exceptions import TaskDeferred
+from tests.versions import TaskDeferred
 
 HERE = Path(__file__).parent / "recorded"
 THIS = ".".join(map(str, AIRFLOW_VERSION))

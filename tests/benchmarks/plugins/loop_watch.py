@@ -116,7 +116,7 @@ class _Watch:
         while True:
             time.sleep(SAMPLE_EVERY)
             if (began := self._began) is not None and time.monotonic() - began > SAMPLE_EVERY / 2:
-                stack = list(_names(sys._current_frames().get(self._thread)))
+                stack = list(_names(self._frame()))
                 now = time.monotonic()
                 garbage = self._collecting(now)
                 took = now - max(began, last) - (garbage - max(collected, self._collected_before))
@@ -126,6 +126,16 @@ class _Watch:
             while self._done:
                 with self._file.open("a") as file:
                     file.write(json.dumps(self._done.pop(0)) + "\n")
+
+    def _frame(self) -> FrameType | None:
+        # If garbage is collected in here, callbacks of weak references may let another thread have its turn.
+        # One that begins or ends then waits for this one for ever, and this one for it
+        # (python/cpython#106883, mended in later releases of 3.11 and 3.12).
+        gc.disable()
+        try:
+            return sys._current_frames().get(self._thread)
+        finally:
+            gc.enable()
 
 
 def _is_ours(name: str) -> bool:

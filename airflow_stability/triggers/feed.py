@@ -107,21 +107,25 @@ async def observations(
     try:
         if (fresh := feed.fresh(interval, newer_than)) is not None:
             yield fresh if claim is None else feed.share(fresh, follower)
-        while True:
-            observation = await feed.next()
+        while (observation := await follower.get()) is not None:
             yield observation if claim is None else _share(observation, follower)
+        raise asyncio.CancelledError  # as its feed was: Airflow starts the trigger anew
     finally:
         feed.leave(follower)
 
 
-def _prepare() -> None:
-    """Do what takes long the first time: loading the client, and asking for this machine's name."""
+def _prepare(gates: int) -> None:
+    """Do what takes long the first time: loading the client, sending a metric with this machine's name."""
     import airflow_stability.hooks.connection  # noqa: F401
 
-    metrics.hostname()
+    metrics.waiting(gates)
 
 
-def _share(observation: Observation, follower: object) -> Observation:
+#: Who follows a feed: what it has not been told yet. None says that there will be no more.
+_Follower = asyncio.Queue[Observation | None]
+
+
+def _share(observation: Observation, follower: _Follower) -> Observation:
     return replace(observation, spoken_for=observation.shares.get(follower, 0.0), shares={})
 
 
@@ -183,10 +187,8 @@ class _Feed:
         self._organization = organization
         self._wallet = (stability_conn_id, organization)
         self._loop = asyncio.get_running_loop()
-        self._intervals: dict[object, float] = {}
+        self._intervals: dict[_Follower, float] = {}
         self._followers_changed = asyncio.Event()
-        #: Of each follower that waits for the next observation.
-        self._news: list[asyncio.Future[Observation]] = []
         self._latest: Observation | None = None
         self._latest_asked_at = 0.0
         self._asked_at: float | None = None
@@ -199,8 +201,8 @@ class _Feed:
         self._key_has_worked = False
         self._task = self._loop.create_task(self._run(), context=contextvars.Context())
 
-    def join(self, interval: float, claim: Claim | None, *, is_gate: bool) -> object:
-        follower = object()
+    def join(self, interval: float, claim: Claim | None, *, is_gate: bool) -> _Follower:
+        follower: _Follower = asyncio.Queue()
         self._intervals[follower] = interval
         if is_gate:
             self._hub.gates.add(follower)
@@ -209,14 +211,14 @@ class _Feed:
             self._hub.paces.setdefault(self._wallet, Pace()).join(follower, claim)
         return follower
 
-    def leave(self, follower: object) -> None:
+    def leave(self, follower: _Follower) -> None:
         del self._intervals[follower]
         self._hub.gates.discard(follower)
         self._followers_changed.set()
         if pace := self._hub.paces.get(self._wallet):
             pace.leave(follower)
 
-    def share(self, observation: Observation, newcomer: object) -> Observation:
+    def share(self, observation: Observation, newcomer: _Follower) -> Observation:
         """Tell a newcomer with a claim its share of an observation that was made before it came."""
         if isinstance(observation.outcome, StabilityError):
             return observation
@@ -228,19 +230,17 @@ class _Feed:
     def fresh(self, interval: float, newer_than: datetime | None) -> Observation | None:
         """Return the latest observation if it is no older than the interval.
 
-        In a lock-out, the failure that is waited out is not too old; a balance may be.
+        In a lock-out, the failure that is waited out is not too old; a balance may be. A refusal always is:
+        what was refused may have been put right since, and a newcomer would fail for it.
         """
         if self._latest is None or (newer_than is not None and self._latest.at <= newer_than):
+            return None
+        if isinstance(self._latest.outcome, StabilityPermanentError):
             return None
         until = self._latest_asked_at + interval
         if isinstance(self._latest.outcome, StabilityError):
             until = max(until, self._hub.locked_until.get(self._conn_id, 0.0))
         return self._latest if self._loop.time() < until else None
-
-    async def next(self) -> Observation:
-        news: asyncio.Future[Observation] = self._loop.create_future()
-        self._news.append(news)
-        return await news
 
     def _due(self, interval: float) -> float:
         """Return when the next poll is due, in the loop's time."""
@@ -249,7 +249,8 @@ class _Feed:
 
     async def _run(self) -> None:
         try:
-            await self._loop.run_in_executor(_calls, _prepare)
+            with contextlib.suppress(Exception):  # the first poll loads it again, and tells what it meets
+                await self._loop.run_in_executor(_calls, _prepare, len(self._hub.gates))
             while self._intervals:
                 wait = self._due(min(self._intervals.values())) - self._loop.time()
                 if wait > 0:
@@ -265,8 +266,8 @@ class _Feed:
             # Nothing is awaited between the last look at the followers and this: nobody joins in between.
             del self._hub.feeds[self._wallet]
             self._hub.forget(self._conn_id)
-            for news in self._news:
-                news.cancel()
+            for follower in self._intervals:
+                follower.put_nowait(None)
             if self._client is not None:
                 self._client.close()
             metrics.waiting(len(self._hub.gates))
@@ -274,12 +275,11 @@ class _Feed:
     async def _tell(self, observation: Observation) -> None:
         # Whoever comes from here on gets it as the latest. Nothing was awaited since it was made, and paced.
         self._latest, self._latest_asked_at = observation, self._asked_at or 0.0
-        waiting, self._news = self._news, []
+        followers = list(self._intervals)
         async with self._hub.telling:
-            for first in range(0, len(waiting), AT_A_TIME):
-                for news in waiting[first : first + AT_A_TIME]:
-                    if not news.done():  # its follower was cancelled
-                        news.set_result(observation)
+            for first in range(0, len(followers), AT_A_TIME):
+                for follower in followers[first : first + AT_A_TIME]:
+                    follower.put_nowait(observation)
                 await asyncio.sleep(0)
 
     async def _poll(self) -> Observation | None:

@@ -110,6 +110,30 @@ print(loaded_by["airflow_stability.client"] is threading.main_thread())
     assert done.stdout.split()[-2:] == ["25.0", "False"], done.stderr
 
 
+def test_a_module_that_cannot_be_loaded_at_first_ends_no_feed(simulator):
+    code = """
+import asyncio, contextlib, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "airflow_stability.hooks.connection":
+            sys.meta_path.remove(self)
+            raise ImportError(name)
+
+async def main():
+    from airflow_stability.triggers.feed import observations
+
+    sys.meta_path.insert(0, Finder())
+    async with contextlib.aclosing(observations("stability_default", None, 1)) as feed:
+        print((await anext(feed)).outcome)
+
+asyncio.run(main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+    assert done.stdout.split()[-1:] == ["25.0"], done.stderr
+
+
 def test_the_smallest_interval_counts_for_all(simulator):
     async def main():
         await asyncio.gather(follow(4, interval=60), follow(4, interval=0.2))
@@ -130,6 +154,33 @@ def test_a_newcomer_gets_the_latest_observation_at_once_while_it_is_fresh(simula
 
     assert newcomer[0] is first[0]
     assert len(simulator.requests) == 2
+
+
+def test_a_newcomer_is_not_told_of_a_refusal_from_before_it(simulator, connection):
+    async def main():
+        simulator.revoke_key(simulator.api_key)
+        async with contextlib.aclosing(observations("stability_default", None, 60)) as staying:
+            refused = await anext(staying)
+            connection(simulator.add_key())
+            return refused, *await follow(1, interval=0.5)
+
+    refused, told = asyncio.run(asyncio.wait_for(main(), 10))
+
+    assert isinstance(refused.outcome, StabilityAuthenticationError)
+    assert told.outcome == 25.0
+    assert [record.status for record in simulator.requests] == [401, 200]
+
+
+def test_who_takes_its_time_misses_nothing(simulator):
+    async def main():
+        async with contextlib.aclosing(observations("stability_default", None, 0.2)) as slow:
+            found = [await anext(slow)]
+            others = await follow(4, interval=0.2)
+            return found + [await anext(slow) for _ in others[1:]], others
+
+    found, others = asyncio.run(asyncio.wait_for(main(), 10))
+
+    assert [id(observation) for observation in found] == [id(observation) for observation in others]
 
 
 def test_the_feed_survives_its_first_follower(simulator):

@@ -24,8 +24,9 @@ not before somebody changes something; not before somebody has looked, since the
 
 from __future__ import annotations
 
-#: Where credits are bought.
+#: Where credits are bought, and where API keys are made.
 CREDITS_URL = "https://platform.stability.ai/account/credits"
+KEYS_URL = "https://platform.stability.ai/account/keys"
 
 
 class StabilityError(Exception):
@@ -120,7 +121,7 @@ class StabilityConfigurationError(StabilityPermanentError, ValueError):
 class StabilityAuthenticationError(StabilityPermanentError):
     """Status 401: the API key is missing, mistyped, revoked or not known to this API version."""
 
-    advice = "Check the API key; keys are made at https://platform.stability.ai/account/keys."
+    advice = f"Check the API key; keys are made at {KEYS_URL}."
 
 
 class StabilityPaymentRequiredError(StabilityPermanentError):

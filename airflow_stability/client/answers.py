@@ -68,7 +68,7 @@ def clean(text: str, secrets: Collection[str]) -> str:
     """Make foreign text fit for a log line: no control characters, no secret, at most 500 characters."""
     text = _UNPRINTABLE.sub(" ", text).strip()
     for secret in sorted(secrets, key=len, reverse=True):  # one may be a part of another
-        text = text.replace(secret, "***")
+        text = re.sub(re.escape(secret), "***", text, flags=re.IGNORECASE)  # a host is shown in lower case
     return text if len(text) <= LONGEST_FOREIGN_TEXT else text[: LONGEST_FOREIGN_TEXT - 1] + "…"
 
 

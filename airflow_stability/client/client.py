@@ -62,9 +62,10 @@ _Error = TypeVar("_Error", bound=StabilityError)
 class StabilityClient:
     """Calls the Stability API with one API key. For one thread at a time; use it as a context manager.
 
-    Every call has an end: connecting may take ``request_timeout``, the answer as a whole another, and
-    repeated attempts together ``retry_deadline`` plus the last attempt. Only GET is ever repeated.
-    Redirects are never followed. The environment's proxy and CA settings count, as requests reads them.
+    Every attempt has an end: connecting may take ``request_timeout``, each silence while the answer comes as
+    much, and the whole twice that. Repeated attempts together take ``retry_deadline`` plus the last one. Only
+    GET is ever repeated. Redirects are never followed. The environment's proxy and CA settings count, as
+    requests reads them.
 
     :param api_key: the API key. Surrounding blanks and what was copied in front are dropped: ``Bearer``, and
         the name of a header or of a setting.
@@ -73,7 +74,7 @@ class StabilityClient:
         the one that answered is asked first from then on, in this process and for this base URL.
     :param organization: id such as ``org-123456`` for every balance that names none; None for the key's
         default organization.
-    :param request_timeout: seconds for connecting, and for the complete answer after that.
+    :param request_timeout: seconds for connecting, and for each silence while the answer comes.
     :param retry_deadline: seconds that one call may spend on retries; 0 for a single attempt.
     :param client_id: sent as ``Stability-Client-ID``, except to v1alpha, which knows no such header.
     :param user_agent: replaces the ``User-Agent``, which otherwise names this package and its version.
@@ -133,11 +134,12 @@ class StabilityClient:
         self._secrets = Secrets(
             [*keys, *(secret for url in proxies for secret in settings.proxy_secrets(url))]
         )
+        self._shown_url = clean(self.base_url, self._secrets)
         self._ca_bundle = settings.check_ca_bundle(ca_bundle)
 
     def __repr__(self) -> str:
         return (
-            f"StabilityClient(base_url={self.base_url!r}, api_version={self.api_version!r}, "
+            f"StabilityClient(base_url={self._shown_url!r}, api_version={self.api_version!r}, "
             f"organization={self.organization!r})"
         )
 
@@ -211,7 +213,7 @@ class StabilityClient:
         """
         if not path.startswith("/"):
             raise StabilityConfigurationError(
-                f"path must begin with / and is appended to {self.base_url}; got {path[:80]!r}."
+                f"path must begin with / and is appended to {self._shown_url}; got {path[:80]!r}."
             )
         method = method.upper()
         if not re.fullmatch("[A-Z]+", method):
@@ -332,9 +334,9 @@ class StabilityClient:
                 response.status_code, response.headers, body, call=call, secrets=self._secrets
             )
         elif limit.expired or broken:
-            what = f" from {self.base_url}: {broken}"
+            what = f" from {self._shown_url}: {broken}"
             if limit.expired:
-                what = f": waited {timeout:g} s to connect or for the answer"
+                what = f": it took longer than {timeout:g} s to connect or to answer"
             failure = _no_answer(
                 f"{call} got no complete answer{what}",
                 timed_out=limit.expired,

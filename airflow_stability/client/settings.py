@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from airflow_stability.arguments import check_organization as _check_organization
 from airflow_stability.arguments import show
-from airflow_stability.errors import StabilityConfigurationError
+from airflow_stability.errors import KEYS_URL, StabilityConfigurationError
 
 #: ``auto`` asks them in this order until one is known to answer.
 API_VERSIONS = ("v1alpha", "v1")
@@ -53,9 +53,7 @@ def check_api_key(api_key: object) -> str:
     copied = _COPIED_KEY.fullmatch(api_key) if isinstance(api_key, str) else None
     key = copied["key"] if copied else ""
     if not key:
-        raise StabilityConfigurationError(
-            "The API key is missing: keys are made at https://platform.stability.ai/account/keys."
-        )
+        raise StabilityConfigurationError(f"The API key is missing: keys are made at {KEYS_URL}.")
     if {key[0], key[-1]} & set("\"'`"):
         raise StabilityConfigurationError("The API key has quotes around it: leave them out.")
     odd = re.search(r"[^!-~]", key)
@@ -90,6 +88,8 @@ def check_base_url(base_url: str, *, allow_http: bool = False) -> str:
         host, problem = None, "has a host or a port that cannot be one"
     elif host and host.rstrip(".") == "api.stability.ai" and parts.path.strip("/"):
         host, problem = None, "has a path, which api.stability.ai has not"
+    elif host and re.search(r"/sk-[\w-]{20,}(?=[:/]|$)", base_url):
+        host, problem = None, "has an API key in it, which belongs into the password"
     if not host:
         # A key may stand in either place, by mistake.
         shown = re.sub(r"^(\w+://)?.*@", r"\1***@", re.split("[?#]", str(base_url))[0], flags=re.DOTALL)

@@ -215,6 +215,10 @@ def test_a_secret_is_masked_wherever_it_stands(before, after):
     assert "sk-SECRET" not in clean(f"{before}sk-SECRET{after}", ["sk-SECRET"])
 
 
+def test_a_secret_is_masked_in_lower_case_too():
+    assert clean("no host sk-secret", ["sk-SECRET"]) == "no host ***"
+
+
 def test_a_secret_across_the_cut_is_masked_before_cutting():
     assert clean("x" * 495 + "sk-SECRET", ["sk-SECRET"]) == "x" * 495 + "***"
     assert "sk" not in clean("x" * 497 + "sk-SECRET" + "x" * 9, ["sk-SECRET"])

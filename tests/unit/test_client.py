@@ -718,6 +718,18 @@ def test_a_client_is_shown_without_its_key(base_url):
     assert KEY not in repr(client._keys)
 
 
+def test_a_key_that_stands_in_a_gateways_address_is_masked(api, base_url):
+    key = "A-Gateways-Own-Key"
+    api.get(f"{base_url}/{key}/v1/user/balance", body=requests.ConnectionError(f"no {key.lower()}"))
+    client = StabilityClient(key, base_url=f"{base_url}/{key}", api_version="v1", retry_deadline=0)
+    with pytest.raises(StabilityNetworkError) as failure:
+        client.get_balance()
+    with pytest.raises(StabilityConfigurationError) as mistake:
+        client.request("GET", "no-path")
+    assert key.lower() not in f"{failure.value} {mistake.value} {client!r}".lower()
+    assert f"{base_url}/***" in str(failure.value)
+
+
 @pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 429, 500, 418])
 def test_a_key_that_the_server_echoes_is_masked_in_every_field(api, base_url, status):
     body = {"id": f"e-{KEY}", "name": f"n {KEY}", "message": f"bad key 'Bearer {KEY}'"}

@@ -141,6 +141,9 @@ def test_what_is_no_address_of_an_api_is_refused(url):
         "https://\nsk-SECRET@host",
         "https://api.stability.ai/sk-SECRET00",
         "sk-SECRET00://host",
+        f"https://sk-SECRET{'a' * 20}",
+        f"https://sk-SECRET{'a' * 20}:443/path",
+        f"https://host/path/sk-SECRET{'a' * 20}/",
     ],
 )
 def test_a_key_in_the_address_is_refused_without_being_shown(url):

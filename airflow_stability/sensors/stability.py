@@ -129,6 +129,8 @@ class StabilityBalanceSensor(BaseSensorOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if deferrable:  # all that share its poll would poll without a pause
+            check_seconds(self.poke_interval, argument="poke_interval")
         self.deferrable = deferrable
         self.end_from_trigger = end_from_trigger
         if not is_template(minimum_credits):

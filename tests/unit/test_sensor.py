@@ -33,6 +33,11 @@ def test_a_minimum_that_is_none_fails_when_the_task_is_built(minimum):
         StabilityBalanceSensor(task_id="gate", minimum_credits=minimum)
 
 
+def test_a_gate_that_would_poll_without_a_pause_for_all_others_fails_when_the_task_is_built():
+    with pytest.raises(ValueError, match="poke_interval must be a finite number of seconds, more than 0"):
+        StabilityBalanceSensor(task_id="gate", minimum_credits=1, poke_interval=0, deferrable=True)
+
+
 @pytest.mark.parametrize("organization", ["", " ", "org 1", "org\n1", "örg", 5, "x" * 257])
 @pytest.mark.parametrize("operator", [StabilityBalanceSensor, StabilityBalanceOperator])
 def test_an_organization_that_is_none_fails_when_the_task_is_built(operator, organization):

@@ -265,10 +265,16 @@ def create_controls(controls: Controls) -> FastAPI:
     async def refused(request: Request, refusal: Exception) -> JSONResponse:
         return JSONResponse({"detail": refusal.args[0]}, status_code=400)
 
+    def known() -> list[str]:
+        return [f"{min(route.methods)} {route.path}" for route in app.routes if isinstance(route, APIRoute)]
+
     @app.exception_handler(404)
     async def unknown(request: Request, missing: Exception) -> JSONResponse:
-        known = [f"{min(route.methods)} {route.path}" for route in app.routes if isinstance(route, APIRoute)]
-        return JSONResponse({"detail": f"No such control. There are: {', '.join(known)}."}, status_code=404)
+        return JSONResponse({"detail": f"No such control. There are: {', '.join(known())}."}, status_code=404)
+
+    @app.get("/_simulator")
+    async def all_controls() -> list[str]:
+        return known()
 
     @app.get("/_simulator/state")
     async def state() -> dict[str, Any]:

@@ -846,6 +846,17 @@ def test_the_log_can_be_cleared_and_is_no_live_list(simulator):
     assert simulator.requests == []
 
 
+def test_all_controls_are_named():
+    with StabilitySimulator() as simulator:
+        named = requests.get(f"{simulator.url}/_simulator", timeout=5)
+        unknown = control(simulator, "POST", "nothing")
+
+    assert named.status_code == 200
+    assert "POST /_simulator/top-up" in named.json()
+    assert unknown.status_code == 404
+    assert "POST /_simulator/top-up" in unknown.json()["detail"]
+
+
 def test_controls_are_not_in_the_log_nor_under_the_rate_limit():
     with StabilitySimulator(rate_limit=RateLimit(requests=1)) as simulator:
         key = authorization("/v1/", simulator.api_key)

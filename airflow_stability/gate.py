@@ -39,6 +39,13 @@ def suffices(credits: float, minimum: float, expected: float) -> bool:
     return credits > minimum and credits - minimum >= expected
 
 
+def needed(minimum: float, expected: float) -> str:
+    """Say how many credits suffice: ``more than 50``, ``30 beyond 50`` or ``30``; see :func:`suffices`."""
+    if not expected:
+        return f"more than {format_number(minimum)}"
+    return format_number(expected) + (f" beyond {format_number(minimum)}" if minimum else "")
+
+
 class Verdict(Enum):
     """What a driver has to do next."""
 
@@ -241,10 +248,7 @@ class Gate:
         return f"organization {self.organization}" if self.organization else "the key's default organization"
 
     def _needs(self) -> str:
-        if not self.expected_credits:
-            return f"needs more than {format_number(self.minimum_credits)}"
-        beyond = f" beyond {format_number(self.minimum_credits)}" if self.minimum_credits else ""
-        return f"needs {format_number(self.expected_credits)}{beyond}"
+        return f"needs {needed(self.minimum_credits, self.expected_credits)}"
 
     def _history(self) -> str:
         if not self.remembers:

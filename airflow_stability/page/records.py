@@ -20,7 +20,8 @@ from airflow.models.xcom import XComModel
 from sqlalchemy import and_, func, select
 from sqlalchemy.orm import lazyload
 
-from airflow_stability.arguments import format_number, is_template
+from airflow_stability.arguments import check_credits, is_template
+from airflow_stability.gate import needed
 from airflow_stability.page.readings import Reading
 
 if TYPE_CHECKING:
@@ -321,22 +322,10 @@ def _time(value: object) -> datetime | None:
 
 def _needs(minimum: object, expected: object) -> str:
     """Say how much is waited for, as a gate says it."""
-    if expected in (None, 0, "0", "None"):
-        return f"more than {_number(minimum)}"
-    beyond = "" if minimum in (None, 0, "0") else f" beyond {_number(minimum)}"
-    return f"{_number(expected)}{beyond}"
-
-
-def _number(value: object) -> str:
-    if value is None:
-        return "?"
     try:
-        return format_number(value) if isinstance(value, int | float) else str(value)
-    except (
-        OverflowError,
-        ValueError,
-    ):  # a whole number that is too large for a float, or for Python to write
-        return "?"
+        return needed(check_credits(minimum), 0.0 if expected in (None, "None") else check_credits(expected))
+    except ValueError:  # a template, which the triggerer renders; or anything, in a row that others wrote
+        return f"more than {minimum}" if is_template(minimum) else "?"
 
 
 def wallets_of(records: Records) -> Iterable[Wallet]:

@@ -55,7 +55,18 @@ def test_a_time_of_another_zone_is_shown_in_utc():
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"), [(50, "50"), (0.5, "0.5"), ("75", "75"), (None, "?"), (10**400, "?")]
+    ("minimum", "expected", "shown"),
+    [
+        (50, None, "more than 50"),
+        ("0.5", "None", "more than 0.5"),
+        (50.0, "0.0", "more than 50"),
+        (0, "3", "3"),
+        ("50", 2.5, "2.5 beyond 50"),
+        ("{{ params.reserve }}", 3, "more than {{ params.reserve }}"),
+        (None, None, "?"),
+        (10**400, None, "?"),
+        (["anything"], 3, "?"),
+    ],
 )
-def test_what_is_needed_is_written_as_a_number_if_it_is_one(value, shown):
-    assert records._number(value) == shown
+def test_what_is_needed_is_written_as_a_gate_says_it(minimum, expected, shown):
+    assert records._needs(minimum, expected) == shown

@@ -46,7 +46,7 @@ def get_cli_commands() -> list[GroupCommand]:
     conn_id = Arg(  # type: ignore[no-untyped-call]
         ("--conn-id",),
         default="stability_default",
-        help="The connection, of type stability (default: stability_default)",
+        help="The connection, of type stability (default: %(default)s)",
     )
     organization = Arg(  # type: ignore[no-untyped-call]
         ("--organization",),

@@ -8,6 +8,7 @@ import sys
 from airflow.cli.cli_config import ActionCommand, GroupCommand
 
 from airflow_stability.cli import get_cli_commands
+from airflow_stability.hooks.stability import StabilityHook
 
 
 def test_the_commands_are_what_airflow_wants():
@@ -17,6 +18,14 @@ def test_the_commands_are_what_airflow_wants():
     assert group.name == "stability"
     assert [command.name for command in group.subcommands] == ["balance", "account"]
     assert all(isinstance(command, ActionCommand) and callable(command.func) for command in group.subcommands)
+
+
+def test_the_connection_is_the_hooks_unless_another_is_named():
+    (group,) = get_cli_commands()
+
+    for command in group.subcommands:
+        (conn_id,) = [arg for arg in command.args if arg.flags == ("--conn-id",)]
+        assert conn_id.kwargs["default"] == StabilityHook.default_conn_name
 
 
 def test_airflows_command_line_loads_nothing_more_than_this_one_module():

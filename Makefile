@@ -56,7 +56,7 @@ help:
 	@echo "make test AIRFLOW=lowest the same, on the lowest versions of all that pyproject.toml asks for"
 	@echo "make test PYTHON=3.13    the same, on another Python"
 	@echo "make test-e2e            gates in a real Airflow, while everything goes wrong"
-	@echo "make test-all            all of these, on every Airflow"
+	@echo "make test-all            make test and make test-e2e, on every Airflow"
 	@echo "make test-cluster        gates and spending in a cluster whose parts are killed; installs PostgreSQL and Redis"
 	@echo "make test-ui             Airflow 3.3's web pages in a real browser; installs Debian's Chromium if there is none"
 	@echo "make screenshots         the same, and put its pictures into docs/images"

@@ -27,7 +27,7 @@ PLACEHOLDERS = {
     "port": "443",
 }
 
-#: What the box for the extra shows where that is one box, on Airflow up to 3.1.
+#: What the box for the extra shows, where Airflow shows examples there: on 2.11.
 EXAMPLE = '{"organization": "org-123456", "api_version": "v1", "request_timeout": 10, "retry_deadline": 120}'
 
 

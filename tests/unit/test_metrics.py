@@ -32,7 +32,6 @@ def test_the_page_about_metrics_names_every_outcome_of_a_poll():
     page = (ROOT / "docs" / "metrics.md").read_text()
     branches = {
         errors.StabilityError,
-        errors.StabilityTransientError,
         errors.StabilityPermanentError,
         errors.StabilityOutcomeUnknownError,  # a poll costs nothing
     }

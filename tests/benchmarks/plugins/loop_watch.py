@@ -1,10 +1,9 @@
 """Notes how long each round of a triggerer's event loop takes, and whose code runs in it meanwhile.
 
 A round is what the loop does between two looks at its sockets and clocks: whatever comes in meanwhile waits
-for its end. It is timed where it begins and ends, so none is missed, and none is made longer. Whose code
-runs is sampled: a thread looks at the loop's stack every 10 ms. It has to wait for Python's global lock like
-any other thread, 5 ms by Python's setting, and longer while C code holds it; so each sample stands for all
-the time since the one before.
+for its end. It is timed where it begins and ends, so none is missed. Whose code runs is sampled: every 10 ms
+of a round a signal has the loop's thread look at its own stack, which takes some microseconds. That waits
+for the end of what runs in C just then; so each sample stands for all the time since the one before.
 
 A round can be long without anybody's code running: Python collects garbage, other threads have the lock,
 other processes the cores. So the time of collections is noted apart, and is nobody's, and so is the CPU time
@@ -17,7 +16,7 @@ import asyncio
 import gc
 import json
 import os
-import sys
+import signal
 import threading
 import time
 from collections import Counter
@@ -65,8 +64,13 @@ class _Watch:
         self._selector: Any = loop._selector  # type: ignore[attr-defined]
         self._wait = self._selector.select
         self._selector.select = self._select
+        #: When the last sample was taken, and how many seconds had been collected till then.
+        self._sampled = (0.0, 0.0)
         gc.callbacks.append(self._collects)
-        threading.Thread(target=self._sample, name="loop-watch", daemon=True).start()
+        # The loop's thread looks at itself. From another one, with sys._current_frames, that is not safe: it
+        # has stopped the process for good (python/cpython#106883).
+        signal.signal(signal.SIGVTALRM, self._sample)
+        threading.Thread(target=self._ask_for_samples, name="loop-watch", daemon=True).start()
 
     def _select(self, timeout: float | None = None) -> Any:
         if self._began is not None:
@@ -111,31 +115,24 @@ class _Watch:
             }
         )
 
-    def _sample(self) -> None:
-        last = collected = 0.0
+    def _ask_for_samples(self) -> None:
         while True:
             time.sleep(SAMPLE_EVERY)
             if (began := self._began) is not None and time.monotonic() - began > SAMPLE_EVERY / 2:
-                stack = list(_names(self._frame()))
-                now = time.monotonic()
-                garbage = self._collecting(now)
-                took = now - max(began, last) - (garbage - max(collected, self._collected_before))
-                if self._began == began:  # else the round has ended meanwhile
-                    self._samples.append((took, stack))
-                last, collected = now, garbage
+                signal.pthread_kill(self._thread, signal.SIGVTALRM)
             while self._done:
                 with self._file.open("a") as file:
                     file.write(json.dumps(self._done.pop(0)) + "\n")
 
-    def _frame(self) -> FrameType | None:
-        # If garbage is collected in here, callbacks of weak references may let another thread have its turn.
-        # One that begins or ends then waits for this one for ever, and this one for it
-        # (python/cpython#106883, mended in later releases of 3.11 and 3.12).
-        gc.disable()
-        try:
-            return sys._current_frames().get(self._thread)
-        finally:
-            gc.enable()
+    def _sample(self, _signal: int, frame: FrameType | None) -> None:
+        if self._began is None:  # the round has ended meanwhile
+            return
+        now = time.monotonic()
+        garbage = self._collecting(now)
+        last, collected = self._sampled
+        took = now - max(self._began, last) - (garbage - max(collected, self._collected_before))
+        self._samples.append((took, list(_names(frame))))
+        self._sampled = now, garbage
 
 
 def _is_ours(name: str) -> bool:

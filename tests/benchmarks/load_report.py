@@ -138,9 +138,9 @@ What the loop did in one round, while everything else in it waited:
 - A round is what the loop does between two looks at its sockets and clocks. Each of them is timed where it
   begins and ends, in the loop itself; those under 20 ms are not noted.
 - Ours is the time in which a frame of this package is on the loop's stack, whatever it has called, added
-  up over the round. It is sampled every 10 ms by a thread, which waits for Python's global lock like any
-  other: for 5 ms by Python's setting, and for longer while C code holds it. So each sample stands for all
-  the time since the one before, and half a sample at either end may be counted wrongly.
+  up over the round. It is sampled: every 10 ms of a round a signal has the loop's thread look at its
+  own stack, as soon as what runs in C has ended. So each sample stands for all the time since the one
+  before, and half a sample at either end may be counted wrongly.
 - Collections of garbage are counted apart. They stop all threads of the process, and come in the code that
   happens to make one object too many.
 - A round with less CPU than it is long has waited: for another thread with the global lock, such as one

@@ -86,7 +86,7 @@ test: $(VENV)/installed
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-e2e: $(VENV)/installed
-	@$(STORY) --numprocesses=2 tests/e2e $(ARGS)
+	@$(STORY) --numprocesses=3 tests/e2e $(ARGS)
 
 test-cluster: $(VENV)/installed-cluster
 	@bash .ci/find-servers $(BIN)/python

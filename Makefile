@@ -42,7 +42,7 @@ unexport PYTHONPATH AIRFLOW_HOME
 # Without compiled modules each start of an Airflow process takes twice as long.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo bench test test-e2e test-cluster test-ui screenshots test-all lint format build check-wheel constraints clean
+.PHONY: help venvs demo bench test test-e2e test-cluster test-ui screenshots test-all lint format build check-wheel constraints clean
 .DELETE_ON_ERROR:
 
 help:
@@ -57,6 +57,7 @@ help:
 	@echo "make test PYTHON=3.13    the same, on another Python"
 	@echo "make test-e2e            gates in a real Airflow, while everything goes wrong"
 	@echo "make test-all            make test and make test-e2e, on every Airflow"
+	@echo "make venvs               install all these Airflows at once: else each is when it is first used"
 	@echo "make test-cluster        gates and spending in a cluster whose parts are killed; installs PostgreSQL and Redis"
 	@echo "make test-ui             Airflow 3.3's web pages in a real browser; installs Debian's Chromium if there is none"
 	@echo "make screenshots         the same, and put its pictures into docs/images"
@@ -86,7 +87,7 @@ test: $(VENV)/installed
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-e2e: $(VENV)/installed
-	@$(STORY) --numprocesses=3 tests/e2e $(ARGS)
+	@$(STORY) --numprocesses=2 tests/e2e $(ARGS)
 
 test-cluster: $(VENV)/installed-cluster
 	@bash .ci/find-servers $(BIN)/python
@@ -126,6 +127,11 @@ clean:
 	@echo "Installing uv into .venvs/uv"
 	@python3 -m venv .venvs/uv || { echo "python3 cannot make a venv: install the package python3-venv."; exit 1; }
 	@.venvs/uv/bin/python -m pip install --quiet --disable-pip-version-check uv
+
+# All that `test-all` needs, for CI, which sets it up while something else waits: with low priority.
+venvs:
+	@for airflow in $(AIRFLOWS) $(LOWEST); do \
+		nice $(MAKE) --no-print-directory .venvs/airflow-$$airflow/installed AIRFLOW=$$airflow || exit 1; done
 
 # pip's and uv's other settings (an index, a proxy) are the machine's own and count.
 .venvs/bench/installed: MORE := --group bench

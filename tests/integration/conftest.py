@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import json
 import logging
+import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +45,36 @@ def connection(simulator: StabilitySimulator, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture(scope="session")
-def airflow_database() -> None:
-    """Make Airflow's database, and a folder of DAGs: the examples and those of the tests."""
-    command = [sys.executable, "-m", "airflow", "db", "migrate"]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+def airflow_database(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Make Airflow's database, and a folder of DAGs: the examples and those of the tests.
+
+    The first of pytest's processes makes an empty database for all of them, each takes a copy.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    empty, unfinished, mine = shared / "empty.db", shared / "unfinished.db", HOME / "airflow.db"
+    with (shared / "empty.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if empty.exists():
+            _copy_database(empty, mine)
+        else:
+            command = [sys.executable, "-m", "airflow", "db", "migrate"]
+            subprocess.run(command, check=True, capture_output=True, timeout=120)
+            _copy_database(mine, unfinished)
+            unfinished.rename(empty)
     dags = HOME / "dags"
     dags.mkdir()
     for folder in (ROOT / "example_dags", Path(__file__).parent / "dags"):
         for file in folder.glob("*.py"):
             if AIRFLOW_VERSION >= (3, 0) or file.name not in NEED_AIRFLOW_3:
                 shutil.copy(file, dags)
+
+
+def _copy_database(source: Path, target: Path) -> None:
+    """Copy what is in its log of writes, too, and to where this process may have a database open already."""
+    with closing(sqlite3.connect(source)) as reader, closing(sqlite3.connect(target)) as writer:
+        reader.backup(writer)
 
 
 @pytest.fixture(scope="session")

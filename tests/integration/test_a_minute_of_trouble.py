@@ -20,6 +20,8 @@ from tests.integration.written import PASSWORDS, Written
 
 MODES = ("poke", "reschedule")
 LOCK_OUT = 60.0
+#: Seconds that the start of a rescheduled task may take on a machine that runs other tests beside it.
+BUSY = 3.0
 
 
 class Gates:
@@ -102,7 +104,8 @@ def test_a_gate_lives_through_a_minute_of(trouble, mode, gates):
         assert all(later - earlier >= POKE_INTERVAL * 0.99 for earlier, later in pairwise(calls))
         assert len(calls) <= LASTS / POKE_INTERVAL + 2
         if trouble != "refused":
-            assert len(calls) >= LASTS / (POKE_INTERVAL + 2 * REQUEST_TIMEOUT)
+            # It goes on asking at its interval. One with pauses that double would have asked five times.
+            assert len(calls) >= LASTS / (POKE_INTERVAL + 2 * REQUEST_TIMEOUT + BUSY)
         # The one that succeeded: a call that hung when the trouble ended was answered then.
         assert calls[-1] >= gates.healed_at[name] - REQUEST_TIMEOUT
 

@@ -128,7 +128,7 @@ clean:
 	@python3 -m venv .venvs/uv || { echo "python3 cannot make a venv: install the package python3-venv."; exit 1; }
 	@.venvs/uv/bin/python -m pip install --quiet --disable-pip-version-check uv
 
-# All that `test-all` needs, for CI, which sets it up while something else waits: with low priority.
+# For CI, which sets all of them up while something else waits: with low priority.
 venvs:
 	@for airflow in $(AIRFLOWS) $(LOWEST); do \
 		nice $(MAKE) --no-print-directory .venvs/airflow-$$airflow/installed AIRFLOW=$$airflow || exit 1; done

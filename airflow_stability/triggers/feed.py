@@ -73,6 +73,10 @@ class Observation:
     shares: Mapping[object, float] = field(default_factory=dict, repr=False)
 
 
+#: Who follows a feed: what it has not been told yet. None says that there will be no more.
+_Follower = asyncio.Queue[Observation | None]
+
+
 async def observations(
     stability_conn_id: str,
     organization: str | None,
@@ -119,10 +123,6 @@ def _prepare(gates: int) -> None:
     import airflow_stability.hooks.connection  # noqa: F401
 
     metrics.waiting(gates)
-
-
-#: Who follows a feed: what it has not been told yet. None says that there will be no more.
-_Follower = asyncio.Queue[Observation | None]
 
 
 def _share(observation: Observation, follower: _Follower) -> Observation:

@@ -85,15 +85,20 @@ def test_others_have_their_turn_while_a_thousand_followers_are_told(simulator):
     assert max(told.values()) <= AT_A_TIME
 
 
-def test_the_event_loop_loads_no_client(simulator):
-    code = """
+def look_in_a_process(find_spec, then=""):
+    """Return what a process prints that looks at the balance once, and whose imports go by way of a finder.
+
+    :param find_spec: the body of the finder's method.
+    :param then: what is done after the look.
+    """
+    code = f"""
 import asyncio, contextlib, sys, threading
 
-loaded_by = {}
+loaded_by = {{}}
 
 class Finder:
     def find_spec(self, name, path=None, target=None):
-        loaded_by[name] = threading.current_thread()
+        {find_spec}
 
 async def main():
     from airflow_stability.triggers.feed import AT_A_TIME, observations
@@ -103,35 +108,32 @@ async def main():
         print((await anext(feed)).outcome)
 
 asyncio.run(main())
-print(loaded_by["airflow_stability.client"] is threading.main_thread())
+{then}
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
 
-    assert done.stdout.split()[-2:] == ["25.0", "False"], done.stderr
+
+def test_the_event_loop_loads_no_client(simulator):
+    printed = look_in_a_process(
+        "loaded_by[name] = threading.current_thread()",
+        then='print(loaded_by["airflow_stability.client"] is threading.main_thread())',
+    )
+
+    assert printed[-2:] == ["25.0", "False"]
 
 
 def test_a_module_that_cannot_be_loaded_at_first_ends_no_feed(simulator):
-    code = """
-import asyncio, contextlib, sys
-
-class Finder:
-    def find_spec(self, name, path=None, target=None):
+    printed = look_in_a_process(
+        """
         if name == "airflow_stability.hooks.connection":
             sys.meta_path.remove(self)
             raise ImportError(name)
+        """
+    )
 
-async def main():
-    from airflow_stability.triggers.feed import observations
-
-    sys.meta_path.insert(0, Finder())
-    async with contextlib.aclosing(observations("stability_default", None, 1)) as feed:
-        print((await anext(feed)).outcome)
-
-asyncio.run(main())
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-
-    assert done.stdout.split()[-1:] == ["25.0"], done.stderr
+    assert printed[-1:] == ["25.0"]
 
 
 def test_the_smallest_interval_counts_for_all(simulator):

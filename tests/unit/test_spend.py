@@ -27,18 +27,13 @@ from airflow_stability.operators.spend import _Wait, without_client
 from airflow_stability.operators.stability import StabilitySpendOperator
 from airflow_stability.sensors.stability import StabilityBalanceSensor
 from airflow_stability.triggers.stability import SEEN_AFTER, StabilityBalanceTrigger
+from tests.versions import TaskDeferred
 
 try:
     from airflow.sdk import DAG, task
-    from airflow.sdk.exceptions import TaskDeferred
-except ImportError:  # before Airflow 3.2
-    from airflow.exceptions import TaskDeferred
-
-    try:
-        from airflow.sdk import DAG, task
-    except ImportError:
-        from airflow import DAG
-        from airflow.decorators import task
+except ImportError:
+    from airflow import DAG
+    from airflow.decorators import task
 
 
 def never(client):

@@ -134,8 +134,8 @@ def _say(text: str) -> None:
 
 
 def _balance(hook: StabilityHook, args: Namespace) -> int:
-    from airflow_stability.arguments import check_credits, check_organization, format_number
-    from airflow_stability.gate import suffices
+    from airflow_stability.rules.gate import suffices
+    from airflow_stability.validation import check_credits, check_organization, format_number
 
     minimum = None if args.minimum is None else check_credits(args.minimum, argument="--minimum")
     organization = check_organization(args.organization) or hook.get_conn().organization

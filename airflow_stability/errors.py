@@ -9,7 +9,7 @@ not before somebody changes something; not before somebody has looked, since the
     │   ├── StabilityTimeoutError            no complete answer in time
     │   ├── StabilityRateLimitError          429: the key is locked out for a while
     │   ├── StabilityUnavailableError        408, 425, 5xx, or `temporary: true` in the body
-    │   ├── StabilityMalformedAnswerError    an answer that is not what the API documents
+    │   ├── StabilityMalformedResponseError    an answer that is not what the API documents
     │   └── StabilityBlockedError            a 403 that is not the API's own: a firewall speaking
     ├── StabilityPermanentError              will not pass until somebody changes something
     │   ├── StabilityConfigurationError      a setting that cannot work (also a ValueError)
@@ -98,7 +98,7 @@ class StabilityUnavailableError(StabilityTransientError):
     advice = "This usually passes; send the error id to the vendor's support if it goes on."
 
 
-class StabilityMalformedAnswerError(StabilityTransientError):
+class StabilityMalformedResponseError(StabilityTransientError):
     """The answer is not what the API documents: cut short, HTML, or a value of the wrong type."""
 
     advice = "Something between here and the API may be answering in its place: check proxy and host."

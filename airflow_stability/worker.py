@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow_stability import metrics
-from airflow_stability.arguments import format_number
 from airflow_stability.compat import (
     AirflowFailException,
     AirflowNotFoundException,
@@ -17,8 +16,9 @@ from airflow_stability.compat import (
     task_state_store,
 )
 from airflow_stability.errors import StabilityError, StabilityPermanentError
-from airflow_stability.gate import Decision, Gate
 from airflow_stability.hooks.stability import StabilityHook
+from airflow_stability.rules.gate import Decision, Gate
+from airflow_stability.validation import format_number
 
 #: Airflow's own timeout of a deferral comes this much after the trigger's, in case no triggerer runs at all.
 BACKSTOP = timedelta(minutes=5)

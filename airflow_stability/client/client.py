@@ -19,9 +19,9 @@ from requests.auth import AuthBase
 from urllib3.exceptions import HTTPError
 
 from airflow_stability import __version__
-from airflow_stability.client import settings
-from airflow_stability.client.answers import Secrets, clean, error_from_answer, malformed, parse_answer
+from airflow_stability.client import options
 from airflow_stability.client.models import Account, Balance
+from airflow_stability.client.responses import Secrets, clean, error_from_answer, malformed, parse_answer
 from airflow_stability.client.retry import build_retrying
 from airflow_stability.client.transport import Session, TimeLimit, UnreadableAnswerError, read_limited
 from airflow_stability.errors import (
@@ -100,31 +100,31 @@ class StabilityClient:
         ca_bundle: str | None = None,
         allow_http: bool = False,
     ) -> None:
-        key = settings.check_api_key(api_key)
+        key = options.check_api_key(api_key)
         self._keys = {"v1alpha": _KeyAuth(key), "v1": _KeyAuth(f"Bearer {key}")}
-        self.base_url = settings.check_base_url(base_url, allow_http=allow_http)
-        self.api_version = settings.check_api_version(api_version)
-        self.organization = settings.check_organization(organization)
-        self.request_timeout = settings.check_seconds("request_timeout", request_timeout)
-        self.retry_deadline = settings.check_seconds("retry_deadline", retry_deadline, zero=True)
+        self.base_url = options.check_base_url(base_url, allow_http=allow_http)
+        self.api_version = options.check_api_version(api_version)
+        self.organization = options.check_organization(organization)
+        self.request_timeout = options.check_seconds("request_timeout", request_timeout)
+        self.retry_deadline = options.check_seconds("retry_deadline", retry_deadline, zero=True)
         #: The API version that the last account or balance of this client came from.
         self.answered_version: str | None = None
         #: How many calls of this client, other than GET, HEAD and OPTIONS, may have been paid for: those that
         #: were answered with 2xx, and those whose outcome is unknown.
         self.maybe_paid = 0
         self._client_headers = {
-            "Stability-Client-ID": settings.check_header("client_id", client_id),
+            "Stability-Client-ID": options.check_header("client_id", client_id),
             "Stability-Client-Version": __version__,
         }
         if user_agent is None:
             user_agent = f"airflow-provider-stability/{__version__} {requests.utils.default_user_agent()}"
         self._session = Session()
-        self._session.headers["User-Agent"] = settings.check_header("user_agent", user_agent)
+        self._session.headers["User-Agent"] = options.check_header("user_agent", user_agent)
         # An answer that unpacks to gigabytes has to be asked for; so it is not.
         self._session.headers["Accept-Encoding"] = "identity"
         self._proxies: dict[str, str] = {}
         if proxy is not None:
-            settings.check_proxy(proxy)
+            options.check_proxy(proxy)
             self._proxies = {"http": proxy, "https": proxy}
         elif self.base_url.startswith("http:") and not allow_http:
             # It is this machine that is asked, in clear: not by way of another.
@@ -132,10 +132,10 @@ class StabilityClient:
         proxies = (proxy or "", *getproxies().values())
         keys = {key, quote(key), quote(key, safe="")}  # as a redirect's address may repeat it
         self._secrets = Secrets(
-            [*keys, *(secret for url in proxies for secret in settings.proxy_secrets(url))]
+            [*keys, *(secret for url in proxies for secret in options.proxy_secrets(url))]
         )
         self._shown_url = clean(self.base_url, self._secrets)
-        self._ca_bundle = settings.check_ca_bundle(ca_bundle)
+        self._ca_bundle = options.check_ca_bundle(ca_bundle)
 
     def __repr__(self) -> str:
         return (
@@ -180,7 +180,7 @@ class StabilityClient:
         :raises StabilityTransientError: no answer within ``retry_deadline``; it may pass.
         :raises StabilityPermanentError: the API refuses; under ``auto``, both versions of it.
         """
-        organization = settings.check_organization(organization) or self.organization
+        organization = options.check_organization(organization) or self.organization
         return self._get("user/balance", Balance, {"Organization": organization} if organization else {})
 
     def request(
@@ -221,7 +221,7 @@ class StabilityClient:
                 f"method must be one of HTTP's, such as POST; got {method[:80]!r}."
             )
         version = "v1alpha" if path.startswith("/v1alpha/") else "v1"
-        seconds = self.request_timeout if timeout is None else settings.check_seconds("timeout", timeout)
+        seconds = self.request_timeout if timeout is None else options.check_seconds("timeout", timeout)
 
         def attempt() -> requests.Response:
             response, _ = self._send(
@@ -273,8 +273,8 @@ class StabilityClient:
     def _versions(self) -> tuple[str, ...]:
         if self.api_version != "auto":
             return (self.api_version,)
-        first = _answering.get(self.base_url, settings.API_VERSIONS[0])
-        return (first, *(version for version in settings.API_VERSIONS if version != first))
+        first = _answering.get(self.base_url, options.API_VERSIONS[0])
+        return (first, *(version for version in options.API_VERSIONS if version != first))
 
     def _send(
         self,

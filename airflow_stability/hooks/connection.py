@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from airflow_stability.arguments import show
 from airflow_stability.client.client import DEFAULT_BASE_URL, DEFAULT_CLIENT_ID, StabilityClient
 from airflow_stability.errors import StabilityConfigurationError, StabilityError, StabilityTransientError
+from airflow_stability.validation import safe_repr
 
 if TYPE_CHECKING:
     from airflow_stability.compat import Connection
@@ -75,7 +75,7 @@ def client_from_connection(connection: Connection, *, retry_deadline: float | No
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         field = str(first["loc"][0])
-        got = "" if field == "proxy" else f", but is {show(_read_extra(connection)[field])}"
+        got = "" if field == "proxy" else f", but is {safe_repr(_read_extra(connection)[field])}"
         problem = f"extra.{field}: {first['msg'].lower()}{got}."
     except StabilityConfigurationError as error:
         problem = str(error)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from airflow_stability.arguments import format_number
 from airflow_stability.compat import AirflowNotFoundException, BaseHook, mask_secret
 from airflow_stability.errors import StabilityConfigurationError, StabilityError
 from airflow_stability.hooks import form
+from airflow_stability.validation import format_number
 
 if TYPE_CHECKING:
     # At run time the client is loaded when the first connection is made: a DAG file that imports the

@@ -14,15 +14,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from airflow_stability.arguments import (
-    check_credits,
-    check_credits_as_given,
-    check_organization,
-    check_seconds,
-    format_number,
-    is_template,
-    show,
-)
 from airflow_stability.compat import (
     AirflowFailException,
     AirflowRescheduleException,
@@ -44,9 +35,18 @@ from airflow_stability.errors import (
     StabilityRateLimitError,
     StabilityTimeoutError,
 )
-from airflow_stability.gate import Decision, Gate, Verdict, suffices
 from airflow_stability.hooks.stability import StabilityHook
-from airflow_stability.pace import SETTLE
+from airflow_stability.rules.gate import Decision, Gate, Verdict, suffices
+from airflow_stability.rules.pacing import RESERVATION_SECONDS
+from airflow_stability.validation import (
+    check_credits,
+    check_credits_as_given,
+    check_organization,
+    check_seconds,
+    format_number,
+    is_template,
+    safe_repr,
+)
 from airflow_stability.worker import (
     BACKSTOP,
     failed,
@@ -136,7 +136,8 @@ class StabilitySpendOperator(PythonOperator):
         poll, and are let go in turn. Without, the task is rescheduled: its time then counts from its first
         reschedule, with the function's runs, and a pause after a refusal is as long as it took till then.
     :param poke_interval: seconds between two looks at the balance.
-    :param settle: seconds for which a triggerer counts ``credits`` as spent once it has let the task go.
+    :param reservation_seconds: seconds for which a triggerer counts ``credits`` as spent once it has let the
+        task go.
     :param kwargs: what a PythonOperator takes: ``op_args``, ``op_kwargs``, ``templates_dict`` and so on.
     :raises ValueError: an argument that cannot be what it should; for a template, when the task runs.
     """
@@ -162,7 +163,7 @@ class StabilitySpendOperator(PythonOperator):
         stability_conn_id: str = StabilityHook.default_conn_name,
         deferrable: bool = True,
         poke_interval: float = 60,
-        settle: float = SETTLE,
+        reservation_seconds: float = RESERVATION_SECONDS,
         **kwargs: Any,
     ) -> None:
         super().__init__(python_callable=without_client(python_callable), **kwargs)
@@ -179,7 +180,9 @@ class StabilitySpendOperator(PythonOperator):
         if wait_timeout is None:
             wait_timeout = conf.getfloat("sensors", "default_timeout")
         if isinstance(max_refusals, bool) or not isinstance(max_refusals, int) or max_refusals < 1:
-            raise ValueError(f"max_refusals must be a whole number, 1 or more; got {show(max_refusals)}.")
+            raise ValueError(
+                f"max_refusals must be a whole number, 1 or more; got {safe_repr(max_refusals)}."
+            )
         self.credits = credits
         self.wait_timeout = check_seconds(wait_timeout, argument="wait_timeout")
         self.max_refusals = max_refusals
@@ -187,7 +190,7 @@ class StabilitySpendOperator(PythonOperator):
         self.stability_conn_id = stability_conn_id
         self.deferrable = deferrable
         self.poke_interval = check_seconds(poke_interval, argument="poke_interval")
-        self.settle = check_seconds(settle, argument="settle")
+        self.reservation_seconds = check_seconds(reservation_seconds, argument="reservation_seconds")
 
     @property
     def reschedule(self) -> bool:
@@ -257,9 +260,9 @@ class StabilitySpendOperator(PythonOperator):
             0,
             expected_credits=check_credits(self.credits, argument="credits"),
             organization=self.organization,
-            remembers=self.deferrable,
+            stateful=self.deferrable,
         )
-        gate.go_on_from(balance, None)
+        gate.restore(balance, None)
         least = 0.0
         if again:
             from airflow_stability.triggers.stability import START_OVER_AFTER
@@ -368,11 +371,11 @@ class StabilitySpendOperator(PythonOperator):
             if locked_out > left:  # after the wait it would not remember that, and ask
                 text = self._timeout_text(gate.hopeless_text(self.wait_timeout), gate.last_credits, wait)
                 raise AirflowFailException(text)
-            from airflow_stability.triggers.stability import SEEN_AFTER
+            from airflow_stability.triggers.stability import MIN_DEFERRAL_SECONDS
 
             seconds = max(pause, self.poke_interval, locked_out)
             # What is left may be next to nothing, and the scheduler must have seen the worker end before.
-            again = now + timedelta(seconds=min(seconds, max(left, SEEN_AFTER)))
+            again = now + timedelta(seconds=min(seconds, max(left, MIN_DEFERRAL_SECONDS)))
             raise AirflowRescheduleException(again)  # type: ignore[no-untyped-call]  # Airflow's
 
         from airflow_stability.triggers.stability import StabilityBalanceTrigger
@@ -386,7 +389,7 @@ class StabilitySpendOperator(PythonOperator):
                 minimum_credits=gate.minimum_credits,
                 expected_credits=gate.expected_credits,
                 poke_interval=self.poke_interval,
-                settle=self.settle,
+                reservation_seconds=self.reservation_seconds,
                 timeout=self.wait_timeout,
                 deadline=(now + timedelta(seconds=left)).isoformat(),
                 since=since,

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from airflow_stability import metrics
-from airflow_stability.arguments import check_organization, format_number, is_template
 from airflow_stability.compat import AirflowFailException, BaseOperator, Context
 from airflow_stability.errors import StabilityError, StabilityPermanentError
 from airflow_stability.hooks.stability import StabilityHook
+from airflow_stability.validation import check_organization, format_number, is_template
 
 if TYPE_CHECKING:
     from airflow_stability.client import StabilityClient

@@ -20,15 +20,15 @@ from fastapi import Depends, FastAPI
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
-from airflow_stability.arguments import format_number
 from airflow_stability.compat import AirflowNotFoundException, conf
 from airflow_stability.errors import CREDITS_URL, StabilityConfigurationError
 from airflow_stability.hooks.stability import StabilityHook
-from airflow_stability.page.balances import MOST_ORGANIZATIONS, Answer, Balances, Known
+from airflow_stability.page.balance_cache import MOST_ORGANIZATIONS, Answer, Balances, Known
+from airflow_stability.page.burn_rate import Burn, Reading, burn, in_order, thinned
+from airflow_stability.page.permissions import visible_connections, visible_dags
 from airflow_stability.page.plot import Plot, plot
-from airflow_stability.page.readings import Burn, Reading, burn, in_order, thinned
-from airflow_stability.page.records import HISTORY, Records, Waiter, Wallet, read, wallets_of
-from airflow_stability.page.rights import visible_connections, visible_dags
+from airflow_stability.page.queries import HISTORY, Records, Waiter, Wallet, read, wallets_of
+from airflow_stability.validation import format_number
 
 if TYPE_CHECKING:
     from airflow.api_fastapi.auth.managers.models.base_user import BaseUser

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from airflow_stability.page.readings import Reading, thinned
+from airflow_stability.page.burn_rate import Reading, thinned
 
 WIDTH, HEIGHT = 1000.0, 200.0
 
@@ -38,7 +38,7 @@ class Plot:
 def plot(readings: Sequence[Reading]) -> Plot | None:
     """Return the picture of readings; None where there are fewer than two.
 
-    :param readings: as :func:`~airflow_stability.page.readings.in_order` returns them.
+    :param readings: as :func:`~airflow_stability.page.burn_rate.in_order` returns them.
     """
     if len(readings) < 2:
         return None

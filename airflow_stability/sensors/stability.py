@@ -6,12 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 
-from airflow_stability.arguments import (
-    check_credits_as_given,
-    check_organization,
-    check_seconds,
-    is_template,
-)
 from airflow_stability.compat import (
     RENDERS_IN_TRIGGERER,
     STARTS_IN_TRIGGERER,
@@ -27,9 +21,15 @@ from airflow_stability.compat import (
     is_left_over,
     try_of,
 )
-from airflow_stability.gate import Decision, Gate, Verdict
 from airflow_stability.hooks.stability import StabilityHook
-from airflow_stability.pace import SETTLE
+from airflow_stability.rules.gate import Decision, Gate, Verdict
+from airflow_stability.rules.pacing import RESERVATION_SECONDS
+from airflow_stability.validation import (
+    check_credits_as_given,
+    check_organization,
+    check_seconds,
+    is_template,
+)
 from airflow_stability.worker import (
     BACKSTOP,
     failed,
@@ -42,7 +42,7 @@ from airflow_stability.worker import (
 
 #: What a template may name to be rendered in the triggerer. The rest of a task's context is not there, or is
 #: asked for and never answered: an XCom, an earlier run.
-AT_HAND = frozenset(
+TRIGGERER_TEMPLATE_NAMES = frozenset(
     {
         "dag_run",
         "data_interval_end",
@@ -94,7 +94,7 @@ class StabilityBalanceSensor(BaseSensorOperator):
     :param expected_credits: what the run behind the gate is expected to spend: the gate then opens when that
         much is there beyond the minimum, and in a triggerer in turn with the others that say so, so that they
         do not open together on credit for one (templated). None: it opens on the balance alone.
-    :param settle: seconds for which a triggerer counts them as spent once the gate has opened.
+    :param reservation_seconds: seconds for which a triggerer counts them as spent once the gate has opened.
     :param deferrable: wait in a triggerer, where all gates on one connection and organization share one poll,
         after a first look on the worker; default: Airflow's ``[operators] default_deferrable``.
     :param start_from_trigger: with ``deferrable``, start in the triggerer, without a first look on a worker.
@@ -122,7 +122,7 @@ class StabilityBalanceSensor(BaseSensorOperator):
         organization: str | None = None,
         stability_conn_id: str = StabilityHook.default_conn_name,
         expected_credits: float | str | None = None,
-        settle: float = SETTLE,
+        reservation_seconds: float = RESERVATION_SECONDS,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         start_from_trigger: bool = False,
         end_from_trigger: bool = False,
@@ -141,7 +141,7 @@ class StabilityBalanceSensor(BaseSensorOperator):
             check_organization(organization)
         self.minimum_credits = minimum_credits
         self.expected_credits = expected_credits
-        self.settle = check_seconds(settle, argument="settle")
+        self.reservation_seconds = check_seconds(reservation_seconds, argument="reservation_seconds")
         self.organization = organization
         self.stability_conn_id = stability_conn_id
         self._skips_first_look = deferrable and start_from_trigger
@@ -173,7 +173,7 @@ class StabilityBalanceSensor(BaseSensorOperator):
     def _begin(self, context: Context, memory: Mapping[str, Any] | None = None) -> float:
         """Wait from the beginning.
 
-        :param memory: what a task remembers that starts over within its try; None for one that starts.
+        :param memory: what a task stateful that starts over within its try; None for one that starts.
         """
         self._start()
         try:
@@ -301,7 +301,7 @@ class StabilityBalanceSensor(BaseSensorOperator):
             "stability_conn_id": self.stability_conn_id,
             "poke_interval": self.poke_interval,
             "timeout": self.timeout,
-            "settle": self.settle,
+            "reservation_seconds": self.reservation_seconds,
             "end_from_trigger": self.end_from_trigger,
             "do_xcom_push": self.do_xcom_push,
             "arguments_version": ARGUMENTS_VERSION,
@@ -329,7 +329,7 @@ class StabilityBalanceSensor(BaseSensorOperator):
         """Log and show what there is to say, and raise the verdict of a gate that fails."""
         if decision.verdict is Verdict.FAIL:
             raise _GateFailed(decision.text, decision.failure.name if decision.failure else None)
-        if decision.speak:
+        if decision.should_log:
             self.log.info("%s", decision.text)
             if decision.verdict is Verdict.WAIT:
                 show_wait(context, decision.text)
@@ -339,7 +339,7 @@ class StabilityBalanceSensor(BaseSensorOperator):
             self.minimum_credits,
             expected_credits=self.expected_credits,
             organization=self.organization,
-            remembers=not self.reschedule,
+            stateful=not self.reschedule,
         )
         self._hook = StabilityHook(self.stability_conn_id, retry_deadline=0)
 
@@ -357,7 +357,7 @@ class StabilityBalanceSensor(BaseSensorOperator):
         left = max(self.timeout - run_duration(), 0.0)
         if locked_out > left:
             if self.reschedule:
-                # It remembers nothing between two pokes, so that after the wait it would poll inside the
+                # It stateful nothing between two pokes, so that after the wait it would poll inside the
                 # lock-out. Nothing can be learned before the timeout: it is over now.
                 raise AirflowSensorTimeout
             return left
@@ -383,4 +383,4 @@ def _renders_in_triggerer(template: object) -> bool:
     except TemplateError:
         return False
     filters = {each.name for each in tree.find_all(Filter)}
-    return names <= AT_HAND and filters <= environment.filters.keys()
+    return names <= TRIGGERER_TEMPLATE_NAMES and filters <= environment.filters.keys()

@@ -33,8 +33,8 @@ except ImportError as error:
     ) from error
 
 from airflow_stability.simulator.faults import Fault
-from airflow_stability.simulator.journal import RequestRecord
+from airflow_stability.simulator.request_log import RequestRecord
 from airflow_stability.simulator.server import StabilitySimulator
-from airflow_stability.simulator.world import RateLimit
+from airflow_stability.simulator.state import RateLimit
 
 __all__ = ["Fault", "RateLimit", "RequestRecord", "StabilitySimulator"]

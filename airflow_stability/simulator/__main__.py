@@ -17,9 +17,9 @@ from urllib.parse import quote
 
 from airflow_stability.simulator.controls import FaultKind
 from airflow_stability.simulator.faults import Fault
-from airflow_stability.simulator.journal import logger
+from airflow_stability.simulator.request_log import logger
 from airflow_stability.simulator.server import StabilitySimulator
-from airflow_stability.simulator.world import RateLimit
+from airflow_stability.simulator.state import RateLimit
 
 DESCRIPTION = (
     "A Stability API to run at home: nothing leaves this machine, no credit is spent. Ctrl-C ends it."

@@ -10,8 +10,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from airflow_stability.simulator.answers import error, picture, version_of
-from airflow_stability.simulator.world import NotAMemberError, NotEnoughCreditsError, World
+from airflow_stability.simulator.error_bodies import error, picture, version_of
+from airflow_stability.simulator.state import NotAMemberError, NotEnoughCreditsError, World
 
 EXPECTED_FORM = {"v1alpha": "raw", "v1": "bearer", "v2beta": "bearer"}
 

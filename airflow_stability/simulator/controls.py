@@ -17,8 +17,8 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict
 
 from airflow_stability.simulator.faults import Fault, FaultQueue
-from airflow_stability.simulator.journal import Journal, RequestRecord
-from airflow_stability.simulator.world import RateLimit, World
+from airflow_stability.simulator.request_log import Journal, RequestRecord
+from airflow_stability.simulator.state import RateLimit, World
 
 FaultKind = Literal["status", "body", "html", "text", "empty", "reset", "hang", "slow", "drip", "truncated"]
 

@@ -16,9 +16,9 @@ import uvicorn
 
 from airflow_stability.simulator.api import create_api
 from airflow_stability.simulator.controls import Controls, create_controls
-from airflow_stability.simulator.front import Front, TransportProtocol
-from airflow_stability.simulator.journal import logger
-from airflow_stability.simulator.world import RateLimit
+from airflow_stability.simulator.middleware import Front, TransportProtocol
+from airflow_stability.simulator.request_log import logger
+from airflow_stability.simulator.state import RateLimit
 
 
 class _Server(uvicorn.Server):

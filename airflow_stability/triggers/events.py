@@ -1,4 +1,4 @@
-"""StabilityBalanceEventTrigger: drives an edge in a triggerer, on the feed that all gates there share.
+"""StabilityBalanceEventTrigger: drives a watch in a triggerer, on the feed that all gates there share.
 
 It is imported from :mod:`airflow_stability.triggers.stability`, and needs Airflow 3.
 
@@ -22,12 +22,12 @@ from typing import Any
 
 from airflow.triggers.base import TriggerEvent
 
-from airflow_stability.arguments import check_conn_id, check_later, check_organization, check_seconds
 from airflow_stability.compat import BaseEventTrigger, asset_state_store
-from airflow_stability.edge import Direction, Edge, Report
 from airflow_stability.errors import StabilityError
 from airflow_stability.hooks.stability import StabilityHook
+from airflow_stability.rules.crossing import CrossingDecision, Direction, ThresholdWatch
 from airflow_stability.triggers.feed import Observation, observations
+from airflow_stability.validation import check_conn_id, check_later, check_organization, check_seconds
 
 #: The version of the arguments that StabilityBalanceEventTrigger.serialize() returns, with the rules that the
 #: gates' ARGUMENTS_VERSION has. One of its own, since another version is another trigger: Airflow replaces it
@@ -35,7 +35,7 @@ from airflow_stability.triggers.feed import Observation, observations
 ARGUMENTS_VERSION = 1
 
 #: Seconds that Airflow gets to store an event. It takes one or two, and tells nobody.
-HAND_OVER = 5.0
+EVENT_STORE_SECONDS = 5.0
 
 
 class StabilityBalanceEventTrigger(BaseEventTrigger):
@@ -102,8 +102,8 @@ class StabilityBalanceEventTrigger(BaseEventTrigger):
             self.unusable = str(error)
 
     def _check(self) -> None:
-        edge = Edge(self.threshold, self.direction, margin=self.margin)
-        self.threshold, self.margin = edge.threshold, edge.margin
+        watch = ThresholdWatch(self.threshold, self.direction, margin=self.margin)
+        self.threshold, self.margin = watch.threshold, watch.margin
         check_organization(self.organization)
         check_conn_id(self.stability_conn_id)
         self.poke_interval = check_seconds(self.poke_interval, argument="poke_interval")
@@ -130,11 +130,11 @@ class StabilityBalanceEventTrigger(BaseEventTrigger):
             self._tell_of_later_arguments()
         if self.unusable:
             await asyncio.Event().wait()  # until Airflow cancels it: ended, it would be started again at once
-        edge = Edge(self.threshold, self.direction, margin=self.margin)
-        memory = _Memory(self, edge)
+        watch = ThresholdWatch(self.threshold, self.direction, margin=self.margin)
+        memory = _Memory(self, watch)
         while True:
             try:
-                async with contextlib.aclosing(self._events(edge, memory)) as events:
+                async with contextlib.aclosing(self._events(watch, memory)) as events:
                     async for event in events:
                         yield event
             except Exception:
@@ -152,35 +152,37 @@ class StabilityBalanceEventTrigger(BaseEventTrigger):
             else f"the balance is watched regardless of {', '.join(sorted(self.later)) or 'what is new'}.",
         )
 
-    async def _events(self, edge: Edge, memory: _Memory) -> AsyncGenerator[TriggerEvent, None]:
+    async def _events(self, watch: ThresholdWatch, memory: _Memory) -> AsyncGenerator[TriggerEvent, None]:
         refused = False
         while True:
             interval = max(self.poke_interval, self.ask_refused_every) if refused else self.poke_interval
             feed = observations(self.stability_conn_id, self.organization, interval, is_gate=False)
             async with contextlib.aclosing(feed):
                 async for observation in feed:
-                    report = await self._report(observation, edge, memory)
+                    report = await self._report(observation, watch, memory)
                     if report.crossed:
                         yield self._event(observation, report)
-                        await asyncio.sleep(min(HAND_OVER, self.poke_interval))
+                        await asyncio.sleep(min(EVENT_STORE_SECONDS, self.poke_interval))
                     await memory.write()
                     if report.refused != refused:
                         refused = report.refused
                         break  # and follow at the other interval
 
-    async def _report(self, observation: Observation, edge: Edge, memory: _Memory) -> Report:
+    async def _report(
+        self, observation: Observation, watch: ThresholdWatch, memory: _Memory
+    ) -> CrossingDecision:
         if isinstance(observation.outcome, StabilityError):
-            report = edge.observe_failure(observation.outcome, observation.at, observation.organization)
+            report = watch.observe_failure(observation.outcome, observation.at, observation.organization)
             say = self.log.warning
         else:
             await memory.read()
-            report = edge.observe_balance(observation.outcome, observation.at, observation.organization)
+            report = watch.observe_balance(observation.outcome, observation.at, observation.organization)
             say = self.log.info
-        if report.speak:
+        if report.should_log:
             await asyncio.to_thread(say, "%s", report.text)  # see StabilityBalanceTrigger
         return report
 
-    def _event(self, observation: Observation, report: Report) -> TriggerEvent:
+    def _event(self, observation: Observation, report: CrossingDecision) -> TriggerEvent:
         payload = {
             "credits": observation.outcome,
             "previous_credits": report.previous_credits,
@@ -193,10 +195,10 @@ class StabilityBalanceEventTrigger(BaseEventTrigger):
 
 
 class _Memory:
-    """Keeps what an edge knows in the state store of the asset, where Airflow has one."""
+    """Keeps what a watch knows in the state store of the asset, where Airflow has one."""
 
-    def __init__(self, trigger: StabilityBalanceEventTrigger, edge: Edge) -> None:
-        self._edge = edge
+    def __init__(self, trigger: StabilityBalanceEventTrigger, watch: ThresholdWatch) -> None:
+        self._watch = watch
         self._log = trigger.log
         self._store = asset_state_store(trigger)
         # Several triggers can watch one asset, and another threshold has another side. The interval may
@@ -210,7 +212,7 @@ class _Memory:
         self._fails = False
 
     async def read(self) -> None:
-        """Let the edge recall what it knew before a restart, if it has not yet."""
+        """Let the watch recall what it knew before a restart, if it has not yet."""
         if self._store is None or self._was_read:
             return
         try:
@@ -219,11 +221,11 @@ class _Memory:
             self._failed("read", error)
             return
         self._was_read = True
-        self._edge.recall(self._written)
+        self._watch.restore(self._written)
 
     async def write(self) -> None:
-        """Keep what the edge knows, if it is news; never over something that was not read yet."""
-        state = self._edge.state
+        """Keep what the watch knows, if it is news; never over something that was not read yet."""
+        state = self._watch.state
         if self._store is None or not self._was_read or state is None or state == self._written:
             return
         try:

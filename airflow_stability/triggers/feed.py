@@ -36,7 +36,7 @@ from weakref import WeakKeyDictionary
 from airflow_stability import metrics
 from airflow_stability.compat import AirflowNotFoundException, read_connection
 from airflow_stability.errors import StabilityError, StabilityPermanentError, StabilityTransientError
-from airflow_stability.pace import Claim, Pace
+from airflow_stability.rules.pacing import Pacer, Reservation
 
 if TYPE_CHECKING:
     # At run time it is loaded with the first poll, since a DAG file loads the triggers with the sensor.
@@ -60,8 +60,8 @@ class Observation:
     :param organization: whose balance it is; None for the key's default.
     :param key: a number for each key in turn; another number is another key.
     :param key_has_worked: whether this key has got a balance for this feed before.
-    :param spoken_for: how much of the balance others were let go for; 0.0 for a follower without a claim.
-    :param shares: the same for each follower with a claim.
+    :param spoken_for: how much of the balance others were let go for; 0.0 without a reservation.
+    :param shares: the same for each follower with a reservation.
     """
 
     at: datetime
@@ -83,9 +83,9 @@ async def observations(
     interval: float,
     *,
     not_before: datetime | None = None,
-    newer_than: datetime | None = None,
+    ignore_before: datetime | None = None,
     join_at: datetime | None = None,
-    claim: Claim | None = None,
+    reservation: Reservation | None = None,
     is_gate: bool = True,
 ) -> AsyncGenerator[Observation, None]:
     """Follow the feed of a connection and organization: its latest observation if fresh, then each new one.
@@ -96,9 +96,9 @@ async def observations(
     :param organization: id such as ``org-123456``; None for the connection's, else the key's default.
     :param interval: seconds between two polls that this follower wants at the most.
     :param not_before: aware time before which the server wants no call with this connection.
-    :param newer_than: aware time at which this follower has looked itself: what is older is no news to it.
+    :param ignore_before: aware time at which this follower has looked itself: what is older is no news to it.
     :param join_at: aware time before which this follower wants no observation, and none is made for it.
-    :param claim: what this follower waits for, if it is to be paced.
+    :param reservation: what this follower waits for, if it is to be paced.
     :param is_gate: whether a task waits for it, for the metrics.
     """
     hub = _hubs.setdefault(asyncio.get_running_loop(), _Hub())
@@ -107,12 +107,12 @@ async def observations(
     if join_at is not None:
         await asyncio.sleep((join_at - datetime.now(UTC)).total_seconds())
     feed = hub.feed(stability_conn_id, organization)
-    follower = feed.join(interval, claim, is_gate=is_gate)
+    follower = feed.join(interval, reservation, is_gate=is_gate)
     try:
-        if (fresh := feed.fresh(interval, newer_than)) is not None:
-            yield fresh if claim is None else feed.share(fresh, follower)
+        if (fresh := feed.fresh(interval, ignore_before)) is not None:
+            yield fresh if reservation is None else feed.share(fresh, follower)
         while (observation := await follower.get()) is not None:
-            yield observation if claim is None else _share(observation, follower)
+            yield observation if reservation is None else _share(observation, follower)
         raise asyncio.CancelledError  # as its feed was: Airflow starts the trigger anew
     finally:
         feed.leave(follower)
@@ -132,14 +132,14 @@ def _share(observation: Observation, follower: _Follower) -> Observation:
 class _Hub:
     """The feeds of one event loop, and the lock-outs that those of one connection share.
 
-    A pace outlives its feed: what the last follower was let go for is spoken for a while yet.
+    A pacer outlives its feed: what the last follower was let go for is spoken for a while yet.
     """
 
     def __init__(self) -> None:
         self.feeds: dict[tuple[str, str | None], _Feed] = {}
         #: The followers that are gates; watchers of assets wait for nothing.
         self.gates: set[object] = set()
-        self.paces: dict[tuple[str, str | None], Pace] = {}
+        self.pacers: dict[tuple[str, str | None], Pacer] = {}
         self.locked_until: dict[str, float] = {}
         #: The connections that were read last, and when that began.
         self.connections: dict[str, tuple[float, Connection]] = {}
@@ -152,8 +152,10 @@ class _Hub:
         key = (stability_conn_id, organization)
         if key not in self.feeds:
             now = asyncio.get_running_loop().time()
-            for old in [each for each in self.paces.keys() - self.feeds if self.paces[each].is_settled(now)]:
-                del self.paces[old]
+            for old in [
+                each for each in self.pacers.keys() - self.feeds if self.pacers[each].is_settled(now)
+            ]:
+                del self.pacers[old]
             self.feeds[key] = _Feed(self, stability_conn_id, organization)
         return self.feeds[key]
 
@@ -201,39 +203,39 @@ class _Feed:
         self._key_has_worked = False
         self._task = self._loop.create_task(self._run(), context=contextvars.Context())
 
-    def join(self, interval: float, claim: Claim | None, *, is_gate: bool) -> _Follower:
+    def join(self, interval: float, reservation: Reservation | None, *, is_gate: bool) -> _Follower:
         follower: _Follower = asyncio.Queue()
         self._intervals[follower] = interval
         if is_gate:
             self._hub.gates.add(follower)
         self._followers_changed.set()
-        if claim is not None:
-            self._hub.paces.setdefault(self._wallet, Pace()).join(follower, claim)
+        if reservation is not None:
+            self._hub.pacers.setdefault(self._wallet, Pacer()).join(follower, reservation)
         return follower
 
     def leave(self, follower: _Follower) -> None:
         del self._intervals[follower]
         self._hub.gates.discard(follower)
         self._followers_changed.set()
-        if pace := self._hub.paces.get(self._wallet):
-            pace.leave(follower)
+        if pacer := self._hub.pacers.get(self._wallet):
+            pacer.leave(follower)
 
     def share(self, observation: Observation, newcomer: _Follower) -> Observation:
-        """Tell a newcomer with a claim its share of an observation that was made before it came."""
+        """Tell a newcomer with a reservation its share of an observation that was made before it came."""
         if isinstance(observation.outcome, StabilityError):
             return observation
-        shares = self._hub.paces[self._wallet].observe(
+        shares = self._hub.pacers[self._wallet].observe(
             observation.outcome, asked_at=self._latest_asked_at, now=self._loop.time(), only=newcomer
         )
         return _share(replace(observation, shares=shares), newcomer)
 
-    def fresh(self, interval: float, newer_than: datetime | None) -> Observation | None:
+    def fresh(self, interval: float, ignore_before: datetime | None) -> Observation | None:
         """Return the latest observation if it is no older than the interval.
 
         In a lock-out, the failure that is waited out is not too old; a balance may be. A refusal always is:
         what was refused may have been put right since, and a newcomer would fail for it.
         """
-        if self._latest is None or (newer_than is not None and self._latest.at <= newer_than):
+        if self._latest is None or (ignore_before is not None and self._latest.at <= ignore_before):
             return None
         if isinstance(self._latest.outcome, StabilityPermanentError):
             return None
@@ -298,8 +300,8 @@ class _Feed:
                 credits = await self._ask(began)
             if credits is None:
                 return None
-            if pace := self._hub.paces.get(self._wallet):
-                shares = pace.observe(credits, asked_at=self._asked_at, now=self._loop.time())
+            if pacer := self._hub.pacers.get(self._wallet):
+                shares = pacer.observe(credits, asked_at=self._asked_at, now=self._loop.time())
             outcome = credits
         except StabilityError as error:
             outcome = error

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_stability.arguments import check_later
 from airflow_stability.compat import success_event
 from airflow_stability.errors import StabilityError, StabilityTransientError
-from airflow_stability.gate import GRACE, Decision, Gate, Verdict
-from airflow_stability.pace import SETTLE, Claim
+from airflow_stability.rules.gate import GRACE, Decision, Gate, Verdict
+from airflow_stability.rules.pacing import RESERVATION_SECONDS, Reservation
 from airflow_stability.triggers.feed import observations
+from airflow_stability.validation import check_later
 
 if TYPE_CHECKING:
     from airflow_stability.triggers.events import StabilityBalanceEventTrigger as StabilityBalanceEventTrigger
@@ -34,7 +34,7 @@ START_OVER_AFTER = 60.0
 #: Seconds after a deferral before which a task does not resume. Airflow (all versions up to 3.3) fails a task
 #: that is started again before its scheduler has noticed that the worker has ended with the deferral: "the
 #: task instance finished with state success, but its state attribute is queued". It notices in seconds.
-SEEN_AFTER = 10.0
+MIN_DEFERRAL_SECONDS = 10.0
 
 
 class StabilityBalanceTrigger(BaseTrigger):
@@ -65,7 +65,7 @@ class StabilityBalanceTrigger(BaseTrigger):
     :param not_before: before this time the server wants no call; None where it said nothing.
     :param expected_credits: what the run behind the gate expects to spend: a number, or a string that is one.
         The gate is then let go in turn with others that say so. None where nobody said.
-    :param settle: seconds for which that counts as spent after it was let go.
+    :param reservation_seconds: seconds for which that counts as spent after it was let go.
     :param since: when it began to wait, for its turn; None for now.
     :param join_at: before this time the gate does not open, and takes no look; None for at once.
     :param deferred_at: when the task deferred from a worker; None for one that started in the triggerer.
@@ -93,7 +93,7 @@ class StabilityBalanceTrigger(BaseTrigger):
         last_failure: str | None = None,
         not_before: str | None = None,
         expected_credits: float | str | None = None,
-        settle: float = SETTLE,
+        reservation_seconds: float = RESERVATION_SECONDS,
         since: str | None = None,
         join_at: str | None = None,
         deferred_at: str | None = None,
@@ -118,7 +118,7 @@ class StabilityBalanceTrigger(BaseTrigger):
         self.last_failure = last_failure
         self.not_before = not_before
         self.expected_credits = expected_credits
-        self.settle = settle
+        self.reservation_seconds = reservation_seconds
         self.since = since
         self.join_at = join_at
         self.deferred_at = deferred_at
@@ -146,7 +146,7 @@ class StabilityBalanceTrigger(BaseTrigger):
                 "last_failure": self.last_failure,
                 "not_before": self.not_before,
                 "expected_credits": self.expected_credits,
-                "settle": self.settle,
+                "reservation_seconds": self.reservation_seconds,
                 "since": self.since,
                 "join_at": self.join_at,
                 "deferred_at": self.deferred_at,
@@ -176,8 +176,10 @@ class StabilityBalanceTrigger(BaseTrigger):
     async def _let_the_scheduler_see_the_deferral(self) -> None:
         # `airflow dags test` runs the trigger without a triggerer and a scheduler: then it has no id.
         if (deferred_at := _time(self.deferred_at)) and self.trigger_id is not None:
-            left = SEEN_AFTER - (datetime.now(UTC) - deferred_at).total_seconds()
-            await asyncio.sleep(min(left, SEEN_AFTER))  # the worker's clock may be ahead of this one
+            left = MIN_DEFERRAL_SECONDS - (datetime.now(UTC) - deferred_at).total_seconds()
+            await asyncio.sleep(
+                min(left, MIN_DEFERRAL_SECONDS)
+            )  # the worker's clock may be ahead of this one
 
     async def _verdict(self) -> dict[str, Any]:
         if self.arguments_version > ARGUMENTS_VERSION:
@@ -191,7 +193,7 @@ class StabilityBalanceTrigger(BaseTrigger):
             )
         except ValueError as error:
             return {"verdict": "unusable", "text": str(error)}
-        gate.go_on_from(
+        gate.restore(
             (self.last_credits, looked_at)
             if self.last_credits is not None and (looked_at := _time(self.last_credits_at))
             else None,
@@ -236,9 +238,9 @@ class StabilityBalanceTrigger(BaseTrigger):
             self.organization,
             self.poke_interval,
             not_before=_time(self.not_before),
-            newer_than=_time(self.last_credits_at),
+            ignore_before=_time(self.last_credits_at),
             join_at=_time(self.join_at),
-            claim=self._claim(gate),
+            reservation=self._claim(gate),
         )
         key: int | None = None
         async with contextlib.aclosing(feed):
@@ -257,15 +259,15 @@ class StabilityBalanceTrigger(BaseTrigger):
                     )
                 if decision.verdict is not Verdict.WAIT:
                     return decision
-                if decision.speak:
+                if decision.should_log:
                     await self._say(decision.text)
         raise AssertionError("a feed does not end before its followers")
 
-    def _claim(self, gate: Gate) -> Claim | None:
+    def _claim(self, gate: Gate) -> Reservation | None:
         if self.expected_credits is None:
             return None
         since = _time(self.since) or datetime.now(UTC)
-        return Claim(gate.expected_credits, gate.minimum_credits, since, self.settle)
+        return Reservation(gate.expected_credits, gate.minimum_credits, since, self.reservation_seconds)
 
 
 def _time(argument: str | None) -> datetime | None:

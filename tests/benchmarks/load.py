@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.contenders import INTERVAL
+from tests.benchmarks.environment import ENOUGH, HERE, PATIENCE, TOO_LITTLE, Stage, Usage, machine
 from tests.benchmarks.plugins.loop_watch import FILE
-from tests.benchmarks.stage import ENOUGH, HERE, PATIENCE, TOO_LITTLE, Stage, Usage, machine
 from tests.real_airflow import AirflowError
 
 #: One gate in so many defers from a worker; the others start in the triggerer.

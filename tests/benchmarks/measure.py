@@ -12,7 +12,7 @@ from typing import Any
 from airflow_stability.simulator import Fault
 from tests.benchmarks import imports
 from tests.benchmarks.contenders import CONTENDERS, INTERVAL, Contender
-from tests.benchmarks.stage import ENOUGH, HERE, PATIENCE, SETTINGS, TOO_LITTLE, Stage, machine
+from tests.benchmarks.environment import ENOUGH, HERE, PATIENCE, SETTINGS, TOO_LITTLE, Stage, machine
 from tests.real_airflow import AirflowError
 
 

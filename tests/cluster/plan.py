@@ -18,7 +18,7 @@ INTERVALS = {"deferrable": 5.0, "poke": 5.0, "reschedule": 20.0}
 SPENDING = {"deferrable": 15, "reschedule": 5}
 SPENDING_INTERVAL = 10.0
 #: Seconds for which a triggerer counts the credits of a task as spent.
-SETTLE = 15.0
+RESERVATION_SECONDS = 15.0
 
 #: Airflow's own retries.
 RETRIES, RETRY_DELAY = 5, 2.0

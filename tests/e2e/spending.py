@@ -24,7 +24,7 @@ IMAGES = "SPENDING_IMAGES"
 #: top-up, and after another one once a triggerer was killed. The last top-up is for all that are left.
 MANY, AT_FIRST, THEN, AFTER_THE_KILL = (200, 73, 20, 40) if AIRFLOW_VERSION >= (3, 3) else (40, 15, 5, 8)
 #: Seconds for which a triggerer counts the credits as spent: on two cores it takes as long until they are.
-SETTLE = 20.0 if AIRFLOW_VERSION >= (3, 3) else 10.0
+RESERVATION_SECONDS = 20.0 if AIRFLOW_VERSION >= (3, 3) else 10.0
 
 #: By mode, whether that is ``deferrable``.
 MODES = {"deferrable": True, "reschedule": False}

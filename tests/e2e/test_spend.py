@@ -75,8 +75,8 @@ QUIET = 3.0
 #: How many triggers the first triggerer takes.
 FULL = (MANY - AT_FIRST) // 2
 #: What Airflow's log table calls it when a scheduler sees a worker end with a deferral after the task has
-#: resumed. It is tried again then, before it has begun. `SEEN_AFTER` is the time that a scheduler has, and a
-#: machine that stands still for so long cannot be told from a slow one.
+#: resumed. It is tried again then, before it has begun. `MIN_DEFERRAL_SECONDS` is the time that a
+#: scheduler has, and a machine that stands still for so long cannot be told from a slow one.
 AIRFLOWS_RACE = "state mismatch"
 #: The requirement.
 FEW_REFUSALS = 40

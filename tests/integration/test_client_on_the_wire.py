@@ -30,7 +30,7 @@ from airflow_stability.client.client import LARGEST_OUTPUT
 from airflow_stability.errors import (
     StabilityAuthenticationError,
     StabilityError,
-    StabilityMalformedAnswerError,
+    StabilityMalformedResponseError,
     StabilityNetworkError,
     StabilityOutcomeUnknownError,
     StabilityPaymentRequiredError,
@@ -438,7 +438,7 @@ def test_what_is_no_complete_http_answer_is_a_network_error(answer, sent):
     ],
 )
 def test_a_complete_answer_without_a_complete_balance_is_malformed(answer, sent):
-    failure_of(answer(sent), StabilityMalformedAnswerError)
+    failure_of(answer(sent), StabilityMalformedResponseError)
 
 
 @pytest.mark.parametrize(
@@ -473,15 +473,18 @@ FLOOD = [b"x" * 65536] * 1600  # 100 MB
 @pytest.mark.parametrize(
     ("begin", "kind"),
     [
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 104857600\r\n\r\n", StabilityMalformedAnswerError),
-        (b"HTTP/1.1 200 OK\r\n\r\n", StabilityMalformedAnswerError),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n6400000\r\n", StabilityMalformedAnswerError),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 104857600\r\n\r\n", StabilityMalformedResponseError),
+        (b"HTTP/1.1 200 OK\r\n\r\n", StabilityMalformedResponseError),
+        (
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n6400000\r\n",
+            StabilityMalformedResponseError,
+        ),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n", StabilityNetworkError),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", StabilityNetworkError),
         (b"HTTP/1.1 401 No\r\nContent-Length: 104857600\r\n\r\n", StabilityAuthenticationError),
         (b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 104857600\r\n\r\n", StabilityRedirectError),
         (b"HTTP/1.1 302 Found\r\nContent-Length: 104857600\r\n\r\n", StabilityRedirectError),
-        (b"HTTP/1.1 999 Odd\r\nContent-Length: 104857600\r\n\r\n", StabilityMalformedAnswerError),
+        (b"HTTP/1.1 999 Odd\r\nContent-Length: 104857600\r\n\r\n", StabilityMalformedResponseError),
         (b"HTTP/1.1 200 OK\r\nX: ", StabilityNetworkError),
         (b"", StabilityNetworkError),
     ],
@@ -511,7 +514,7 @@ def test_a_hundred_megabytes_are_not_read(answer, begin, kind):
         (b"302 Found\r\nLocation: /x", StabilityRedirectError),
         (b"300 Choose", StabilityRedirectError),
         (b"401 No", StabilityAuthenticationError),
-        (b"999 Odd", StabilityMalformedAnswerError),
+        (b"999 Odd", StabilityMalformedResponseError),
     ],
 )
 def test_a_flood_that_is_no_success_is_not_read_for_any_other_call_either(answer, head, kind):
@@ -547,7 +550,7 @@ PACKED = b"\r\nContent-Encoding: %s\r\nContent-Length: %d\r\n\r\n"
 @pytest.mark.parametrize(
     ("status", "kind", "call"),
     [
-        (b"200 OK", StabilityMalformedAnswerError, StabilityClient.get_balance),
+        (b"200 OK", StabilityMalformedResponseError, StabilityClient.get_balance),
         (b"401 No", StabilityAuthenticationError, StabilityClient.get_balance),
         (b"402 No", StabilityPaymentRequiredError, post),
         (b"503 No", StabilityUnavailableError, get),
@@ -555,11 +558,11 @@ PACKED = b"\r\nContent-Encoding: %s\r\nContent-Length: %d\r\n\r\n"
 )
 def test_a_bomb_is_not_unpacked(answer, status, kind, call):
     failure = failure_of(answer(b"HTTP/1.1 " + status + PACKED % (b"gzip", len(BOMB)), BOMB), kind, call)
-    assert kind is not StabilityMalformedAnswerError or "compressed" in str(failure)
+    assert kind is not StabilityMalformedResponseError or "compressed" in str(failure)
 
 
 OTHER_CALLS = pytest.mark.parametrize(
-    ("call", "kind"), [(get, StabilityMalformedAnswerError), (post, StabilityOutcomeUnknownError)]
+    ("call", "kind"), [(get, StabilityMalformedResponseError), (post, StabilityOutcomeUnknownError)]
 )
 
 
@@ -687,7 +690,7 @@ def test_a_balance_in_odd_json_is_read(answer, written, credits):
 )
 def test_json_that_is_no_balance_is_malformed(answer, written):
     server = answer(b'HTTP/1.1 200 OK\r\n\r\n{"credits": %s}' % written)
-    assert len(str(failure_of(server, StabilityMalformedAnswerError))) < 1000
+    assert len(str(failure_of(server, StabilityMalformedResponseError))) < 1000
 
 
 @pytest.mark.parametrize(

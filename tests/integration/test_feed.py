@@ -26,7 +26,7 @@ from airflow_stability.errors import (
 )
 from airflow_stability.simulator import Fault, RateLimit, StabilitySimulator
 from airflow_stability.triggers.feed import AT_A_TIME, observations
-from airflow_stability.triggers.stability import SEEN_AFTER, StabilityBalanceTrigger
+from airflow_stability.triggers.stability import MIN_DEFERRAL_SECONDS, StabilityBalanceTrigger
 from tests.versions import OLDEST_OR_NEWEST
 
 pytestmark = pytest.mark.usefixtures("connection")
@@ -557,7 +557,7 @@ def test_ten_thousand_feeds_leak_neither_memory_nor_threads(patient_simulator, n
 
 @pytest.mark.parametrize(
     ("trigger_id", "seconds_ago", "at_once"),
-    [(7, SEEN_AFTER - 1, False), (7, 60.0, True), (7, None, True), (None, 0.0, True)],
+    [(7, MIN_DEFERRAL_SECONDS - 1, False), (7, 60.0, True), (7, None, True), (None, 0.0, True)],
     ids=["just-deferred", "long-ago", "started-here", "without-a-triggerer"],
 )
 def test_a_task_does_not_resume_before_the_scheduler_has_seen_it_defer(

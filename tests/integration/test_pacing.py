@@ -91,7 +91,7 @@ def test_what_settles_without_being_spent_lets_others_go(simulator):
     simulator.set_credits(7.0)
 
     async def main():
-        async with Waiters(*(trigger(number, settle=1.0) for number in range(6))) as waiters:
+        async with Waiters(*(trigger(number, reservation_seconds=1.0) for number in range(6))) as waiters:
             await polls(simulator, 2)
             return await waiters.until(4)
 
@@ -211,7 +211,7 @@ def test_what_is_older_than_its_own_look_is_no_news(simulator):
             old = await anext(feed)
             looked_at = datetime.now(UTC)
             async with contextlib.aclosing(
-                observations("stability_default", None, 1, newer_than=looked_at)
+                observations("stability_default", None, 1, ignore_before=looked_at)
             ) as newcomer:
                 new = await anext(newcomer)
             return old.at < looked_at < new.at
@@ -231,7 +231,7 @@ def test_a_killed_triggerer_loses_neither_turn_nor_memory(simulator):
     async def go_on(waiting):
         return [event.payload async for event in waiting.run()]
 
-    waiting = trigger(memory=memory, settle=1.5)
+    waiting = trigger(memory=memory, reservation_seconds=1.5)
     asyncio.run(wait_and_die(waiting))
     simulator.top_up(5.0)
     name, arguments = waiting.serialize()
@@ -249,11 +249,11 @@ def test_paces_that_are_settled_are_forgotten(simulator):
         hub = feed._hubs.setdefault(asyncio.get_running_loop(), feed._Hub())
         for number in range(20):
             simulator.add_organization(f"org-{number}", credits=10.0, accounts=["user-1"])
-            async with Waiters(trigger(organization=f"org-{number}", settle=0.1)) as waiters:
+            async with Waiters(trigger(organization=f"org-{number}", reservation_seconds=0.1)) as waiters:
                 await waiters.until(1)
         await asyncio.sleep(0.2)
         async with Waiters(trigger()):
             await polls(simulator, 0)
-        return len(hub.paces)
+        return len(hub.pacers)
 
     assert asyncio.run(main()) <= 2

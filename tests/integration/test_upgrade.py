@@ -396,7 +396,7 @@ def test_a_spending_task_that_was_handed_back_after_its_pause_looks_and_runs_if_
     operator = task_of("decorated")
     first = deferred(operator.execute, CONTEXT).trigger
     payload = fire(of_a_later_release(first)).payload
-    # What only a later release remembers is none of this one's.
+    # What only a later release stateful is none of this one's.
     payload["memory"] |= {"refusals": 2, "pause": 4.0, "paid": 3}
     simulator.set_credits(credits)
 

@@ -28,7 +28,7 @@ from airflow_stability.errors import (
     StabilityBlockedError,
     StabilityConfigurationError,
     StabilityError,
-    StabilityMalformedAnswerError,
+    StabilityMalformedResponseError,
     StabilityNetworkError,
     StabilityNotFoundError,
     StabilityOutcomeUnknownError,
@@ -632,14 +632,14 @@ def test_a_key_does_not_get_into_the_text_of_an_unknown_outcome(api, base_url, r
 @pytest.mark.parametrize("status", [201, 202, 204, 206])
 def test_a_balance_comes_with_200_only(api, base_url, status):
     api.get(f"{base_url}/v1/user/balance", status=status, json={"credits": 5})
-    with pytest.raises(StabilityMalformedAnswerError, match=f"answered {status}"):
+    with pytest.raises(StabilityMalformedResponseError, match=f"answered {status}"):
         StabilityClient(KEY, base_url=base_url, api_version="v1", retry_deadline=0).get_balance()
 
 
 @pytest.mark.parametrize("size", [1024 * 1024 + 1, 3 * 1024 * 1024])
 def test_an_answer_beyond_one_mebibyte_is_not_read(api, base_url, size):
     api.get(f"{base_url}/v1/user/balance", body=b" " * size)
-    with pytest.raises(StabilityMalformedAnswerError, match="has more than 1048576 bytes"):
+    with pytest.raises(StabilityMalformedResponseError, match="has more than 1048576 bytes"):
         StabilityClient(KEY, base_url=base_url, api_version="v1", retry_deadline=0).get_balance()
 
 
@@ -669,7 +669,7 @@ def test_a_status_counts_even_if_its_body_cannot_be_read(api, base_url, status, 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "gzip, gzip", "GZIP"])
 def test_a_compressed_answer_is_refused_unread(api, base_url, encoding):
     api.get(f"{base_url}/v1/user/balance", body=b"x", headers={"Content-Encoding": encoding})
-    with pytest.raises(StabilityMalformedAnswerError, match="compressed, which was not asked for"):
+    with pytest.raises(StabilityMalformedResponseError, match="compressed, which was not asked for"):
         StabilityClient(KEY, base_url=base_url, api_version="v1", retry_deadline=0).get_balance()
 
 
@@ -877,7 +877,7 @@ def test_a_success_of_others_comes_back_as_it_is(api, base_url, status, stream):
         (503, {"id": "e1", "name": "service_unavailable", "errors": ["no"]}, StabilityUnavailableError),
         (302, {}, StabilityRedirectError),
         (300, {}, StabilityRedirectError),
-        (999, {}, StabilityMalformedAnswerError),
+        (999, {}, StabilityMalformedResponseError),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])

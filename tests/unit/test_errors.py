@@ -80,7 +80,7 @@ def test_too_little_credit_can_be_told_from_too_many_requests():
     assert not issubclass(StabilityRateLimitError, StabilityPermanentError)
 
 
-@pytest.mark.parametrize("module", ["airflow_stability.errors", "airflow_stability.arguments"])
+@pytest.mark.parametrize("module", ["airflow_stability.errors", "airflow_stability.validation"])
 def test_a_dag_file_loads_no_http_library_with_it(module):
     code = (
         f"import sys, {module}; print({{'requests', 'pydantic', 'airflow', 'tenacity'}} & set(sys.modules))"

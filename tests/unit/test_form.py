@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 from airflow.providers_manager import ProvidersManager
 
-from airflow_stability.client.settings import API_VERSIONS
+from airflow_stability.client.options import API_VERSIONS
 from airflow_stability.compat import AIRFLOW_VERSION
 from airflow_stability.hooks import form
 from airflow_stability.hooks.connection import ConnectionExtra

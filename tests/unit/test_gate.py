@@ -9,7 +9,7 @@ from airflow_stability.errors import (
     StabilityRateLimitError,
     StabilityUnavailableError,
 )
-from airflow_stability.gate import GRACE, SPEAK_EVERY, Gate, Verdict
+from airflow_stability.rules.gate import GRACE, LOG_EVERY, Gate, Verdict
 
 UNKNOWN = "the balance of the key's default organization is unknown, needs more than 50."
 
@@ -62,28 +62,28 @@ def test_waiting_says_how_much_there_is_of_how_much():
     decision = Gate(50, organization="org-1").observe_balance(3.2, START)
 
     assert decision.text == "Waiting: organization org-1 has 3.2 credits, needs more than 50."
-    assert decision.speak
+    assert decision.should_log
 
 
 def test_waiting_speaks_at_a_change_and_every_hour_and_not_between():
     gate = Gate(50)
 
     spoken = [
-        gate.observe_balance(credits, after(minutes=minute)).speak
+        gate.observe_balance(credits, after(minutes=minute)).should_log
         for minute, credits in [(0, 3.2), (1, 3.2), (59, 3.2), (60, 3.2), (61, 3.2), (62, 3.1), (63, 3.1)]
     ]
 
     assert spoken == [True, False, False, True, False, True, False]
-    assert timedelta(hours=1) == SPEAK_EVERY
+    assert timedelta(hours=1) == LOG_EVERY
 
 
 def test_the_same_failure_with_another_id_is_no_news_but_another_failure_is():
     gate = Gate(50)
 
-    assert gate.observe_failure(outage("a1"), START).speak
-    assert not gate.observe_failure(outage("b2"), after(minutes=1)).speak
-    assert gate.observe_failure(StabilityRateLimitError("429.", status=429), after(minutes=2)).speak
-    assert gate.observe_balance(3.2, after(minutes=3)).speak
+    assert gate.observe_failure(outage("a1"), START).should_log
+    assert not gate.observe_failure(outage("b2"), after(minutes=1)).should_log
+    assert gate.observe_failure(StabilityRateLimitError("429.", status=429), after(minutes=2)).should_log
+    assert gate.observe_balance(3.2, after(minutes=3)).should_log
 
 
 def test_an_outage_neither_opens_nor_fails_however_long_it_lasts():
@@ -188,7 +188,7 @@ def test_timeout_writes_long_times_in_seconds():
 
 
 def test_a_gate_that_is_made_anew_for_each_poll_does_not_talk_of_earlier_ones():
-    gate = Gate(50, remembers=False)
+    gate = Gate(50, stateful=False)
 
     decision = gate.observe_failure(outage("c3"), START)
 
@@ -199,7 +199,7 @@ def test_a_gate_that_is_made_anew_for_each_poll_does_not_talk_of_earlier_ones():
 
 
 def test_a_wait_beyond_the_timeout_is_given_up_with_the_time_that_the_server_named():
-    gate = Gate(50, remembers=False)
+    gate = Gate(50, stateful=False)
     gate.observe_failure(outage("c3", retry_after=7200.0), START)
 
     assert gate.hopeless_text(3600) == (
@@ -211,7 +211,7 @@ def test_a_wait_beyond_the_timeout_is_given_up_with_the_time_that_the_server_nam
 
 def test_a_gate_goes_on_from_what_was_known_elsewhere():
     gate = Gate(50)
-    gate.go_on_from((3.2, START), outage("c3"))
+    gate.restore((3.2, START), outage("c3"))
 
     assert gate.timeout_text(600) == (
         f"Timed out after 600 s: {UNKNOWN} Last balance 3.2 at 2026-11-22 10:00:00 UTC; 1 poll failed since. "
@@ -286,7 +286,7 @@ def test_speaks_when_what_it_waits_for_is_spoken_for():
     gate = Gate(0, expected_credits=3)
 
     spoken = [
-        gate.observe_balance(credits, after(minutes=minute), spoken_for=spoken_for).speak
+        gate.observe_balance(credits, after(minutes=minute), spoken_for=spoken_for).should_log
         for minute, (credits, spoken_for) in enumerate([(2.0, 0.0), (2.0, 0.0), (5.0, 3.0), (5.0, 4.0)])
     ]
 

@@ -21,7 +21,7 @@ KINDS = [
         (0.0, "ok"),
         (errors.StabilityRateLimitError("slower"), "rate_limit"),
         (errors.StabilityTimeoutError("late"), "timeout"),
-        (errors.StabilityMalformedAnswerError("odd"), "malformed_answer"),
+        (errors.StabilityMalformedResponseError("odd"), "malformed_response"),
     ],
 )
 def test_an_outcome_has_a_short_name(outcome, name):

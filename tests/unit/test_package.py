@@ -70,7 +70,7 @@ def test_a_dag_file_loads_neither_the_client_nor_what_it_stands_on(module):
 
 def test_the_client_knows_no_airflow():
     script = (
-        "import sys, airflow_stability.client, airflow_stability.gate\n"
+        "import sys, airflow_stability.client, airflow_stability.rules.gate\n"
         "print(*[name for name in sys.modules if name.split('.')[0] == 'airflow'])"
     )
     loaded = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)

@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from airflow_stability.page.burn_rate import Reading
 from airflow_stability.page.plot import HEIGHT, MOST_POINTS, WIDTH, plot, rounded_up
-from airflow_stability.page.readings import Reading
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 

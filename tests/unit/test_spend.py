@@ -22,11 +22,11 @@ from airflow_stability.errors import (
     StabilityRequestError,
     StabilityUnavailableError,
 )
-from airflow_stability.gate import Gate
 from airflow_stability.operators.spend import _Wait, without_client
 from airflow_stability.operators.stability import StabilitySpendOperator
+from airflow_stability.rules.gate import Gate
 from airflow_stability.sensors.stability import StabilityBalanceSensor
-from airflow_stability.triggers.stability import SEEN_AFTER, StabilityBalanceTrigger
+from airflow_stability.triggers.stability import MIN_DEFERRAL_SECONDS, StabilityBalanceTrigger
 from tests.versions import TaskDeferred
 
 try:
@@ -54,7 +54,7 @@ def spend(**arguments):
         ({"wait_timeout": 0}, "wait_timeout must be a finite number of seconds, more than 0; got 0"),
         ({"wait_timeout": "60"}, "wait_timeout must be"),
         ({"poke_interval": 0}, "poke_interval must be"),
-        ({"settle": -1}, "settle must be"),
+        ({"reservation_seconds": -1}, "reservation_seconds must be"),
         ({"max_refusals": 0}, "max_refusals must be a whole number, 1 or more; got 0"),
         ({"max_refusals": True}, "max_refusals must be"),
         ({"max_refusals": 2.5}, "max_refusals must be"),
@@ -102,7 +102,7 @@ def deferred(operator):
 def test_too_little_credit_waits_without_troubling_the_function(api):
     api(json={"credits": 2.5})
     before = datetime.now(UTC)
-    deferral = deferred(spend(wait_timeout=3600, poke_interval=30, settle=45))
+    deferral = deferred(spend(wait_timeout=3600, poke_interval=30, reservation_seconds=45))
 
     assert deferral.method_name == "execute_complete"
     assert timedelta(seconds=3600) < deferral.timeout <= timedelta(seconds=3900)
@@ -110,7 +110,7 @@ def test_too_little_credit_waits_without_troubling_the_function(api):
     trigger = StabilityBalanceTrigger(**json.loads(json.dumps(kwargs)))
     assert trigger.serialize() == (name, kwargs)
     assert (trigger.minimum_credits, trigger.expected_credits, trigger.last_credits) == (0, 3, 2.5)
-    assert (trigger.poke_interval, trigger.settle, trigger.join_at) == (30, 45, None)
+    assert (trigger.poke_interval, trigger.reservation_seconds, trigger.join_at) == (30, 45, None)
     deadline = datetime.fromisoformat(trigger.deadline)
     assert timedelta(seconds=3599) < deadline - before < timedelta(seconds=3605)
 
@@ -321,7 +321,7 @@ def test_the_scheduler_minds_when_a_task_wants_to_be_started_again():
     assert tasks["one"].reschedule
 
 
-@pytest.mark.parametrize(("poke_interval", "seconds"), [(60, SEEN_AFTER), (3, 3)])
+@pytest.mark.parametrize(("poke_interval", "seconds"), [(60, MIN_DEFERRAL_SECONDS), (3, 3)])
 def test_the_last_wait_by_reschedule_is_long_enough_for_the_scheduler_to_notice(poke_interval, seconds):
     operator = spend(deferrable=False, wait_timeout=90, poke_interval=poke_interval)
     before = datetime.now(UTC)

@@ -14,9 +14,9 @@ from tests.cluster.plan import (
     ALL_GATES,
     IMAGES,
     INTERVALS,
+    RESERVATION_SECONDS,
     RETRIES,
     RETRY_DELAY,
-    SETTLE,
     SPENDING,
     SPENDING_INTERVAL,
     TIMEOUT,
@@ -63,5 +63,5 @@ with DAG("spending", default_args=TRIES, **ONCE):
                 deferrable=mode == "deferrable",
                 poke_interval=SPENDING_INTERVAL,
                 wait_timeout=TIMEOUT,
-                settle=SETTLE,
+                reservation_seconds=RESERVATION_SECONDS,
             )(paint)(number=number, name=mode)

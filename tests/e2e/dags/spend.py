@@ -16,9 +16,9 @@ from tests.e2e.spending import (
     MAPPED,
     MODES,
     POKE_INTERVAL,
+    RESERVATION_SECONDS,
     RETRIES,
     RETRY_DELAY,
-    SETTLE,
     TIMEOUT,
 )
 
@@ -33,7 +33,7 @@ COMMON: dict[str, Any] = {
     "credits": COST,
     "poke_interval": POKE_INTERVAL,
     "wait_timeout": TIMEOUT,
-    "settle": SETTLE,
+    "reservation_seconds": RESERVATION_SECONDS,
     "retries": RETRIES,
     "retry_delay": timedelta(seconds=RETRY_DELAY),
 }

@@ -21,7 +21,7 @@ from airflow_stability.errors import (
     StabilityAuthenticationError,
     StabilityBlockedError,
     StabilityError,
-    StabilityMalformedAnswerError,
+    StabilityMalformedResponseError,
     StabilityNotFoundError,
     StabilityPaymentRequiredError,
     StabilityPermissionError,
@@ -142,7 +142,7 @@ def parse_answer(
 ) -> _Model:
     """Return the model that the body of a 200 holds.
 
-    :raises StabilityMalformedAnswerError: it holds something else. The text names the fields, not their
+    :raises StabilityMalformedResponseError: it holds something else. The text names the fields, not their
         values: an account's e-mail address must not get into a log.
     """
     try:
@@ -159,9 +159,9 @@ def parse_answer(
     )
 
 
-def malformed(text: str, *, status: int | None) -> StabilityMalformedAnswerError:
+def malformed(text: str, *, status: int | None) -> StabilityMalformedResponseError:
     """Return the error for an answer that is not what the API documents."""
-    return StabilityMalformedAnswerError(f"{text}. {StabilityMalformedAnswerError.advice}", status=status)
+    return StabilityMalformedResponseError(f"{text}. {StabilityMalformedResponseError.advice}", status=status)
 
 
 def _kind(status: int, said: ErrorBody) -> type[StabilityError]:
@@ -177,7 +177,7 @@ def _kind(status: int, said: ErrorBody) -> type[StabilityError]:
         return StabilityRedirectError
     if 400 <= status <= 499:
         return _PERMANENT.get(status, StabilityRequestError)
-    return StabilityMalformedAnswerError
+    return StabilityMalformedResponseError
 
 
 _PERMANENT: dict[int, type[StabilityError]] = {

@@ -20,7 +20,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from airflow_stability.errors import StabilityError, StabilityTransientError
-from airflow_stability.page.readings import Reading
+from airflow_stability.page.burn_rate import Reading
 
 if TYPE_CHECKING:
     from airflow_stability.client import StabilityClient

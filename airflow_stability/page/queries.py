@@ -20,9 +20,9 @@ from airflow.models.xcom import XComModel
 from sqlalchemy import and_, func, select
 from sqlalchemy.orm import lazyload
 
-from airflow_stability.arguments import check_credits, is_template
-from airflow_stability.gate import needed
-from airflow_stability.page.readings import Reading
+from airflow_stability.page.burn_rate import Reading
+from airflow_stability.rules.gate import needed
+from airflow_stability.validation import check_credits, is_template
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session

@@ -1,16 +1,16 @@
 """When a balance crosses a threshold: the decision behind event-driven DAGs. Knows no HTTP and no Airflow.
 
-A driver observes the balance or a failure and tells the edge; the edge answers with a :class:`Report`. The
-rules:
+A driver observes the balance or a failure and tells the watch; the watch answers with a
+:class:`CrossingDecision`. The rules:
 
 - ``above``: an event is fired when the balance rises to more credits than the threshold. ``below``: when it
   falls to as many or fewer.
-- It is fired once. The edge is armed again when the balance is back on the other side, by the margin at
+- It is fired once. The watch is armed again when the balance is back on the other side, by the margin at
   least: ``above`` at the threshold less the margin or fewer credits, ``below`` at more credits than the
   threshold plus the margin.
 - The first balance tells the side and fires nothing: a crossing has two sides. Beyond the threshold it counts
   as if it had fired. What was known before a restart can be recalled; then it is not the first.
-- A failure fires nothing and forgets nothing, and it never ends anything: nobody waits for an edge.
+- A failure fires nothing and forgets nothing, and it never ends anything: nobody waits for a watch.
 - It speaks when it starts, at each change, and every hour.
 """
 
@@ -21,32 +21,32 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from airflow_stability.arguments import check_credits, format_number, show
 from airflow_stability.errors import StabilityError, StabilityPermanentError
-from airflow_stability.gate import SPEAK_EVERY
+from airflow_stability.rules.gate import LOG_EVERY
+from airflow_stability.validation import check_credits, format_number, safe_repr
 
 Direction = Literal["above", "below"]
 
 
 @dataclass(frozen=True)
-class Report:
-    """What the edge made of one observation.
+class CrossingDecision:
+    """What the watch made of one observation.
 
     :param text: what there is to say, for the log.
-    :param speak: whether the log should have the text, or has heard it before.
+    :param should_log: whether the log should have the text, or has heard it before.
     :param crossed: whether an event is to be fired.
     :param previous_credits: the balance before this one; None if there was none.
     :param refused: whether asking is of no use until somebody changes something.
     """
 
     text: str
-    speak: bool
+    should_log: bool
     crossed: bool = False
     previous_credits: float | None = None
     refused: bool = False
 
 
-class Edge:
+class ThresholdWatch:
     """One threshold and what is remembered between observations.
 
     :param threshold: credits: a number, 0 or more, or a string that is one.
@@ -58,13 +58,13 @@ class Edge:
     def __init__(self, threshold: object, direction: object, *, margin: object = 0) -> None:
         self.threshold = check_credits(threshold, argument="threshold")
         if direction != "above" and direction != "below":
-            raise ValueError(f"direction must be 'above' or 'below'; got {show(direction)}.")
+            raise ValueError(f"direction must be 'above' or 'below'; got {safe_repr(direction)}.")
         self.direction: Direction = direction
         self.margin = check_credits(margin, argument="margin")
         if direction == "above" and self.margin > self.threshold:
             raise ValueError(
                 f"margin must not be more than the threshold of {format_number(self.threshold)}, or no "
-                f"balance is low enough for a second event; got {show(margin)}."
+                f"balance is low enough for a second event; got {safe_repr(margin)}."
             )
         self._armed: bool | None = None
         self._credits: float | None = None
@@ -79,7 +79,7 @@ class Edge:
             return None
         return {"armed": self._armed, "credits": self._credits}
 
-    def recall(self, state: object) -> None:
+    def restore(self, state: object) -> None:
         """Take over a :attr:`state` from before a restart; anything else is not minded.
 
         It may come late, after balances were observed: it counts as long as they have fired nothing, and
@@ -93,8 +93,10 @@ class Edge:
                 if self._credits is None:
                     self._credits = float(credits)
 
-    def observe_balance(self, credits: float, now: datetime, organization: str | None = None) -> Report:
-        """Report on a balance.
+    def observe_balance(
+        self, credits: float, now: datetime, organization: str | None = None
+    ) -> CrossingDecision:
+        """Decide on a balance.
 
         :param credits: the balance as the API sent it.
         :param now: aware time at which it was read.
@@ -108,7 +110,7 @@ class Edge:
             has = f"{_whose(organization)} has {format_number(credits)} credits"
             text = f"An event is fired: {has}, {self._goal()}{had}."
             self._speak(("balance", False), now)
-            return Report(text, True, crossed=True, previous_credits=previous)
+            return CrossingDecision(text, True, crossed=True, previous_credits=previous)
         if self._armed is None:
             self._armed = not beyond
         elif not self._armed:
@@ -118,12 +120,12 @@ class Edge:
             f"Watching: {_whose(organization)} has {format_number(credits)} credits, "
             f"{'an' if self._armed else 'no'} event is fired {then}."
         )
-        return Report(text, self._speak(("balance", self._armed), now), previous_credits=previous)
+        return CrossingDecision(text, self._speak(("balance", self._armed), now), previous_credits=previous)
 
     def observe_failure(
         self, error: StabilityError, now: datetime, organization: str | None = None
-    ) -> Report:
-        """Report on a failure to read the balance.
+    ) -> CrossingDecision:
+        """Decide on a failure to read the balance.
 
         :param error: what went wrong.
         :param now: aware time after the call.
@@ -132,7 +134,9 @@ class Edge:
         refused = isinstance(error, StabilityPermanentError)
         until = " Until that is mended it is asked for less often." if refused else ""
         text = f"The balance of {_whose(organization)} is unknown, no event can be fired: {error}{until}"
-        return Report(text, self._speak((type(error), error.status, error.name), now), refused=refused)
+        return CrossingDecision(
+            text, self._speak((type(error), error.status, error.name), now), refused=refused
+        )
 
     def _is_beyond(self, credits: float) -> bool:
         return credits > self.threshold if self.direction == "above" else credits <= self.threshold
@@ -152,10 +156,10 @@ class Edge:
         return f"more than {format_number(self.threshold + self.margin)}"
 
     def _speak(self, what: tuple[object, ...], now: datetime) -> bool:
-        speak = what != self._said or self._said_at is None or now - self._said_at >= SPEAK_EVERY
-        if speak:
+        should_log = what != self._said or self._said_at is None or now - self._said_at >= LOG_EVERY
+        if should_log:
             self._said, self._said_at = what, now
-        return speak
+        return should_log
 
 
 def _whose(organization: str | None) -> str:

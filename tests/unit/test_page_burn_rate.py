@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_stability.page.readings import Reading, burn, in_order, thinned
+from airflow_stability.page.burn_rate import Reading, burn, in_order, thinned
 
 NOW = datetime(2026, 1, 2, 12, tzinfo=UTC)
 

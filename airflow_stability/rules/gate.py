@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
 
-from airflow_stability.arguments import check_credits, check_organization, format_number
 from airflow_stability.errors import CREDITS_URL, StabilityError, StabilityPermanentError
+from airflow_stability.validation import check_credits, check_organization, format_number
 
 #: How long a key that has worked before may be refused until the gate fails.
 GRACE = timedelta(minutes=10)
 
 #: A waiting gate says something at least this often.
-SPEAK_EVERY = timedelta(hours=1)
+LOG_EVERY = timedelta(hours=1)
 
 
 def suffices(credits: float, minimum: float, expected: float) -> bool:
@@ -60,14 +60,14 @@ class Decision:
 
     :param verdict: open, wait or fail.
     :param text: why, in a sentence: for the log, and for the failure.
-    :param speak: whether the log should have the text, or has heard it before.
+    :param should_log: whether the log should have the text, or has heard it before.
     :param credits: the balance that opened the gate.
     :param failure: what failed the gate.
     """
 
     verdict: Verdict
     text: str
-    speak: bool
+    should_log: bool
     credits: float | None = None
     failure: StabilityError | None = None
 
@@ -79,7 +79,7 @@ class Gate:
     :param expected_credits: what the run behind it is expected to spend: a number, or a string that is one;
         None where nobody said.
     :param organization: whose balance is observed, for the texts; None for the key's default.
-    :param remembers: whether it lives from the first observation to the last. One that is made anew for each
+    :param stateful: whether it lives from the first observation to the last. One that is made anew for each
         does not talk of earlier ones.
     :param grace: how long a key that has worked may be refused.
     :raises ValueError: one of the arguments cannot be what it should.
@@ -91,7 +91,7 @@ class Gate:
         *,
         expected_credits: object = None,
         organization: str | None = None,
-        remembers: bool = True,
+        stateful: bool = True,
         grace: timedelta = GRACE,
     ) -> None:
         self.minimum_credits = check_credits(minimum_credits)
@@ -99,7 +99,7 @@ class Gate:
             0.0 if expected_credits is None else check_credits(expected_credits, argument="expected_credits")
         )
         self.organization = check_organization(organization)
-        self.remembers = remembers
+        self.stateful = stateful
         self.grace = grace
         self._not_before: datetime | None = None
         self._balance: tuple[float, datetime] | None = None
@@ -127,7 +127,7 @@ class Gate:
         """Take note that the key in use has worked before, though not for this gate itself."""
         self._key_has_worked = True
 
-    def go_on_from(self, balance: tuple[float, datetime] | None, failure: StabilityError | None) -> None:
+    def restore(self, balance: tuple[float, datetime] | None, failure: StabilityError | None) -> None:
         """Take over what the same gate knew elsewhere: in the worker that deferred it.
 
         :param balance: the credits that were read last and when, if ever.
@@ -230,10 +230,10 @@ class Gate:
 
     def _wait(self, why: str, what: tuple[object, ...], now: datetime) -> Decision:
         news = what != self._said
-        speak = news or self._said_at is None or now - self._said_at >= SPEAK_EVERY
-        if speak:
+        should_log = news or self._said_at is None or now - self._said_at >= LOG_EVERY
+        if should_log:
             self._said, self._said_at = what, now
-        return Decision(Verdict.WAIT, f"{'Waiting' if news else 'Still waiting'}: {why}", speak)
+        return Decision(Verdict.WAIT, f"{'Waiting' if news else 'Still waiting'}: {why}", should_log)
 
     def _has(self, credits: float) -> str:
         spoken_for = ""
@@ -251,7 +251,7 @@ class Gate:
         return f"needs {needed(self.minimum_credits, self.expected_credits)}"
 
     def _history(self) -> str:
-        if not self.remembers:
+        if not self.stateful:
             return ""
         polls = "1 poll" if self._failures == 1 else f"{self._failures} polls"
         if self._balance is None:

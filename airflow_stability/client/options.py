@@ -10,9 +10,9 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from airflow_stability.arguments import check_organization as _check_organization
-from airflow_stability.arguments import show
 from airflow_stability.errors import KEYS_URL, StabilityConfigurationError
+from airflow_stability.validation import check_organization as _check_organization
+from airflow_stability.validation import safe_repr
 
 #: ``auto`` asks them in this order until one is known to answer.
 API_VERSIONS = ("v1alpha", "v1")
@@ -39,7 +39,7 @@ def check_api_version(api_version: str) -> str:
     """Return ``auto`` or the name of an API version."""
     if not isinstance(api_version, str) or api_version not in ("auto", *API_VERSIONS):
         raise StabilityConfigurationError(
-            f"api_version must be auto, v1alpha or v1; got {show(api_version)}."
+            f"api_version must be auto, v1alpha or v1; got {safe_repr(api_version)}."
         )
     return api_version
 
@@ -94,7 +94,7 @@ def check_base_url(base_url: str, *, allow_http: bool = False) -> str:
         # A key may stand in either place, by mistake.
         shown = re.sub(r"^(\w+://)?.*@", r"\1***@", re.split("[?#]", str(base_url))[0], flags=re.DOTALL)
         raise StabilityConfigurationError(
-            f"The API's address {show(shown)} {problem}: set one such as https://api.stability.ai."
+            f"The API's address {safe_repr(shown)} {problem}: set one such as https://api.stability.ai."
         )
     if parts.scheme == "http" and not allow_http and not _is_loopback(host):
         raise StabilityConfigurationError(
@@ -138,7 +138,7 @@ def check_seconds(name: str, value: float, *, zero: bool = False) -> float:
         return float(value)
     raise StabilityConfigurationError(
         f"{name} must be a number of seconds, {'0 or more' if zero else 'above 0'} and up to 86400; "
-        f"got {show(value)}."
+        f"got {safe_repr(value)}."
     )
 
 
@@ -147,7 +147,7 @@ def check_header(name: str, value: str) -> str:
     if isinstance(value, str) and re.fullmatch(r"[ -~]{1,256}", value):
         return value
     raise StabilityConfigurationError(
-        f"{name} must be 1 to 256 printable ASCII characters; got {show(value)}."
+        f"{name} must be 1 to 256 printable ASCII characters; got {safe_repr(value)}."
     )
 
 
@@ -176,4 +176,4 @@ def check_ca_bundle(ca_bundle: str | None) -> str | None:
             return ca_bundle
     except (TypeError, ValueError, OSError):
         pass
-    raise StabilityConfigurationError(f"ca_bundle names no file or folder here: {show(ca_bundle)}.")
+    raise StabilityConfigurationError(f"ca_bundle names no file or folder here: {safe_repr(ca_bundle)}.")

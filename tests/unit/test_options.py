@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_stability.client import settings
+from airflow_stability.client import options
 from airflow_stability.errors import StabilityConfigurationError
 
 
@@ -17,7 +17,7 @@ from airflow_stability.errors import StabilityConfigurationError
 )
 def test_a_key_in_quotes_is_told(quoted):
     with pytest.raises(StabilityConfigurationError, match="quotes around it"):
-        settings.check_api_key(quoted)
+        options.check_api_key(quoted)
 
 
 @pytest.mark.parametrize(
@@ -38,21 +38,21 @@ def test_a_key_in_quotes_is_told(quoted):
     ],
 )
 def test_a_pasted_key_is_taken_without_what_surrounds_it(pasted):
-    assert settings.check_api_key(pasted) == "sk-1"
+    assert options.check_api_key(pasted) == "sk-1"
 
 
 @pytest.mark.parametrize(
     "key", ["bearer-1", "a:b", "a=b", "sk-key=1", "key==", "bearer=1", "authorization-1", "mykey=abc"]
 )
 def test_a_key_is_not_taken_for_what_may_stand_in_front_of_one(key):
-    assert settings.check_api_key(key) == key
+    assert options.check_api_key(key) == key
 
 
 @pytest.mark.parametrize("pasted", ["sk-SECRET0", "Bearer sk-SECRET0"])
 def test_a_key_that_was_pasted_twice_is_told_without_being_shown(pasted):
     for separator in ("", " ", "\n"):
         with pytest.raises(StabilityConfigurationError, match=r"pasted twice|paste it again") as refusal:
-            settings.check_api_key(pasted + separator + "sk-SECRET0")
+            options.check_api_key(pasted + separator + "sk-SECRET0")
         assert "SECRET0" not in str(refusal.value)
 
 
@@ -61,13 +61,13 @@ def test_a_key_that_was_pasted_twice_is_told_without_being_shown(pasted):
 )
 def test_a_missing_key_says_where_keys_are_made(missing):
     with pytest.raises(StabilityConfigurationError, match=r"missing.*platform.stability.ai/account/keys"):
-        settings.check_api_key(missing)
+        options.check_api_key(missing)
 
 
 @pytest.mark.parametrize("odd", ["\n", "\r\nX-Other: 1", "\x00", "é", "\u200b", " ", "\ud800"])
 def test_a_key_that_no_header_can_carry_is_refused_without_being_shown(odd):
     with pytest.raises(StabilityConfigurationError, match="at position 11 of") as refusal:
-        settings.check_api_key(f"sk-SECRET0{odd}tail")
+        options.check_api_key(f"sk-SECRET0{odd}tail")
     assert "SECRET0" not in str(refusal.value)
     assert "tail" not in str(refusal.value)
 
@@ -84,15 +84,15 @@ def test_a_key_that_no_header_can_carry_is_refused_without_being_shown(odd):
     ],
 )
 def test_an_address_of_the_api_is_taken_without_its_last_slash(url):
-    assert settings.check_base_url(url) == url
-    assert settings.check_base_url(url + "/") == url
+    assert options.check_base_url(url) == url
+    assert options.check_base_url(url + "/") == url
 
 
 def test_the_scheme_of_an_address_may_be_in_upper_case():
-    assert settings.check_base_url("HTTPS://API.STABILITY.AI/") == "https://API.STABILITY.AI"
-    assert settings.check_base_url("HTTP://LOCALHOST:80") == "http://LOCALHOST:80"
+    assert options.check_base_url("HTTPS://API.STABILITY.AI/") == "https://API.STABILITY.AI"
+    assert options.check_base_url("HTTP://LOCALHOST:80") == "http://LOCALHOST:80"
     with pytest.raises(StabilityConfigurationError, match="in clear"):
-        settings.check_base_url("HTTP://API.STABILITY.AI")
+        options.check_base_url("HTTP://API.STABILITY.AI")
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_the_scheme_of_an_address_may_be_in_upper_case():
 def test_what_is_no_address_of_an_api_is_refused(url):
     said = r"^The API's address .*: set one such as https://api\.stability\.ai\.$"
     with pytest.raises(StabilityConfigurationError, match=said) as refusal:
-        settings.check_base_url(url)
+        options.check_base_url(url)
     assert str(refusal.value).isprintable()
 
 
@@ -148,7 +148,7 @@ def test_what_is_no_address_of_an_api_is_refused(url):
 )
 def test_a_key_in_the_address_is_refused_without_being_shown(url):
     with pytest.raises(StabilityConfigurationError) as refusal:
-        settings.check_base_url(url)
+        options.check_base_url(url)
     assert "SECRET" not in str(refusal.value)
 
 
@@ -157,16 +157,16 @@ def test_a_key_in_the_address_is_refused_without_being_shown(url):
 )
 def test_plain_http_is_refused_to_anything_but_loopback(host):
     with pytest.raises(StabilityConfigurationError, match="in clear"):
-        settings.check_base_url(f"http://{host}")
-    assert settings.check_base_url(f"http://{host}", allow_http=True) == f"http://{host}"
+        options.check_base_url(f"http://{host}")
+    assert options.check_base_url(f"http://{host}", allow_http=True) == f"http://{host}"
 
 
 @pytest.mark.parametrize("version", ["", "v2", "V1", "v1 ", None, 1, ["v1"], {}, "v1" * 10_000])
 def test_an_api_version_is_one_of_three(version):
     with pytest.raises(StabilityConfigurationError, match="auto, v1alpha or v1") as refusal:
-        settings.check_api_version(version)
+        options.check_api_version(version)
     assert len(str(refusal.value)) < 200
-    assert settings.check_api_version("auto") == "auto"
+    assert options.check_api_version("auto") == "auto"
 
 
 @pytest.mark.parametrize("value", [-1, 86401, math.nan, math.inf, True, "10", None, [10], 10**400])
@@ -174,25 +174,25 @@ def test_seconds_are_a_number_up_to_a_day(value):
     with pytest.raises(
         StabilityConfigurationError, match="request_timeout must be a number of seconds, above 0"
     ):
-        settings.check_seconds("request_timeout", value)
+        options.check_seconds("request_timeout", value)
 
 
 def test_zero_seconds_are_allowed_where_they_mean_something():
-    assert settings.check_seconds("retry_deadline", 0, zero=True) == 0
+    assert options.check_seconds("retry_deadline", 0, zero=True) == 0
     with pytest.raises(StabilityConfigurationError):
-        settings.check_seconds("request_timeout", 0)
+        options.check_seconds("request_timeout", 0)
 
 
 @pytest.mark.parametrize("value", ["", "a\r\nb", "a\x00", "é", "x" * 257, None, 5])
 def test_a_header_is_printable_ascii(value):
     with pytest.raises(StabilityConfigurationError, match=r"^client_id must be 1 to 256"):
-        settings.check_header("client_id", value)
-    assert settings.check_header("client_id", "my pipeline/1.0") == "my pipeline/1.0"
+        options.check_header("client_id", value)
+    assert options.check_header("client_id", "my pipeline/1.0") == "my pipeline/1.0"
 
 
 def test_an_organization_that_cannot_be_one_is_a_configuration_error_with_no_other_behind_it():
     with pytest.raises(StabilityConfigurationError, match="organization must be an id") as refusal:
-        settings.check_organization("")
+        options.check_organization("")
     assert refusal.value.__context__ is None
 
 
@@ -201,7 +201,7 @@ def test_an_organization_that_cannot_be_one_is_a_configuration_error_with_no_oth
 )
 def test_a_proxy_is_a_url_and_its_password_is_not_shown(proxy):
     with pytest.raises(StabilityConfigurationError, match="proxy must be a URL") as refusal:
-        settings.check_proxy(proxy)
+        options.check_proxy(proxy)
     assert "SECRET" not in str(refusal.value)
 
 
@@ -220,15 +220,15 @@ def test_a_proxy_is_a_url_and_its_password_is_not_shown(proxy):
     ],
 )
 def test_the_password_of_a_proxy_is_a_secret_as_written_and_as_meant(proxy, secrets):
-    assert settings.proxy_secrets(proxy) == secrets
+    assert options.proxy_secrets(proxy) == secrets
 
 
 def test_a_ca_bundle_exists(tmp_path):
-    assert settings.check_ca_bundle(None) is None
-    assert settings.check_ca_bundle(str(tmp_path)) == str(tmp_path)
+    assert options.check_ca_bundle(None) is None
+    assert options.check_ca_bundle(str(tmp_path)) == str(tmp_path)
     for missing in (str(tmp_path / "none.pem"), "a\x00b", 5, "x" * 10_000):
         with pytest.raises(StabilityConfigurationError, match="ca_bundle names no file or folder"):
-            settings.check_ca_bundle(missing)
+            options.check_ca_bundle(missing)
 
 
 anything = st.one_of(
@@ -239,14 +239,14 @@ anything = st.one_of(
 @given(anything)
 def test_no_setting_fails_in_another_way_than_by_its_own_error(value):
     for check in (
-        settings.check_api_key,
-        settings.check_base_url,
-        settings.check_api_version,
-        settings.check_organization,
-        settings.check_proxy,
-        settings.check_ca_bundle,
-        lambda value: settings.check_seconds("timeout", value),
-        lambda value: settings.check_header("user_agent", value),
+        options.check_api_key,
+        options.check_base_url,
+        options.check_api_version,
+        options.check_organization,
+        options.check_proxy,
+        options.check_ca_bundle,
+        lambda value: options.check_seconds("timeout", value),
+        lambda value: options.check_header("user_agent", value),
     ):
         try:
             check(value)

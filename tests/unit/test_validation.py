@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_stability.arguments import (
+from airflow_stability.validation import (
     check_conn_id,
     check_credits,
     check_organization,

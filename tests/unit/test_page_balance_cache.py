@@ -8,7 +8,7 @@ import responses
 
 from airflow_stability.client import StabilityClient
 from airflow_stability.errors import StabilityConfigurationError
-from airflow_stability.page.balances import FRESH, MOST_ORGANIZATIONS, Balances
+from airflow_stability.page.balance_cache import FRESH, MOST_ORGANIZATIONS, Balances
 
 
 class Clock:

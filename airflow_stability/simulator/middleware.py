@@ -20,11 +20,11 @@ from fastapi.responses import Response
 from starlette.datastructures import Headers
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from airflow_stability.simulator.answers import error, version_of
 from airflow_stability.simulator.api import read_authorization
+from airflow_stability.simulator.error_bodies import error, version_of
 from airflow_stability.simulator.faults import Fault, FaultQueue, retry_after_header
-from airflow_stability.simulator.journal import Entry, Journal, RequestRecord
-from airflow_stability.simulator.world import REDIRECTS, SWITCHABLE_VERSIONS, World
+from airflow_stability.simulator.request_log import Entry, Journal, RequestRecord
+from airflow_stability.simulator.state import REDIRECTS, SWITCHABLE_VERSIONS, World
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send

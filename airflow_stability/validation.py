@@ -33,7 +33,7 @@ def check_credits(value: object, *, argument: str = "minimum_credits") -> float:
     if not math.isfinite(number) or number < 0:
         raise ValueError(
             f"{argument} must be a finite number of credits, 0 or more, or a string that is one; "
-            f"got {show(value)}."
+            f"got {safe_repr(value)}."
         )
     return abs(number)  # -0.0 is 0
 
@@ -59,7 +59,7 @@ def check_organization(value: object) -> str | None:
         return value
     raise ValueError(
         "organization must be an id such as org-123456, without blanks; leave it out (None) for the key's "
-        f"default organization; got {show(value)}."
+        f"default organization; got {safe_repr(value)}."
     )
 
 
@@ -72,7 +72,7 @@ def check_seconds(value: object, *, argument: str) -> float:
     """
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf:
         return float(value)
-    raise ValueError(f"{argument} must be a finite number of seconds, more than 0; got {show(value)}.")
+    raise ValueError(f"{argument} must be a finite number of seconds, more than 0; got {safe_repr(value)}.")
 
 
 def check_conn_id(value: object) -> str:
@@ -82,7 +82,7 @@ def check_conn_id(value: object) -> str:
     """
     if isinstance(value, str) and value:
         return value
-    raise ValueError(f"stability_conn_id must be the id of a connection; got {show(value)}.")
+    raise ValueError(f"stability_conn_id must be the id of a connection; got {safe_repr(value)}.")
 
 
 def is_template(value: object) -> bool:
@@ -111,7 +111,7 @@ def check_later(later: Mapping[str, object], version: int, known: int, *, of: st
         raise TypeError(f"{of} has no argument {', '.join(sorted(later))}")
 
 
-def show(value: object) -> str:
+def safe_repr(value: object) -> str:
     """Return a value as error texts show it: quoted, at most 80 characters, no API key in a wrong place."""
     try:
         text = re.sub(r"\bsk-[\w-]{8,}", "sk-***", repr(value))

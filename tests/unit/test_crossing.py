@@ -11,18 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_stability.edge import Edge
 from airflow_stability.errors import StabilityAuthenticationError, StabilityUnavailableError
-from airflow_stability.gate import SPEAK_EVERY
+from airflow_stability.rules.crossing import ThresholdWatch
+from airflow_stability.rules.gate import LOG_EVERY
 
 START = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
 OUTAGE = StabilityUnavailableError("answered 503 (error id a1).", status=503)
 REFUSED = StabilityAuthenticationError("answered 401.", status=401)
 
 
-def crossings(edge, *balances):
-    """Return the balances that an edge fires an event for."""
-    return [credits for credits in balances if edge.observe_balance(credits, START).crossed]
+def crossings(watch, *balances):
+    """Return the balances that a watch fires an event for."""
+    return [credits for credits in balances if watch.observe_balance(credits, START).crossed]
 
 
 @pytest.mark.parametrize(
@@ -38,14 +38,14 @@ def crossings(edge, *balances):
     ],
 )
 def test_fires_once_for_each_crossing(direction, balances, fired):
-    assert crossings(Edge(50, direction), *balances) == fired
+    assert crossings(ThresholdWatch(50, direction), *balances) == fired
 
 
 @pytest.mark.parametrize(
     ("direction", "balance"), [("above", 60), ("above", 40), ("below", 40), ("below", 60)]
 )
 def test_the_first_balance_fires_nothing(direction, balance):
-    assert crossings(Edge(50, direction), balance, balance, balance) == []
+    assert crossings(ThresholdWatch(50, direction), balance, balance, balance) == []
 
 
 @pytest.mark.parametrize(
@@ -60,12 +60,12 @@ def test_the_first_balance_fires_nothing(direction, balance):
     ],
 )
 def test_with_a_margin_it_fires_again_only_after_the_balance_has_gone_back_by_it(direction, balances, fired):
-    assert crossings(Edge(50, direction, margin=10), *balances) == fired
+    assert crossings(ThresholdWatch(50, direction, margin=10), *balances) == fired
 
 
 @pytest.mark.parametrize(("direction", "balances"), [("above", [45, 51]), ("below", [55, 49])])
 def test_a_first_balance_on_the_near_side_is_near_enough_whatever_the_margin(direction, balances):
-    assert crossings(Edge(50, direction, margin=10), *balances) == balances[1:]
+    assert crossings(ThresholdWatch(50, direction, margin=10), *balances) == balances[1:]
 
 
 @pytest.mark.parametrize(
@@ -78,23 +78,23 @@ def test_a_first_balance_on_the_near_side_is_near_enough_whatever_the_margin(dir
     ],
 )
 def test_a_first_balance_beyond_the_threshold_counts_as_if_it_had_fired(direction, balances, fired):
-    assert crossings(Edge(50, direction, margin=10), *balances) == fired
+    assert crossings(ThresholdWatch(50, direction, margin=10), *balances) == fired
 
 
 @given(st.lists(st.integers(0, 20), min_size=1), st.integers(0, 20), st.sampled_from(["above", "below"]))
 def test_without_a_margin_each_change_to_the_side_fires(balances, threshold, direction):
-    edge = Edge(threshold, direction)
+    watch = ThresholdWatch(threshold, direction)
     beyond = [(credits > threshold) == (direction == "above") for credits in balances]
 
-    fired = [edge.observe_balance(credits, START).crossed for credits in balances]
+    fired = [watch.observe_balance(credits, START).crossed for credits in balances]
 
     assert fired == [False, *(now and not before for before, now in pairwise(beyond))]
 
 
 @given(st.lists(st.integers(0, 40)), st.integers(0, 20), st.sampled_from(["above", "below"]))
 def test_between_two_events_the_balance_has_gone_back_by_the_margin(balances, margin, direction):
-    edge = Edge(20, direction, margin=margin)
-    fired = [index for index, credits in enumerate(balances) if edge.observe_balance(credits, START).crossed]
+    watch = ThresholdWatch(20, direction, margin=margin)
+    fired = [index for index, credits in enumerate(balances) if watch.observe_balance(credits, START).crossed]
 
     for earlier, later in pairwise(fired):
         between = balances[earlier:later]
@@ -108,45 +108,45 @@ def test_between_two_events_the_balance_has_gone_back_by_the_margin(balances, ma
     st.sampled_from(["above", "below"]),
 )
 def test_what_was_remembered_makes_a_restart_unseen(before, after, margin, direction):
-    stayed = Edge(20, direction, margin=margin)
+    stayed = ThresholdWatch(20, direction, margin=margin)
     crossings(stayed, *before)
-    restarted = Edge(20, direction, margin=margin)
-    restarted.recall(json.loads(json.dumps(stayed.state)))
+    restarted = ThresholdWatch(20, direction, margin=margin)
+    restarted.restore(json.loads(json.dumps(stayed.state)))
 
     assert crossings(restarted, *after) == crossings(stayed, *after)
 
 
 def test_an_event_tells_the_balance_before_it_across_a_restart_too():
-    edge = Edge(50, "above")
-    edge.recall({"armed": True, "credits": 3})
+    watch = ThresholdWatch(50, "above")
+    watch.restore({"armed": True, "credits": 3})
 
-    report = edge.observe_balance(60.0, START)
+    report = watch.observe_balance(60.0, START)
 
     assert (report.crossed, report.previous_credits) == (True, 3.0)
 
 
 def test_recalled_late_it_still_counts_for_the_next_balance():
-    edge = Edge(50, "above")
-    edge.observe_balance(60.0, START)
-    edge.recall({"armed": True, "credits": 3.0})
+    watch = ThresholdWatch(50, "above")
+    watch.observe_balance(60.0, START)
+    watch.restore({"armed": True, "credits": 3.0})
 
-    assert crossings(edge, 61) == [61]
+    assert crossings(watch, 61) == [61]
 
 
 def test_recalled_late_it_does_not_fire_what_was_fired():
-    edge = Edge(50, "above")
-    assert crossings(edge, 2, 60) == [60]
-    edge.recall({"armed": True, "credits": 3.0})
+    watch = ThresholdWatch(50, "above")
+    assert crossings(watch, 2, 60) == [60]
+    watch.restore({"armed": True, "credits": 3.0})
 
-    assert crossings(edge, 61) == []
+    assert crossings(watch, 61) == []
 
 
 def test_recalled_late_it_does_not_disarm():
-    edge = Edge(50, "above")
-    edge.observe_balance(2.0, START)
-    edge.recall({"armed": False, "credits": 70.0})
+    watch = ThresholdWatch(50, "above")
+    watch.observe_balance(2.0, START)
+    watch.restore({"armed": False, "credits": 70.0})
 
-    report = edge.observe_balance(60.0, START)
+    report = watch.observe_balance(60.0, START)
 
     assert (report.crossed, report.previous_credits) == (True, 2.0)
 
@@ -160,37 +160,37 @@ def test_recalled_late_it_does_not_disarm():
     ],
 )
 def test_a_memory_that_is_none_is_not_minded(state):
-    edge = Edge(50, "above")
-    edge.recall(state)
+    watch = ThresholdWatch(50, "above")
+    watch.restore(state)
 
-    assert edge.state is None
-    assert crossings(edge, 60) == []
+    assert watch.state is None
+    assert crossings(watch, 60) == []
 
 
 def test_it_knows_nothing_to_remember_before_the_first_balance():
-    edge = Edge(50, "below")
-    edge.observe_failure(OUTAGE, START)
+    watch = ThresholdWatch(50, "below")
+    watch.observe_failure(OUTAGE, START)
 
-    assert edge.state is None
+    assert watch.state is None
 
 
 def test_a_failure_fires_nothing_and_forgets_nothing():
-    edge = Edge(50, "above")
-    edge.observe_balance(2.0, START)
-    failures = [edge.observe_failure(failure, START) for failure in (OUTAGE, REFUSED)]
+    watch = ThresholdWatch(50, "above")
+    watch.observe_balance(2.0, START)
+    failures = [watch.observe_failure(failure, START) for failure in (OUTAGE, REFUSED)]
 
-    report = edge.observe_balance(60.0, START)
+    report = watch.observe_balance(60.0, START)
 
     assert not any(failure.crossed for failure in failures)
     assert (report.crossed, report.previous_credits) == (True, 2.0)
 
 
 def test_only_a_failure_that_stays_is_a_refusal():
-    edge = Edge(50, "above")
+    watch = ThresholdWatch(50, "above")
 
-    assert edge.observe_failure(REFUSED, START).refused
-    assert not edge.observe_failure(OUTAGE, START).refused
-    assert not edge.observe_balance(2.0, START).refused
+    assert watch.observe_failure(REFUSED, START).refused
+    assert not watch.observe_failure(OUTAGE, START).refused
+    assert not watch.observe_balance(2.0, START).refused
 
 
 @pytest.mark.parametrize(
@@ -226,41 +226,41 @@ def test_only_a_failure_that_stays_is_a_refusal():
     ],
 )
 def test_it_says_what_it_saw_and_what_it_waits_for(direction, balances, texts):
-    edge = Edge(50, direction, margin=10)
-    reports = [edge.observe_balance(float(credits), START, "org-A") for credits in balances]
+    watch = ThresholdWatch(50, direction, margin=10)
+    reports = [watch.observe_balance(float(credits), START, "org-A") for credits in balances]
 
     assert [report.text for report in reports] == texts
-    assert all(report.speak for report in reports)
+    assert all(report.should_log for report in reports)
 
 
 def test_it_says_what_is_wrong_and_when_it_is_tried_again():
-    edge = Edge(50, "above")
+    watch = ThresholdWatch(50, "above")
 
-    assert edge.observe_failure(OUTAGE, START).text == (
+    assert watch.observe_failure(OUTAGE, START).text == (
         "The balance of the key's default organization is unknown, no event can be fired: answered 503 "
         "(error id a1)."
     )
-    assert edge.observe_failure(REFUSED, START, "org-A").text == (
+    assert watch.observe_failure(REFUSED, START, "org-A").text == (
         "The balance of organization org-A is unknown, no event can be fired: answered 401. Until that is "
         "mended it is asked for less often."
     )
 
 
 def test_it_speaks_at_each_change_and_every_hour():
-    edge = Edge(50, "above")
+    watch = ThresholdWatch(50, "above")
     now = START
     spoken = []
     for outcome in (2.0, 3.0, OUTAGE, OUTAGE, REFUSED, REFUSED, 4.0, 60.0, 61.0, 49.0, 48.0):
         now += timedelta(minutes=1)
         if isinstance(outcome, float):
-            report = edge.observe_balance(outcome, now)
+            report = watch.observe_balance(outcome, now)
         else:
-            report = edge.observe_failure(outcome, now)
-        spoken += [outcome] if report.speak else []
+            report = watch.observe_failure(outcome, now)
+        spoken += [outcome] if report.should_log else []
 
     assert spoken == [2.0, OUTAGE, REFUSED, 4.0, 60.0, 49.0]
-    assert not edge.observe_balance(48.0, now + timedelta(minutes=50)).speak
-    assert edge.observe_balance(48.0, now + SPEAK_EVERY).speak
+    assert not watch.observe_balance(48.0, now + timedelta(minutes=50)).should_log
+    assert watch.observe_balance(48.0, now + LOG_EVERY).should_log
 
 
 @pytest.mark.parametrize(
@@ -279,8 +279,8 @@ def test_it_speaks_at_each_change_and_every_hour():
 )
 def test_an_argument_that_cannot_work_is_refused(arguments, text):
     with pytest.raises(ValueError, match="^" + text.replace(".", r"\.")):
-        Edge(**{"threshold": 50, "direction": "above"} | arguments)
+        ThresholdWatch(**{"threshold": 50, "direction": "above"} | arguments)
 
 
 def test_below_a_margin_may_be_any():
-    assert crossings(Edge(50, "below", margin=500), 90, 40, 549, 40, 551, 40) == [40, 40]
+    assert crossings(ThresholdWatch(50, "below", margin=500), 90, 40, 549, 40, 551, 40) == [40, 40]

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_stability.client import Account, Balance
-from airflow_stability.client.answers import clean, error_from_answer, parse_answer, parse_error_body
+from airflow_stability.client.responses import clean, error_from_answer, parse_answer, parse_error_body
 from airflow_stability.errors import (
     StabilityAuthenticationError,
     StabilityBlockedError,
-    StabilityMalformedAnswerError,
+    StabilityMalformedResponseError,
     StabilityNotFoundError,
     StabilityPaymentRequiredError,
     StabilityPermissionError,
@@ -59,10 +59,10 @@ def error_of(status, body=V1, headers=None, secrets=()):
         (300, StabilityRedirectError),
         (301, StabilityRedirectError),
         (308, StabilityRedirectError),
-        (101, StabilityMalformedAnswerError),
-        (204, StabilityMalformedAnswerError),
-        (600, StabilityMalformedAnswerError),
-        (999, StabilityMalformedAnswerError),
+        (101, StabilityMalformedResponseError),
+        (204, StabilityMalformedResponseError),
+        (600, StabilityMalformedResponseError),
+        (999, StabilityMalformedResponseError),
     ],
 )
 @pytest.mark.parametrize("body", [V1, V1ALPHA, V2])
@@ -228,9 +228,9 @@ def test_a_secret_that_holds_another_is_masked_as_a_whole():
     assert clean("pw-sk-1-end", ["sk-1", "pw-sk-1-end"]) == "***"
 
 
-def test_a_malformed_answer_names_the_field_and_not_its_value():
+def test_a_malformed_response_names_the_field_and_not_its_value():
     body = b'{"id": "u", "email": "someone@example.com", "organizations": [{"id": "someone@example.com"}]}'
-    with pytest.raises(StabilityMalformedAnswerError) as failure:
+    with pytest.raises(StabilityMalformedResponseError) as failure:
         parse_answer(Account, {"Content-Type": "application/json"}, body, call=CALL, secrets=())
     assert "organizations.0.name: Field required" in str(failure.value)
     assert "(application/json)" in str(failure.value)
@@ -252,7 +252,7 @@ def test_a_malformed_answer_names_the_field_and_not_its_value():
     ],
 )
 def test_a_body_that_is_no_json_object_is_malformed(body):
-    with pytest.raises(StabilityMalformedAnswerError, match=r"answered 200, but the body .* is no Balance"):
+    with pytest.raises(StabilityMalformedResponseError, match=r"answered 200, but the body .* is no Balance"):
         parse_answer(Balance, {}, body, call=CALL, secrets=())
 
 
@@ -264,6 +264,6 @@ def test_an_answer_sent_as_html_is_judged_by_what_it_is():
 
 
 def test_a_key_in_the_content_type_is_masked():
-    with pytest.raises(StabilityMalformedAnswerError) as failure:
+    with pytest.raises(StabilityMalformedResponseError) as failure:
         parse_answer(Balance, {"Content-Type": "text/sk-1"}, b"", call=CALL, secrets=["sk-1"])
     assert "(text/***)" in str(failure.value)

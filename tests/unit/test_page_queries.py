@@ -12,8 +12,8 @@ from airflow_stability.compat import HAS_EXTERNAL_VIEWS
 if not HAS_EXTERNAL_VIEWS:
     pytest.skip("the Credits page needs Airflow 3.1", allow_module_level=True)
 
-from airflow_stability.page import records
-from airflow_stability.page.readings import Reading
+from airflow_stability.page import queries
+from airflow_stability.page.burn_rate import Reading
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -40,18 +40,18 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
     ids=lambda value: value[:20],
 )
 def test_what_is_no_balance_is_not_taken_for_one(value):
-    assert records._reading(records._credits_in(value), NOW) is None
+    assert queries._reading(queries._credits_in(value), NOW) is None
 
 
 @pytest.mark.parametrize("value", [12.5, "12.5", {"credits": 12.5}, json.dumps({"credits": 12.5})])
 def test_a_balance_is_found_as_gates_and_operators_push_it(value):
-    assert records._reading(records._credits_in(value), NOW) == Reading(NOW, 12.5)
+    assert queries._reading(queries._credits_in(value), NOW) == Reading(NOW, 12.5)
 
 
 def test_a_time_of_another_zone_is_shown_in_utc():
     elsewhere = NOW.astimezone(timezone(timedelta(hours=5)))
 
-    assert records._reading(1.0, elsewhere.isoformat()).at.isoformat() == NOW.isoformat()
+    assert queries._reading(1.0, elsewhere.isoformat()).at.isoformat() == NOW.isoformat()
 
 
 @pytest.mark.parametrize(
@@ -69,4 +69,4 @@ def test_a_time_of_another_zone_is_shown_in_utc():
     ],
 )
 def test_what_is_needed_is_written_as_a_gate_says_it(minimum, expected, shown):
-    assert records._needs(minimum, expected) == shown
+    assert queries._needs(minimum, expected) == shown

@@ -1,0 +1,1 @@
+"""The rules, pure: no HTTP, no Airflow, the clock is passed in."""

@@ -1,7 +1,7 @@
-"""What callers may pass: credits, seconds, ids. Knows no HTTP and no Airflow.
+"""Checks of what callers pass: credits, seconds, times, ids. Knows no HTTP and no Airflow.
 
-All that takes arguments checks with these, so each rule stands once; a DAG file can load them without loading
-an HTTP library.
+Everything that takes arguments uses these functions, so each rule stands once. A DAG file can import them
+without loading an HTTP library.
 """
 
 from __future__ import annotations
@@ -9,11 +9,20 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from numbers import Real
 
-#: What an HTTP header can carry as one word. The vendor's ids look like ``org-123456``, its keys like
-#: ``sk-...``: one that was pasted here by mistake would get into logs and metrics, which name organizations.
+#: Defaults of a client's time limits, in seconds. The connection and its form show the same ones.
+DEFAULT_REQUEST_TIMEOUT = 10.0
+DEFAULT_RETRY_DEADLINE = 120.0
+
+#: The longest time limit of a client, in seconds: a day.
+MAX_CLIENT_SECONDS = 86400.0
+
+#: What an HTTP header can carry as one word. The vendor's ids look like ``org-123456`` and its keys like
+#: ``sk-...``. A key that was pasted here by mistake would get into logs and metrics, which name
+#: organizations.
 _ORGANIZATION = re.compile(r"(?!sk-)[!-~]{1,256}")
 
 
@@ -63,16 +72,30 @@ def check_organization(value: object) -> str | None:
     )
 
 
-def check_seconds(value: object, *, argument: str) -> float:
-    """Return a time in seconds as a float.
+def check_seconds(
+    value: object, *, argument: str, allow_zero: bool = False, maximum: float | None = None
+) -> float:
+    """Return a duration in seconds as a float.
 
-    :param value: a number.
+    :param value: a number of seconds, or a timedelta.
     :param argument: the name that the error text uses.
-    :raises ValueError: it is no number, a boolean, not finite, or not more than 0.
+    :param allow_zero: whether 0 is allowed.
+    :param maximum: the most seconds that are allowed; None for no limit.
+    :raises ValueError: it is neither, a boolean, not finite, too small or too large.
     """
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf:
-        return float(value)
-    raise ValueError(f"{argument} must be a finite number of seconds, more than 0; got {safe_repr(value)}.")
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(seconds, int | float) and not isinstance(seconds, bool):
+        large_enough = seconds > 0 or (allow_zero and seconds == 0)
+        if large_enough and seconds < math.inf and (maximum is None or seconds <= maximum):
+            return float(seconds)
+    least = "0 or more" if allow_zero else "more than 0"
+    most = "" if maximum is None else f" and at most {format_number(maximum)}"
+    raise ValueError(f"{argument} must be a finite number of seconds, {least}{most}; got {safe_repr(value)}.")
+
+
+def in_utc(time: datetime) -> datetime:
+    """Return a time in UTC. A naive time is taken to be in UTC."""
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
 
 
 def check_conn_id(value: object) -> str:

@@ -108,7 +108,7 @@ def _run(command: Callable[[StabilityHook, Namespace], int], args: Namespace) ->
 
 
 def _call(command: Callable[[StabilityHook, Namespace], int], args: Namespace) -> int:
-    from airflow_stability.compat import AirflowNotFoundException, read_connections_as_a_command
+    from airflow_stability.compat import read_connections_as_a_command
     from airflow_stability.errors import StabilityError
     from airflow_stability.hooks.stability import StabilityHook
 
@@ -116,11 +116,6 @@ def _call(command: Callable[[StabilityHook, Namespace], int], args: Namespace) -
     hook = StabilityHook(args.conn_id, retry_deadline=0)
     try:
         return command(hook, args)
-    except AirflowNotFoundException as error:
-        _say(
-            f"{error}. Make the connection, or name another with --conn-id; if it is there, Airflow could "
-            "not read it."
-        )
     except (StabilityError, ValueError) as error:
         _say(str(error))
     finally:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -42,6 +43,7 @@ if TYPE_CHECKING or AIRFLOW_VERSION >= (3, 2):
         AirflowSensorTimeout,
         AirflowSkipException,
         TaskDeferralError,
+        TaskDeferred,
     )
 else:
     from airflow.configuration import conf
@@ -52,6 +54,7 @@ else:
         AirflowSensorTimeout,
         AirflowSkipException,
         TaskDeferralError,
+        TaskDeferred,
     )
 
 if TYPE_CHECKING or AIRFLOW_VERSION >= (3, 1):
@@ -89,7 +92,7 @@ _LAZY = {
 
 def __getattr__(name: str) -> Any:
     if name == "BaseEventTrigger" and AIRFLOW_VERSION < (3, 0):
-        # Airflow 2.11 starts no DAG on an event: whoever imports what needs that has to be told.
+        # Airflow 2.11 starts no DAG on an event. An import of what needs that must say so.
         raise ImportError(
             "StabilityBalanceEventTrigger needs Airflow 3 or later: Airflow 2.11 has no asset watchers."
         )
@@ -102,13 +105,35 @@ _Operator = TypeVar("_Operator", bound=BaseOperator)
 
 
 def execute_as(base: type[_Operator], operator: _Operator, context: Context) -> Any:
-    """Execute an operator that overrides execute() as its base class would.
+    """Call the execute() of a class on an operator, below the decorator that Airflow puts around it.
 
-    Airflow 2.11 takes ``super().execute()`` for an operator that is called inside another, and warns, or
-    fails where that is forbidden. The function below the decorator that checks this is there on every
-    version.
+    Airflow 2.11 takes ``super().execute()`` for an operator that is called inside another one. It warns, or
+    fails where that is forbidden.
+
+    :param base: the operator's class, or a base class of it.
     """
     return base.execute.__wrapped__(operator, context)  # type: ignore[attr-defined]
+
+
+class SensorBase(BaseSensorOperator):
+    """BaseSensorOperator with a public method for the time to the next poke.
+
+    Airflow's own method for that is private, and the same in all versions.
+    """
+
+    def seconds_to_next_poke(self, interval: float, time_left: float) -> float:
+        """Return the seconds to wait before the next poke.
+
+        :param interval: seconds that Airflow would wait.
+        :param time_left: seconds until the sensor's timeout.
+        """
+        return interval
+
+    def _get_next_poke_interval(
+        self, started_at: datetime | float, run_duration: Callable[[], float], poke_count: int
+    ) -> float:
+        interval: float = super()._get_next_poke_interval(started_at, run_duration, poke_count)
+        return self.seconds_to_next_poke(interval, max(self.timeout - run_duration(), 0.0))
 
 
 # Whether Airflow starts a task in the triggerer when the operator asks for it, and renders templates there.
@@ -121,10 +146,10 @@ HAS_EXTERNAL_VIEWS = AIRFLOW_VERSION >= (3, 1)
 
 
 def can_be_rescheduled(operator: Any) -> Any:
-    """Let the scheduler wait with tasks of an operator class until the date of their reschedule.
+    """Make the scheduler respect the reschedule date of an operator class. A class decorator.
 
-    A class decorator. The class needs an attribute ``reschedule`` that tells whether it makes use of it. Up
-    to Airflow 3.0 the scheduler minds that date for sensors only, and would start others again at once.
+    The class needs an attribute ``reschedule`` that tells whether its tasks wait by reschedule. Up to Airflow
+    3.0 the scheduler respects that date for sensors only, and would start other tasks again at once.
     """
     if AIRFLOW_VERSION >= (3, 1):
         return operator
@@ -133,7 +158,7 @@ def can_be_rescheduled(operator: Any) -> Any:
     fields = {"reschedule"}
     operator.deps = operator.deps | {ReadyToRescheduleDep()}
     if AIRFLOW_VERSION >= (3, 0):
-        # What the scheduler goes by there; of mapped tasks it only knows the class.
+        # The scheduler there looks at this attribute. Of mapped tasks it knows only the class.
         fields.add("_is_sensor")
         operator._is_sensor = True
         BaseSensorOperator.register(operator)
@@ -144,7 +169,7 @@ def can_be_rescheduled(operator: Any) -> Any:
 
 
 def first_start(context: Context) -> datetime | None:
-    """Return since when a task has been rescheduled, on Airflow 2.11 with its earlier tries; else None."""
+    """Return when the task was first rescheduled (on 2.11, across all tries), or None."""
     task_instance: Any = context["ti"]
     started: datetime | None
     if AIRFLOW_VERSION >= (3, 0):
@@ -165,7 +190,7 @@ def first_start(context: Context) -> datetime | None:
 def is_deferral_timeout(next_method: str, next_kwargs: dict[str, Any] | None) -> bool:
     """Tell whether a task resumes because its deferral timed out.
 
-    Airflow 3 has an exception for this, Airflow 2.11 words only, and other words.
+    Airflow 3 has an exception for this. Airflow 2.11 has only a text, and a different one.
     """
     words = "Trigger/execution timeout" if AIRFLOW_VERSION < (3, 0) else "Trigger timeout"
     return next_method == "__fail__" and (next_kwargs or {}).get("error") == words
@@ -180,25 +205,26 @@ def is_left_over(context: Context, try_number: int) -> bool:
 
 
 def try_of(context: Context) -> int:
-    """Return the number of a task's try; 0 for one that is called by itself, as tests do."""
+    """Return the number of a task's try; 0 outside of Airflow, as in a test that calls the operator."""
     number: int = context["ti"].try_number if "ti" in context else 0
     return number
 
 
-#: What is written for triggers that may be cancelled meanwhile: a loop keeps no task alive by itself.
+#: Writes of triggers that may be cancelled meanwhile. An event loop alone keeps no task alive.
 _writes: set[asyncio.Future[None]] = set()
-#: One at a time, and not in the thread that asgiref has for all else: each takes a round of the triggerer's
-#: other process, and a connection that is to be read would wait for thousands of them.
+#: One write at a time, and not in asgiref's own thread. Each write takes a round of the triggerer's other
+#: process, and in that thread the read of a connection would wait for thousands of them.
 _writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stability-xcom")
 
 
 async def success_event(task_instance: Any, returned: float, *, do_xcom_push: bool) -> TaskSuccessEvent:
-    """Return the event that ends a task in the triggerer, with what it returned in XCom.
+    """Return the event that ends a task in the triggerer, after its return value was pushed to XCom.
 
     Airflow 2.11 writes the event's XComs. Some versions of Airflow 3 encode them twice, so that a number
-    comes back as a string: there the XCom is written before the event.
+    comes back as a string. There the XCom is written before the event.
 
     :param task_instance: the trigger's.
+    :param returned: the return value.
     """
     from airflow.triggers.base import TaskSuccessEvent
 
@@ -219,8 +245,8 @@ async def success_event(task_instance: Any, returned: float, *, do_xcom_push: bo
             map_index=task_instance.map_index,
         )
     )
-    # Airflow 3.0 and 3.1 tell answers apart by their order. A request that is cancelled with its trigger
-    # would leave its answer to the next one, and the whole triggerer would end.
+    # Airflow 3.0 and 3.1 match responses to requests by their order. A request that is cancelled with its
+    # trigger would leave its response to the next one, and the whole triggerer would end.
     _writes.add(write)
     write.add_done_callback(_writes.discard)
     await asyncio.shield(write)
@@ -228,10 +254,10 @@ async def success_event(task_instance: Any, returned: float, *, do_xcom_push: bo
 
 
 def stats() -> Any:
-    """Return what takes metrics. It moved to the Task SDK in Airflow 3.2, and warns where it was.
+    """Return the object that takes metrics. It moved to the Task SDK in Airflow 3.2.
 
-    A triggerer of 3.2 and 3.3 sets up another copy of it for itself. This one works there, too, since loading
-    the SDK's serializers sets it up: the end-to-end tests would notice if that changed.
+    A triggerer of 3.2 and 3.3 sets up another copy for itself. This one works there, too, because loading the
+    SDK's serializers sets it up.
     """
     if AIRFLOW_VERSION >= (3, 2):
         return importlib.import_module("airflow.sdk.observability.stats").Stats
@@ -242,7 +268,7 @@ async def read_connection(conn_id: str) -> Connection:
     """Read a connection on an event loop, such as a triggerer's.
 
     Airflow 3.1 has an asynchronous call. Before, the synchronous one has to go through asgiref, which Airflow
-    brings: called directly it blocks the loop, or fails outside the task that the trigger itself runs in.
+    installs. Called directly, it blocks the loop, or fails outside of the trigger's own asyncio task.
     """
     if TYPE_CHECKING or AIRFLOW_VERSION >= (3, 1):
         return await BaseHook.aget_connection(conn_id)
@@ -262,14 +288,14 @@ def read_connections_as_a_command() -> None:
 
 
 def task_state_store(context: Context) -> Any:
-    """Return where a task may keep something that its page shows; None before Airflow 3.3."""
+    """Return the store whose entries the task's page shows; None before Airflow 3.3."""
     return context.get("task_state_store")
 
 
 def asset_state_store(trigger: BaseEventTrigger) -> Any:
-    """Return where a watcher's trigger may keep what it must not forget; None where it has no such place.
+    """Return the store in which a watcher's trigger keeps its state; None before Airflow 3.3.
 
-    The triggerer of Airflow 3.3 gives one to each trigger before it runs; the attribute is not there before.
+    The triggerer sets the attribute before the trigger runs.
     """
     return getattr(trigger, "asset_state_store", None)
 
@@ -294,8 +320,10 @@ __all__ = [
     "DecoratedOperator",
     "PokeReturnValue",
     "PythonOperator",
+    "SensorBase",
     "TaskDecorator",
     "TaskDeferralError",
+    "TaskDeferred",
     "asset_state_store",
     "can_be_rescheduled",
     "conf",

@@ -1,25 +1,27 @@
-"""What can go wrong between this package and the Stability API. Imports nothing.
+"""Errors between this package and the Stability API. Imports nothing.
 
-Callers ask one question, "may I ask again?", and the tree's three branches answer it: yes, it may pass;
-not before somebody changes something; not before somebody has looked, since the call may have been paid for::
+Callers have one question: may I call again? The tree's three branches answer it. Transient: yes, later.
+Permanent: not before somebody changes something. Unknown outcome: not before somebody has checked, because
+the call may have been charged::
 
     StabilityError
-    ├── StabilityTransientError              may pass by itself: ask again later
+    ├── StabilityTransientError              may pass by itself: call again later
     │   ├── StabilityNetworkError            no connection, a reset, a TLS failure
-    │   ├── StabilityTimeoutError            no complete answer in time
+    │   ├── StabilityTimeoutError            no complete response in time
     │   ├── StabilityRateLimitError          429: the key is locked out for a while
     │   ├── StabilityUnavailableError        408, 425, 5xx, or `temporary: true` in the body
-    │   ├── StabilityMalformedResponseError    an answer that is not what the API documents
-    │   └── StabilityBlockedError            a 403 that is not the API's own: a firewall speaking
+    │   ├── StabilityMalformedResponseError  a response that is not what the API documents
+    │   └── StabilityBlockedError            a 403 that is not the API's own: a firewall's
     ├── StabilityPermanentError              will not pass until somebody changes something
-    │   ├── StabilityConfigurationError      a setting that cannot work (also a ValueError)
+    │   ├── StabilityConfigurationError      an unusable setting (also a ValueError)
+    │   │   └── StabilityConnectionNotFoundError  no such Airflow connection, or it cannot be read
     │   ├── StabilityAuthenticationError     401: the API key is missing or refused
     │   ├── StabilityPaymentRequiredError    402: not enough credits for this call
     │   ├── StabilityPermissionError         403: the key may not do this
     │   ├── StabilityNotFoundError           404, 410
     │   ├── StabilityRedirectError           3xx: never followed, the key would go along
     │   └── StabilityRequestError            every other 4xx
-    └── StabilityOutcomeUnknownError         a call that may cost was sent, its answer never came whole
+    └── StabilityOutcomeUnknownError         a call that may cost was sent; no complete response came
 """
 
 from __future__ import annotations
@@ -32,12 +34,12 @@ KEYS_URL = "https://platform.stability.ai/account/keys"
 class StabilityError(Exception):
     """Any failure of a call to the Stability API. Its text never holds the API key.
 
-    :param text: what happened, on which path, with the error id, and what to do about it.
-    :param status: HTTP status of the answer; None where there was no answer.
-    :param error_id: the vendor's identifier of this one failure: what their support asks for.
+    :param text: the failure, the path, the error id, and what to do about it.
+    :param status: HTTP status of the response; None where there was none.
+    :param error_id: the vendor's identifier of this one failure, which their support asks for.
     :param name: the vendor's short name of the failure, such as ``rate_limit_exceeded``.
-    :param message: the vendor's own words, cut at 500 characters and without control characters.
-    :param retry_after: seconds before which another attempt makes no sense; None where nothing is known.
+    :param message: the vendor's own message, cut at 500 characters and without control characters.
+    :param retry_after: seconds before which another attempt makes no sense; None if unknown.
     :param temporary: the server's own advice on trying again; None where it gave none.
     """
 
@@ -65,22 +67,22 @@ class StabilityError(Exception):
 
 
 class StabilityTransientError(StabilityError):
-    """A failure that may pass by itself. It says nothing about the key or the balance."""
+    """A failure that may pass by itself. It tells nothing about the key or the balance."""
 
 
 class StabilityNetworkError(StabilityTransientError):
     """The API could not be reached, or the connection broke.
 
-    Asking again does no harm: nothing was sent yet, or it was a call that changes nothing, such as GET.
+    A second call does no harm: nothing was sent, or the call changes nothing, such as GET.
     """
 
     advice = "If it goes on, check host, port and schema, then the network, the proxy and the CA settings."
 
 
 class StabilityTimeoutError(StabilityTransientError):
-    """The API did not answer completely in time.
+    """The API did not send a complete response in time.
 
-    Asking again does no harm: nothing was sent yet, or it was a call that changes nothing, such as GET.
+    A second call does no harm: nothing was sent, or the call changes nothing, such as GET.
     """
 
     advice = "Raise request_timeout if the API is only slow."
@@ -89,23 +91,23 @@ class StabilityTimeoutError(StabilityTransientError):
 class StabilityRateLimitError(StabilityTransientError):
     """Status 429. The vendor locks the key out for 60 seconds after 150 requests in 10 seconds."""
 
-    advice = "The key is locked out for a while: ask less often, or use one key per deployment."
+    advice = "The key is locked out for a while: call less often, or use one key per deployment."
 
 
 class StabilityUnavailableError(StabilityTransientError):
-    """The server cannot serve this now: 408, 425, 5xx, or it calls the failure temporary."""
+    """The server cannot serve the call now: 408, 425, 5xx, or it calls the failure temporary."""
 
     advice = "This usually passes; send the error id to the vendor's support if it goes on."
 
 
 class StabilityMalformedResponseError(StabilityTransientError):
-    """The answer is not what the API documents: cut short, HTML, or a value of the wrong type."""
+    """The response is not what the API documents: cut short, HTML, or a value of the wrong type."""
 
     advice = "Something between here and the API may be answering in its place: check proxy and host."
 
 
 class StabilityBlockedError(StabilityTransientError):
-    """A 403 without the API's error body: a firewall or gateway refused, not the API."""
+    """A 403 without the API's error body: a firewall or gateway refused the call, not the API."""
 
     advice = "A firewall or gateway refused the request, not the API: check the route to the host."
 
@@ -115,7 +117,16 @@ class StabilityPermanentError(StabilityError):
 
 
 class StabilityConfigurationError(StabilityPermanentError, ValueError):
-    """A setting that cannot work, found before anything was sent."""
+    """An unusable setting, found before anything was sent."""
+
+
+class StabilityConnectionNotFoundError(StabilityConfigurationError):
+    """There is no such Airflow connection, or Airflow could not read it: Airflow says the same of both."""
+
+    advice = (
+        "Make the connection, or name another one; if it is there, Airflow could not read it, and "
+        "its log says why."
+    )
 
 
 class StabilityAuthenticationError(StabilityPermanentError):
@@ -137,7 +148,7 @@ class StabilityPermissionError(StabilityPermanentError):
 
 
 class StabilityNotFoundError(StabilityPermanentError):
-    """Status 404 or 410: there is no such thing at this host, or no longer."""
+    """Status 404 or 410: this host has no such resource, or no longer."""
 
     advice = "Check host and api_version, and the organization id if one is set."
 
@@ -149,17 +160,17 @@ class StabilityRedirectError(StabilityPermanentError):
 
 
 class StabilityRequestError(StabilityPermanentError):
-    """Any other 4xx: the API cannot take this request as it is."""
+    """Any other 4xx: the API does not accept this request as it is."""
 
     advice = "Check the arguments of the call."
 
 
 class StabilityOutcomeUnknownError(StabilityError):
-    """A call that may cost was sent, or may have been, and its answer never came or not to its end.
+    """A call that may cost was sent, or may have been, and no complete response came.
 
-    On neither of the other branches: no rule may repeat such a call, because it may be paid for twice, nor
-    say that it failed, because the image may have been made. ``status`` is set where the answer broke off
-    after it: a 2xx says that the call was accepted.
+    It is on neither of the other branches. No rule may repeat such a call, because it could be charged twice.
+    No rule may call it failed, because the image may have been made. ``status`` is set where the response
+    broke off after its status: a 2xx says that the call was accepted.
     """
 
     advice = (

@@ -1,4 +1,4 @@
-"""What Airflow's web pages get from this package. Airflow finds it by the entry point ``airflow.plugins``."""
+"""The plugin for Airflow's web pages. Airflow finds it by the entry point ``airflow.plugins``."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ if TYPE_CHECKING:
 class BuyCreditsLink(BaseOperatorLink):
     """A button on the page of each task that waits for credit.
 
-    Offered by a plugin, and not by the operators' own ``operator_extra_links``: those are written down by
-    the worker that runs the task, and a task may wait, and end, without one.
+    A plugin offers it, not the operators' own ``operator_extra_links``: a worker that runs the task stores
+    those, and a task may wait and end without a worker.
     """
 
     name = "Buy credits"
 
     @property
     def operators(self) -> list[type[BaseOperator]]:  # type: ignore[override]  # Airflow reads it as it is
-        """The operators on whose tasks it stands; loaded when the web server asks for them."""
-        from airflow_stability.decorators.stability import _StabilityDecoratedOperator
+        """The operators whose tasks have the button. They are loaded when the web server asks for them."""
+        from airflow_stability.decorators.stability import StabilityDecoratedOperator
         from airflow_stability.operators.spend import StabilitySpendOperator
         from airflow_stability.sensors.stability import StabilityBalanceSensor
 
-        return [StabilityBalanceSensor, StabilitySpendOperator, _StabilityDecoratedOperator]
+        return [StabilityBalanceSensor, StabilitySpendOperator, StabilityDecoratedOperator]
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
-        """Return where credits are bought."""
+        """Return the URL where credits are bought."""
         return CREDITS_URL
 
 
-#: A coin, in a colour that can be seen on a light and on a dark ground.
+#: A coin, in a colour that is visible on light and dark backgrounds.
 _ICON = (
     "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 24 24' fill='none' "
     "stroke='%238b7fd6' stroke-width='2'%3E%3Ccircle cx='12' cy='12' r='9'/%3E"

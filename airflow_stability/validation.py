@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from numbers import Real
@@ -31,7 +30,7 @@ def check_credits(value: object, *, argument: str = "minimum_credits") -> float:
 
     :param value: a number or a string such as ``"12.5"``.
     :param argument: the name that the error text uses.
-    :raises ValueError: it is no number, a boolean, not finite, or negative.
+    :raises ValueError: it is not a number, a boolean, not finite, or negative.
     """
     number = math.nan
     if isinstance(value, str) or (isinstance(value, (Real, Decimal)) and not isinstance(value, bool)):
@@ -48,7 +47,7 @@ def check_credits(value: object, *, argument: str = "minimum_credits") -> float:
 
 
 def check_credits_as_given(value: float | str, *, argument: str = "minimum_credits") -> float | str:
-    """Return a number of credits as what a task shows of it: a string stays one, as its user wrote it.
+    """Return a number of credits as a task shows it: a string stays as its user wrote it.
 
     :raises ValueError: see :func:`check_credits`.
     """
@@ -60,7 +59,7 @@ def check_organization(value: object) -> str | None:
     """Return an organization id fit for the ``Organization`` header, or None for "the key's default".
 
     :param value: an id such as ``org-123456``, or None.
-    :raises ValueError: it is no string, empty, an API key, or holds what a header cannot carry.
+    :raises ValueError: it is not a string, empty, an API key, or has a character that no header can carry.
     """
     if value is None:
         return None
@@ -101,7 +100,7 @@ def in_utc(time: datetime) -> datetime:
 def check_conn_id(value: object) -> str:
     """Return the id of a connection.
 
-    :raises ValueError: it is no string, or empty.
+    :raises ValueError: it is not a string, or empty.
     """
     if isinstance(value, str) and value:
         return value
@@ -109,33 +108,20 @@ def check_conn_id(value: object) -> str:
 
 
 def is_template(value: object) -> bool:
-    """Tell whether Airflow still has to render this value, so that it cannot be checked yet.
+    """Tell whether Airflow still has to render a value, so that it cannot be checked yet.
 
-    True for a Jinja template and for whatever resolves at run time (an XComArg, a mapped argument).
+    True for a Jinja template, and for a value that is resolved at run time (an XComArg, a mapped argument).
     """
     return "{{" in value or "{%" in value if isinstance(value, str) else hasattr(value, "resolve")
 
 
 def format_number(number: float) -> str:
-    """Write credits or seconds without rounding: ``50``, ``0.6336833840314097``."""
+    """Return credits or seconds as text, without rounding: ``50``, ``0.6336833840314097``."""
     return repr(float(number) + 0.0).removesuffix(".0")  # -0.0 becomes 0.0
 
 
-def check_later(later: Mapping[str, object], version: int, known: int, *, of: str) -> None:
-    """Refuse the arguments of a trigger that no release knows; a later one may know more than this.
-
-    :param later: those that are not known here.
-    :param version: of all its arguments.
-    :param known: the version that this release writes.
-    :param of: the trigger's name.
-    :raises TypeError: there are some, of a version that is known.
-    """
-    if later and version <= known:
-        raise TypeError(f"{of} has no argument {', '.join(sorted(later))}")
-
-
 def safe_repr(value: object) -> str:
-    """Return a value as error texts show it: quoted, at most 80 characters, no API key in a wrong place."""
+    """Return a value as error texts show it: quoted, at most 80 characters, with API keys masked."""
     try:
         text = re.sub(r"\bsk-[\w-]{8,}", "sk-***", repr(value))
     except ValueError:  # a whole number of more digits than Python writes

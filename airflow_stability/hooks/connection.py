@@ -1,7 +1,7 @@
-"""What the fields of an Airflow connection of type ``stability`` mean. Makes a client of them.
+"""The fields of an Airflow connection of type ``stability``, and the one way from them to a client.
 
-For the hook, and for whatever reads the connection by itself: there is one way from a connection to a
-client. Calls nothing of Airflow.
+The hook uses it, and so does the feed in a triggerer, which reads connections by itself. Calls nothing of
+Airflow.
 """
 
 from __future__ import annotations
@@ -13,8 +13,13 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from airflow_stability.client.client import DEFAULT_BASE_URL, DEFAULT_CLIENT_ID, StabilityClient
-from airflow_stability.errors import StabilityConfigurationError, StabilityError, StabilityTransientError
-from airflow_stability.validation import safe_repr
+from airflow_stability.errors import (
+    StabilityConfigurationError,
+    StabilityConnectionNotFoundError,
+    StabilityError,
+    StabilityTransientError,
+)
+from airflow_stability.validation import DEFAULT_REQUEST_TIMEOUT, DEFAULT_RETRY_DEADLINE, safe_repr
 
 if TYPE_CHECKING:
     from airflow_stability.compat import Connection
@@ -27,8 +32,8 @@ class ConnectionExtra(BaseModel):
 
     organization: str | None = None
     api_version: str = "auto"
-    request_timeout: float = 10.0
-    retry_deadline: float = 120.0
+    request_timeout: float = DEFAULT_REQUEST_TIMEOUT
+    retry_deadline: float = DEFAULT_RETRY_DEADLINE
     client_id: str = DEFAULT_CLIENT_ID
     user_agent: str | None = None
     proxy: str | None = Field(default=None, repr=False)  # it may hold a password
@@ -37,20 +42,20 @@ class ConnectionExtra(BaseModel):
 
 
 def unknown_fields(connection: Connection) -> list[str]:
-    """Return the names in the extra that mean nothing here: mistyped ones, most likely.
+    """Return the names in the extra that have no meaning here, which are most likely typing errors.
 
-    :raises StabilityConfigurationError: the extra is no JSON object.
+    :raises StabilityConfigurationError: the extra is not a JSON object.
     """
     return sorted(set(_read_extra(connection)) - set(ConnectionExtra.model_fields))
 
 
 def client_from_connection(connection: Connection, *, retry_deadline: float | None = None) -> StabilityClient:
-    """Make the client that a connection describes.
+    """Return the client that a connection describes.
 
     :param connection: of type ``stability``; its password is the API key.
-    :param retry_deadline: seconds that one call may spend on retries, instead of the extra's.
-    :raises StabilityConfigurationError: a field that cannot work. The text names the connection and the
-        field, and shows no secret.
+    :param retry_deadline: seconds that one call may spend on retries; None for the extra's value.
+    :raises StabilityConfigurationError: a field is unusable. The text names the connection and the field, and
+        shows no secret.
     """
     conn_id = connection.conn_id
     try:
@@ -84,28 +89,20 @@ def client_from_connection(connection: Connection, *, retry_deadline: float | No
     raise StabilityConfigurationError(f"Connection {conn_id!r}: {problem}")
 
 
-#: The name of the error for a connection that is not there.
-CONNECTION_NOT_FOUND = "connection_not_found"
-
-
-def missing_connection(error: Exception) -> StabilityConfigurationError:
-    """Return what a gate makes of Airflow's word that there is no such connection."""
-    return StabilityConfigurationError(
-        f"{error}. Make the connection, or correct stability_conn_id; if it is there, Airflow could not read "
-        "it, and its log says why.",
-        name=CONNECTION_NOT_FOUND,
-    )
+def connection_not_found(error: Exception) -> StabilityConnectionNotFoundError:
+    """Return our error for Airflow's: there is no such connection."""
+    return StabilityConnectionNotFoundError(f"{error}. {StabilityConnectionNotFoundError.advice}")
 
 
 def connection_settings(connection: Connection) -> tuple[object, ...]:
-    """Return all that a client is made of: two connections with the same are the same to us."""
+    """Return everything that a client is made of, to tell whether a connection has changed."""
     return (connection.password, connection.host, connection.port, connection.schema, connection.extra)
 
 
-def reading_failure(conn_id: str, error: Exception) -> StabilityError:
-    """Return what it means that Airflow could not hand out a connection, other than "there is none".
+def connection_unreadable(conn_id: str, error: Exception) -> StabilityError:
+    """Return our error for any other one that Airflow raised when it read a connection.
 
-    The text names no more than the kind of error: the original may hold the key.
+    The text names only the class of the original, whose own text may hold the key.
     """
     kind = type(error).__name__
     if isinstance(error, TypeError | ValueError):
@@ -122,8 +119,8 @@ def reading_failure(conn_id: str, error: Exception) -> StabilityError:
 def _read_extra(connection: Connection) -> dict[str, Any]:
     """Return the fields of the extra that are set.
 
-    Not with Airflow's ``extra_dejson``, which takes an extra that is no JSON for none at all: another wallet
-    than the one that was meant would be watched.
+    Airflow's ``extra_dejson`` is not used. It takes an extra that is not JSON for an empty one, and then the
+    balance of another organization than the intended one would be watched.
     """
     try:
         extra = json.loads(connection.extra or "{}")
@@ -131,12 +128,12 @@ def _read_extra(connection: Connection) -> dict[str, Any]:
         extra = None
     if not isinstance(extra, dict):
         raise StabilityConfigurationError("extra must be a JSON object, and is not.")
-    # An emptied field of a form arrives as an empty string.
+    # A form sends an empty string for a field that was emptied.
     return {name: value for name, value in extra.items() if value is not None and value != ""}
 
 
 def _base_url(host: str | None, port: int | None, schema: str | None) -> str:
-    """Put host, port and schema together; each has a default, and the host may be a whole URL."""
+    """Return the URL made of host, port and schema. Each has a default, and the host may be a whole URL."""
     host = (host or "").strip() or urlsplit(DEFAULT_BASE_URL).netloc
     schema = (schema or "").strip().lower()
     if "://" in host:

@@ -1,4 +1,4 @@
-"""StabilityHook: from an Airflow connection to a client for the Stability API."""
+"""StabilityHook: the way from an Airflow connection to a client of the Stability API."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from airflow_stability.hooks import form
 from airflow_stability.validation import format_number
 
 if TYPE_CHECKING:
-    # At run time the client is loaded when the first connection is made: a DAG file that imports the
-    # hook must not load an HTTP library at each parse.
+    # At run time the client is loaded with the first connection: a DAG file that imports the hook must not
+    # load an HTTP library at each parse.
     from airflow_stability.client import Account, Balance, StabilityClient
     from airflow_stability.compat import Connection
 
@@ -20,8 +20,8 @@ class StabilityHook(BaseHook):
     """Calls the Stability API with the API key of an Airflow connection.
 
     :param stability_conn_id: a connection of type ``stability``; its password is the API key.
-    :param retry_deadline: seconds that one call may spend on retries, 0 for a single attempt; None for
-        the connection's ``retry_deadline``, which is 120 unless set.
+    :param retry_deadline: seconds that one call may spend on retries, 0 for a single attempt; None for the
+        connection's ``retry_deadline``, which is 120 by default.
     """
 
     conn_name_attr = "stability_conn_id"
@@ -44,10 +44,10 @@ class StabilityHook(BaseHook):
         return form.behaviour()
 
     def get_conn(self) -> StabilityClient:
-        """Return the client; the connection is read at the first call.
+        """Return the client. The connection is read at the first call.
 
-        :raises AirflowNotFoundException: there is no such connection.
-        :raises StabilityConfigurationError: a field of the connection cannot work.
+        :raises StabilityConnectionNotFoundError: there is no such connection.
+        :raises StabilityConfigurationError: a field of the connection is unusable.
         :raises StabilityTransientError: the connection could not be read just now.
         """
         if self._client is None:
@@ -76,11 +76,20 @@ class StabilityHook(BaseHook):
         """A number that tells one API key from another, and nothing else about it."""
         return hash(self._connection and self._connection.password)
 
+    def with_retry_deadline(self, retry_deadline: float | None) -> StabilityHook:
+        """Return a hook of the same connection, which is not read again, with another deadline.
+
+        :param retry_deadline: as in the constructor.
+        """
+        hook = StabilityHook(self.stability_conn_id, retry_deadline=retry_deadline)
+        hook._connection = self._connection
+        return hook
+
     def reload(self) -> bool:
         """Read the connection again, and use it from the next call on if it has changed.
 
         A key may be rotated while a task waits. A connection from an environment variable cannot change
-        inside a running process; those from the database or a secrets backend can.
+        inside a running process. One from the database or a secrets backend can.
 
         :returns: whether it has changed.
         """
@@ -94,28 +103,28 @@ class StabilityHook(BaseHook):
         return True
 
     def close(self) -> None:
-        """Close the client's connections; the next call makes a new client."""
+        """Close the client's HTTP connections. The next call makes a new client."""
         if self._client is not None:
             self._client.close()
             self._client = None
 
     def test_connection(self) -> tuple[bool, str]:
-        """Ask for account and balance, for the Test button of Airflow's connection form. Costs no credits.
+        """Request account and balance, for the Test button of Airflow's connection form. Costs no credits.
 
-        :returns: whether the connection works, and a text for the person: whose account it is, its
-            organizations, the balance, and the API version that answered; or what is wrong.
+        :returns: whether the connection works, and a text: the account, its organizations, the balance, and
+            the API version that answered; or what is wrong.
         """
+        hook = self.with_retry_deadline(0)  # somebody waits in front of the form
         try:
-            return True, self._describe()
-        except (StabilityError, AirflowNotFoundException) as error:
+            return True, hook._describe()
+        except StabilityError as error:
             return False, str(error)
         finally:
-            self.close()
+            hook.close()
 
     def _describe(self) -> str:
         from airflow_stability.hooks.connection import unknown_fields
 
-        self.retry_deadline = 0  # somebody is waiting in front of the form
         client = self.get_conn()
         account = client.get_account()
         known = {membership.id: membership for membership in account.organizations}
@@ -125,8 +134,8 @@ class StabilityHook(BaseHook):
         )
         if client.organization and client.organization not in known:
             raise StabilityConfigurationError(
-                f"The account {account.id} is no member of the organization {client.organization} that the "
-                f"connection names. It has: {listed or 'none'}."
+                f"The account {account.id} is not a member of the organization {client.organization} that "
+                f"the connection names. Its organizations: {listed or 'none'}."
             )
         balance = client.get_balance()
         default = account.default_organization
@@ -139,8 +148,8 @@ class StabilityHook(BaseHook):
         ]
         if client.api_version == "auto" and client.answered_version == "v1":
             sentences.append(
-                "Set extra.api_version to v1: without it each process, and so each look of a rescheduled "
-                "sensor, asks v1alpha first."
+                "Set extra.api_version to v1: without it each process, and so each poll of a rescheduled "
+                "sensor, requests v1alpha first."
             )
         if client.organization and default and client.organization != default.id:
             sentences.append(
@@ -148,18 +157,19 @@ class StabilityHook(BaseHook):
                 f"connection watches {client.organization}: use a key whose default it is."
             )
         if self._connection and (unknown := unknown_fields(self._connection)):
-            sentences.append(f"Warning: extra has fields that mean nothing here: {', '.join(unknown)}.")
+            sentences.append(f"Warning: extra has fields that have no meaning here: {', '.join(unknown)}.")
         return " ".join(sentences)
 
     def _read_connection(self) -> None:
-        from airflow_stability.hooks.connection import reading_failure
+        from airflow_stability.hooks.connection import connection_not_found, connection_unreadable
 
+        failure: StabilityError
         try:
             self._connection = self.get_connection(self.stability_conn_id)
-        except AirflowNotFoundException:
-            raise
+        except AirflowNotFoundException as error:
+            failure = connection_not_found(error)
         except Exception as error:  # whatever Airflow's database, API or secrets backend raises
-            failure = reading_failure(self.stability_conn_id, error)
+            failure = connection_unreadable(self.stability_conn_id, error)
         else:
             return
         raise failure  # outside of the handler: the original's text or context may hold the key
@@ -167,7 +177,7 @@ class StabilityHook(BaseHook):
     def _make_client(self) -> StabilityClient:
         from airflow_stability.hooks.connection import client_from_connection, unknown_fields
 
-        assert self._connection is not None  # in no variable here: see client_from_connection
+        assert self._connection is not None  # not in a variable: see client_from_connection
         if self._connection.password:
             mask_secret(self._connection.password)
         client = client_from_connection(self._connection, retry_deadline=self.retry_deadline)
@@ -175,7 +185,7 @@ class StabilityHook(BaseHook):
             mask_secret(secret)
         if unknown := unknown_fields(self._connection):
             self.log.warning(
-                "Connection %r: extra has fields that mean nothing here: %s.",
+                "Connection %r: extra has fields that have no meaning here: %s.",
                 self.stability_conn_id,
                 ", ".join(unknown),
             )

@@ -1,4 +1,7 @@
-"""Operators that read the Stability user API and push what it says to XCom; and the one that spends."""
+"""Operators that push the account and the balance to XCom.
+
+The operator that spends is in :mod:`airflow_stability.operators.spend`.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +11,29 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_stability import metrics
 from airflow_stability.compat import AirflowFailException, BaseOperator, Context
-from airflow_stability.errors import StabilityError, StabilityPermanentError
+from airflow_stability.errors import (
+    StabilityConnectionNotFoundError,
+    StabilityError,
+    StabilityPermanentError,
+)
 from airflow_stability.hooks.stability import StabilityHook
+from airflow_stability.rules.wording import organization_label
 from airflow_stability.validation import check_organization, format_number, is_template
 
 if TYPE_CHECKING:
     from airflow_stability.client import StabilityClient
     from airflow_stability.operators.spend import StabilitySpendOperator as StabilitySpendOperator
 
-#: What stands in XCom instead of an e-mail address.
+#: Stands in XCom instead of an e-mail address.
 REDACTED = "***"
 
 
 class StabilityAccountOperator(BaseOperator):
-    """Pushes the account that the API key belongs to.
+    """An operator that pushes the account that the API key belongs to.
 
-    A dict of ``id``, ``email``, ``profile_picture`` (None where there is none) and ``organizations``, a list
-    of dicts of ``id``, ``name``, ``role`` and ``is_default``. The e-mail address is personal
-    data: XCom is kept in Airflow's database and shown in its pages.
+    The XCom is a dict of ``id``, ``email``, ``profile_picture`` (None if there is none) and
+    ``organizations``, a list of dicts of ``id``, ``name``, ``role`` and ``is_default``. The e-mail address is
+    personal data: XCom is kept in Airflow's database and shown in its pages.
 
     :param stability_conn_id: a connection of type ``stability`` (templated).
     :param redact_email: push ``***`` instead of the e-mail address.
@@ -48,7 +56,8 @@ class StabilityAccountOperator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Return the account as a dict of plain JSON types.
 
-        :raises AirflowFailException: a failure that will not pass; Airflow's retries are not used for it.
+        :raises AirflowFailException: a permanent failure; Airflow's retries are not used.
+        :raises StabilityConnectionNotFoundError: there is no such connection; Airflow's retries count.
         :raises StabilityTransientError: a failure that may pass; Airflow's retries count.
         """
         with _client(self.stability_conn_id) as client:
@@ -61,12 +70,14 @@ class StabilityAccountOperator(BaseOperator):
 
 
 class StabilityBalanceOperator(BaseOperator):
-    """Pushes the balance of an organization: ``{"credits": float, "organization": str | None}``.
+    """An operator that pushes the balance of an organization.
+
+    The XCom is ``{"credits": float, "organization": str | None}``. None is the key's default organization.
 
     :param organization: id such as ``org-123456``; None for the connection's organization, else the key's
-        default (templated). What is pushed names the one that was asked for; None is the key's default.
+        default (templated).
     :param stability_conn_id: a connection of type ``stability`` (templated).
-    :raises ValueError: an organization that cannot be an id; for a template, when the task runs.
+    :raises ValueError: the organization is not an id; for a template, when the task runs.
     """
 
     template_fields: Sequence[str] = ("organization", "stability_conn_id")
@@ -88,8 +99,9 @@ class StabilityBalanceOperator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Return the balance and the organization that it belongs to.
 
-        :raises ValueError: a rendered organization that cannot be an id.
-        :raises AirflowFailException: a failure that will not pass; Airflow's retries are not used for it.
+        :raises ValueError: the rendered organization is not an id.
+        :raises AirflowFailException: a permanent failure; Airflow's retries are not used.
+        :raises StabilityConnectionNotFoundError: there is no such connection; Airflow's retries count.
         :raises StabilityTransientError: a failure that may pass; Airflow's retries count.
         """
         organization = check_organization(self.organization)
@@ -103,18 +115,18 @@ class StabilityBalanceOperator(BaseOperator):
                 metrics.polled(*wallet, error)
                 raise
         metrics.polled(*wallet, credits)
-        self.log.info(
-            "%s has %s credits.", organization or "The default organization", format_number(credits)
-        )
+        self.log.info("Balance of %s: %s credits.", organization_label(organization), format_number(credits))
         return {"credits": credits, "organization": organization}
 
 
 @contextmanager
 def _client(stability_conn_id: str) -> Iterator[StabilityClient]:
-    """Open the connection's client, and end the task without retries where the failure will not pass."""
+    """Open the connection's client, and end the task without retries after a permanent failure."""
     hook = StabilityHook(stability_conn_id)
     try:
         yield hook.get_conn()
+    except StabilityConnectionNotFoundError:
+        raise  # a secrets backend may be out of order: Airflow's retries count
     except StabilityPermanentError as error:
         raise AirflowFailException(str(error)) from None
     finally:
@@ -122,7 +134,7 @@ def _client(stability_conn_id: str) -> Iterator[StabilityClient]:
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded when it is asked for: it brings Airflow's PythonOperator with it.
+    # An alias, loaded on demand: it loads Airflow's PythonOperator.
     if name == "StabilitySpendOperator":
         from airflow_stability.operators.spend import StabilitySpendOperator
 

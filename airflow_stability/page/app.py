@@ -20,7 +20,7 @@ from fastapi import Depends, FastAPI
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
-from airflow_stability.compat import AirflowNotFoundException, conf
+from airflow_stability.compat import conf
 from airflow_stability.errors import CREDITS_URL, StabilityConfigurationError
 from airflow_stability.hooks.stability import StabilityHook
 from airflow_stability.page.balance_cache import MOST_ORGANIZATIONS, Answer, Balances, Known
@@ -124,22 +124,15 @@ def connect(conn_id: str) -> StabilityClient:
 
     :raises StabilityError: it cannot be read, or makes no client.
     """
-    from airflow_stability.hooks.connection import missing_connection
-
     hook = StabilityHook(conn_id, retry_deadline=0)
-    try:
-        client = hook.get_conn()
-    except AirflowNotFoundException as error:
-        problem = missing_connection(error)
-    else:
-        if hook.get_connection(conn_id).conn_type == StabilityHook.conn_type:
-            # Nobody waits here for as long as a task would, and calls of others wait behind this one.
-            client.request_timeout = min(client.request_timeout, LONGEST_CALL)
-            return client
-        client.close()
-        # A task may name any connection; its password is not for the Stability API.
-        problem = StabilityConfigurationError(f"Connection {conn_id!r} is not of the type stability.")
-    raise problem
+    client = hook.get_conn()
+    if hook.get_connection(conn_id).conn_type == StabilityHook.conn_type:
+        # Nobody waits here for as long as a task would, and calls of others wait behind this one.
+        client.request_timeout = min(client.request_timeout, LONGEST_CALL)
+        return client
+    client.close()
+    # A task may name any connection; its password is not for the Stability API.
+    raise StabilityConfigurationError(f"Connection {conn_id!r} is not of the type stability.")
 
 
 def create_app() -> FastAPI:

@@ -21,7 +21,7 @@ from sqlalchemy import and_, func, select
 from sqlalchemy.orm import lazyload
 
 from airflow_stability.page.burn_rate import Reading
-from airflow_stability.rules.gate import needed
+from airflow_stability.rules.wording import credits_needed
 from airflow_stability.validation import check_credits, is_template
 
 if TYPE_CHECKING:
@@ -323,7 +323,9 @@ def _time(value: object) -> datetime | None:
 def _needs(minimum: object, expected: object) -> str:
     """Say how much is waited for, as a gate says it."""
     try:
-        return needed(check_credits(minimum), 0.0 if expected in (None, "None") else check_credits(expected))
+        return credits_needed(
+            check_credits(minimum), 0.0 if expected in (None, "None") else check_credits(expected)
+        )
     except ValueError:  # a template, which the triggerer renders; or anything, in a row that others wrote
         return f"more than {minimum}" if is_template(minimum) else "?"
 

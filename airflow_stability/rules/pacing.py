@@ -1,15 +1,15 @@
-"""Who is let go at a balance, and in which order. Knows no HTTP and no Airflow.
+"""Who is let go at a balance, and in which order.
 
-After a top-up a thousand gates could open at once, and most of their runs would find the wallet empty again.
-Those that say what they expect to spend are paced instead. The rules:
+After a top-up a thousand gates could open at once, and most of their runs would find the balance used up
+again. Tasks that say how much they expect to spend are paced instead. The rules:
 
-- The oldest goes first. One for whom the balance is not enough holds back nobody behind it.
-- At one balance as many are let go as it carries: see :func:`airflow_stability.rules.gate.suffices`.
-- What somebody was let go for counts as spent until a balance that was asked for a while later: by then it
-  shows in the balance, if it was spent.
+- The oldest task goes first. A task for which the balance is not enough holds back no task behind it.
+- At one balance, as many tasks are let go as it covers: see :func:`airflow_stability.rules.gate.suffices`.
+- The expected credits of a task that was let go are reserved until a balance that was requested some time
+  later: by then they show in the balance, if they were spent.
 
-This is advice. Other processes and other people spend from the same wallet, and only its owner, the server,
-can refuse without a race.
+This is advice. Other processes and other people spend from the same balance, and only the server can refuse a
+call without a race.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from datetime import datetime
 
 from airflow_stability.rules.gate import suffices
 
-#: Seconds for which what somebody was let go for counts as spent.
+#: Seconds for which the expected credits of a task that was let go are reserved.
 RESERVATION_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class Reservation:
-    """What one gate waits for.
+    """What one task waits for.
 
-    :param credits: what it expects to spend.
-    :param minimum: what must be left over, and a little more.
+    :param credits: credits that it expects to spend.
+    :param minimum: credits that must be exceeded.
     :param since: aware time at which it began to wait.
-    :param seconds: seconds for which its credits count as spent after it was let go.
+    :param seconds: seconds for which its credits stay reserved after it was let go.
     """
 
     credits: float
@@ -40,50 +40,51 @@ class Reservation:
 
 
 class Pacer:
-    """Those that wait for one wallet. Times are seconds of one clock, whichever."""
+    """The tasks that wait for one balance. Times are seconds of any one clock."""
 
     def __init__(self) -> None:
-        self._waiting: dict[object, Reservation] = {}
+        #: The tasks that wait, by whatever identifies them.
+        self.waiting: dict[object, Reservation] = {}
         self._let_go: list[tuple[float, Reservation]] = []
 
-    def join(self, who: object, reservation: Reservation) -> None:
-        """Let somebody wait."""
-        self._waiting[who] = reservation
+    def join(self, waiter: object, reservation: Reservation) -> None:
+        """Add a task that waits."""
+        self.waiting[waiter] = reservation
 
-    def leave(self, who: object) -> None:
-        """Let somebody wait no longer, if it still does."""
-        self._waiting.pop(who, None)
+    def leave(self, waiter: object) -> None:
+        """Remove a task, if it still waits."""
+        self.waiting.pop(waiter, None)
 
     def observe(
-        self, balance: float, *, asked_at: float, now: float, only: object = None
+        self, balance: float, *, requested_at: float, now: float, only: object = None
     ) -> dict[object, float]:
-        """Let go whom a balance carries.
+        """Let go the tasks that a balance covers.
 
         :param balance: in credits.
-        :param asked_at: when it was asked for.
-        :param now: when that is; those who are let go, are now.
-        :param only: a newcomer to whom this balance, which the others know, is news.
-        :returns: for each who was waiting, how much of the balance is spoken for by others. Those for whom
-            the rest suffices have been let go, and wait no longer.
+        :param requested_at: when the balance was requested.
+        :param now: the time at which tasks are let go.
+        :param only: a newcomer that this balance is news to; the others have seen it.
+        :returns: for each task that was waiting, the credits of the balance that are reserved for others.
+            A task for which the rest suffices has been let go, and waits no longer.
         """
         self._let_go = [
             (since, reservation)
             for since, reservation in self._let_go
-            if asked_at - since < reservation.seconds
+            if requested_at - since < reservation.seconds
         ]
-        spoken_for = sum(reservation.credits for _, reservation in self._let_go)
+        reserved = sum(reservation.credits for _, reservation in self._let_go)
         shares = {}
-        waiting = self._waiting.items() if only is None else [(only, self._waiting[only])]
-        for who, reservation in sorted(waiting, key=lambda each: each[1].since):
-            shares[who] = spoken_for
-            if suffices(balance - spoken_for, reservation.minimum, reservation.credits):
-                spoken_for += reservation.credits
+        waiting = self.waiting.items() if only is None else [(only, self.waiting[only])]
+        for waiter, reservation in sorted(waiting, key=lambda each: each[1].since):
+            shares[waiter] = reserved
+            if suffices(balance - reserved, reservation.minimum, reservation.credits):
+                reserved += reservation.credits
                 self._let_go.append((now, reservation))
-                del self._waiting[who]
+                del self.waiting[waiter]
         return shares
 
-    def is_settled(self, now: float) -> bool:
-        """Tell whether nobody waits, and nothing counts as spent any more."""
-        return not self._waiting and all(
+    def is_idle(self, now: float) -> bool:
+        """Tell whether no task waits and no credits are reserved."""
+        return not self.waiting and all(
             now - since >= reservation.seconds for since, reservation in self._let_go
         )

@@ -1,10 +1,16 @@
-"""Wordings that several texts share. How numbers are written is in :mod:`airflow_stability.validation`."""
+"""Wordings of the texts that tasks log and fail with.
+
+How numbers are written is in :mod:`airflow_stability.validation`.
+"""
 
 from __future__ import annotations
 
 from datetime import datetime
 
+from airflow_stability.errors import CREDITS_URL
 from airflow_stability.validation import format_number
+
+BUY_CREDITS = f"Buy credits at {CREDITS_URL}; a top-up takes 1 to 15 minutes to show."
 
 
 def organization_label(organization: str | None) -> str:
@@ -26,3 +32,63 @@ def credits_needed(minimum: float, expected: float) -> str:
 def clock_time(time: datetime) -> str:
     """Return an aware time as log lines show it."""
     return f"{time:%Y-%m-%d %H:%M:%S %Z}"
+
+
+def balance_text(organization: str | None, credits: float, reserved: float, needs: str) -> str:
+    """Return what a balance is, and what is needed.
+
+    :param reserved: credits of it that others were let go for.
+    """
+    of_which = f" of which {format_number(reserved)} are reserved for other tasks," if reserved else ""
+    return f"{organization_label(organization)} has {format_number(credits)} credits,{of_which} {needs}"
+
+
+def history_text(failures: int, balance: tuple[float, datetime] | None) -> str:
+    """Return how many polls have failed since the last balance.
+
+    :param balance: the last balance and when it was read; None if none was read.
+    """
+    polls = "1 poll" if failures == 1 else f"{failures} polls"
+    if balance is None:
+        return f" No balance was read yet; {polls} failed."
+    credits, at = balance
+    return f" Last balance {format_number(credits)} at {clock_time(at)}; {polls} failed since."
+
+
+def grace_text(ends: datetime) -> str:
+    """Return that a refused key gets time to be replaced."""
+    return (
+        "the key has worked before and may be about to be replaced; if it is still refused at "
+        f"{clock_time(ends)}, the task fails."
+    )
+
+
+def timeout_text(timeout: float, reason: str) -> str:
+    """Return that the time is over, and why credit was not there.
+
+    :param timeout: seconds that the task was given.
+    """
+    return f"Timed out after {format_number(timeout)} s: {reason}"
+
+
+def locked_out_text(until: datetime, timeout: float, reason: str) -> str:
+    """Return that the key is locked out until after the timeout.
+
+    :param timeout: seconds that the task was given.
+    """
+    return (
+        f"Gave up, since the server allows no call until {clock_time(until)} and that is after the timeout "
+        f"of {format_number(timeout)} s: {reason}"
+    )
+
+
+def airflow_timeout_text(limits: dict[str, float]) -> str:
+    """Return what is known when Airflow, and not the trigger, ended a deferral.
+
+    :param limits: seconds by the name of the task's argument that allowed them.
+    """
+    shown = " and ".join(f"{name} of {format_number(seconds)} s" for name, seconds in limits.items())
+    return (
+        f"Timed out in the triggerer ({shown}). This task's log from there says what the gate saw last; if "
+        "there is none, no triggerer ran it."
+    )

@@ -1,16 +1,15 @@
-"""StabilityBalanceEventTrigger: drives a watch in a triggerer, on the feed that all gates there share.
+"""StabilityBalanceEventTrigger: the driver of the threshold watch in a triggerer. It needs Airflow 3.
 
-It is imported from :mod:`airflow_stability.triggers.stability`, and needs Airflow 3.
+It shares the feed with all gates there. What must not happen to the trigger of an AssetWatcher, and how it is
+prevented:
 
-What must not happen to the trigger of an asset's watcher, and how it is kept from happening:
-
-- Airflow restarts one that ends or raises every two seconds, for ever: ``run`` does neither.
-- The event is lost if the triggerer is killed before Airflow has stored it. So memory is brought up to date a
-  moment after the event: killed in between, it fires again. An event may come twice, but is not lost.
-- When memory cannot be read or written, events are fired all the same, and it is tried again with each
-  balance.
-- A triggerer may have an earlier release than the one that stored the arguments: what is not known is
-  ignored, and what cannot be used is waited out.
+- Airflow restarts a trigger that ends or raises every two seconds, for ever. ``run`` does neither.
+- An event is lost if the triggerer is killed before Airflow has stored it. So the state is stored a moment
+  after the event. If the triggerer is killed in between, the event fires again: it may come twice, but is not
+  lost.
+- When the state cannot be read or stored, events fire all the same, and it is tried again with each balance.
+- Another release may have stored the arguments. Unknown ones are ignored. With unusable ones nothing is
+  watched until the DAG is parsed again.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 from airflow.triggers.base import TriggerEvent
@@ -27,47 +27,44 @@ from airflow_stability.errors import StabilityError
 from airflow_stability.hooks.stability import StabilityHook
 from airflow_stability.rules.crossing import CrossingDecision, Direction, ThresholdWatch
 from airflow_stability.triggers.feed import Observation, observations
-from airflow_stability.validation import check_conn_id, check_later, check_organization, check_seconds
+from airflow_stability.validation import check_conn_id, check_organization, check_seconds
 
-#: The version of the arguments that StabilityBalanceEventTrigger.serialize() returns, with the rules that the
-#: gates' ARGUMENTS_VERSION has. One of its own, since another version is another trigger: Airflow replaces it
-#: when it next parses the DAG.
-ARGUMENTS_VERSION = 1
-
-#: Seconds that Airflow gets to store an event. It takes one or two, and tells nobody.
+#: Seconds that Airflow gets to store an event. It takes one or two, and reports to nobody.
 EVENT_STORE_SECONDS = 5.0
 
 
 class StabilityBalanceEventTrigger(BaseEventTrigger):
-    """Starts DAGs when a balance crosses a threshold: for the ``AssetWatcher`` of an asset. Airflow 3.
+    """A trigger for an ``AssetWatcher`` that fires when a balance crosses a threshold. Airflow 3.
 
-    It fires once per crossing, and for the next one after the balance was back on the other side. The first
-    balance that it ever reads fires nothing; beyond the threshold it counts as if it had. On Airflow 3.3 the
-    side and the last balance are remembered in the asset's state store, so that a crossing while no triggerer
-    ran is noticed afterwards; before 3.3 each restart of the triggerer begins anew.
+    It fires once per crossing, and again after the balance was back on the other side. The first balance that
+    it ever reads fires nothing. If it is beyond the threshold, it counts as if it had fired. On Airflow 3.3
+    the side and the last balance are stored in the asset's state store, so a crossing while no triggerer ran
+    is noticed afterwards. Before 3.3 each restart of the triggerer begins anew.
 
     The event's payload is a dict of ``credits``, ``previous_credits``, ``threshold``, ``direction``,
     ``organization`` (None for the key's default) and ``time`` (in ISO format).
 
-    It never ends by itself. What goes wrong is in the triggerer's log; a refused key is tried again every
-    five minutes at the most.
+    The trigger never ends by itself. Failures are in the triggerer's log. After a permanent failure, such as
+    a refused key, it polls every five minutes at most.
 
     :param threshold: credits: a finite number, 0 or more, or a string that is one.
     :param direction: ``above`` fires when the balance rises to more credits than the threshold, ``below``
-        when it falls to as many or fewer.
-    :param margin: credits by which the balance must have gone back before it fires again: ``above`` to the
-        threshold less the margin or fewer, ``below`` to more than the threshold plus the margin.
+        when it falls to the threshold or fewer.
+    :param margin: credits by which the balance must go back before it fires again: ``above`` to the threshold
+        less the margin or fewer, ``below`` to more than the threshold plus the margin; default 0.
     :param organization: id such as ``org-123456``; None for the connection's organization, else the key's
         default.
-    :param stability_conn_id: a connection of type ``stability``. Never a key: arguments are kept in Airflow's
-        database.
-    :param poke_interval: seconds between two looks at the balance.
-    :raises ValueError: an argument that cannot be what it should.
+    :param stability_conn_id: a connection of type ``stability``. Never a key: Airflow stores the arguments.
+    :param poke_interval: seconds, or a timedelta, between two polls of the balance; default 60.
+    :param stored: True where Airflow makes the trigger from its database. Arguments of another release are
+        then kept and ignored, and an unusable argument raises nothing.
+    :raises ValueError: an argument is unusable.
+    :raises TypeError: an argument is unknown.
     """
 
-    #: A request that was refused, for a bad key or the like, is repeated after this many seconds at the
-    #: earliest. A gate fails then; a watcher goes on until somebody mends it, and that may be days.
-    ask_refused_every = 300.0
+    #: Seconds between two polls after a permanent failure, at least. A gate fails then. A watcher goes on
+    #: until somebody mends it, and that may take days.
+    poll_interval_after_permanent_failure = 300.0
 
     def __init__(
         self,
@@ -77,29 +74,29 @@ class StabilityBalanceEventTrigger(BaseEventTrigger):
         margin: float | str = 0,
         organization: str | None = None,
         stability_conn_id: str = StabilityHook.default_conn_name,
-        poke_interval: float = 60,
-        **stored: Any,
+        poke_interval: float | timedelta = 60,
+        stored: bool = False,
+        **unknown_arguments: Any,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's
-        # What no DAG file gives, but what serialize() has returned: of this release, or of a later one.
-        self.arguments_version: int = stored.pop("arguments_version", ARGUMENTS_VERSION)
-        self.later = stored
-        check_later(stored, self.arguments_version, ARGUMENTS_VERSION, of="StabilityBalanceEventTrigger")
+        if unknown_arguments and not stored:
+            unknown = ", ".join(sorted(unknown_arguments))
+            raise TypeError(f"StabilityBalanceEventTrigger has no argument {unknown}")
+        self.unknown_arguments = unknown_arguments
         self.threshold = threshold
         self.direction = direction
         self.margin = margin
         self.organization = organization
         self.stability_conn_id = stability_conn_id
-        self.poke_interval = poke_interval
+        self.poke_interval: float = poke_interval  # type: ignore[assignment]  # checked below
+        #: Why nothing can be watched.
         self.unusable: str | None = None
         try:
             self._check()
         except ValueError as error:
-            # A triggerer makes the trigger anew from what is stored, and dies of a ValueError: whatever was
-            # once accepted here has to be accepted for ever, and what a later release accepts must not raise.
-            if self.arguments_version <= ARGUMENTS_VERSION:
+            if not stored:
                 raise
-            self.unusable = str(error)
+            self.unusable = str(error)  # a triggerer that makes the trigger anew would die of a ValueError
 
     def _check(self) -> None:
         watch = ThresholdWatch(self.threshold, self.direction, margin=self.margin)
@@ -110,82 +107,77 @@ class StabilityBalanceEventTrigger(BaseEventTrigger):
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class and its arguments, as Airflow stores them: equal ones are one trigger."""
+        arguments = {
+            "threshold": self.threshold,
+            "direction": self.direction,
+            "margin": self.margin,
+            "organization": self.organization,
+            "stability_conn_id": self.stability_conn_id,
+            "poke_interval": self.poke_interval,
+            "stored": True,
+        }
         return (
-            "airflow_stability.triggers.stability.StabilityBalanceEventTrigger",
-            {
-                "threshold": self.threshold,
-                "direction": self.direction,
-                "margin": self.margin,
-                "organization": self.organization,
-                "stability_conn_id": self.stability_conn_id,
-                "poke_interval": self.poke_interval,
-                "arguments_version": self.arguments_version,
-                **self.later,
-            },
+            "airflow_stability.triggers.events.StabilityBalanceEventTrigger",
+            arguments | self.unknown_arguments,
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Fire at each crossing, for ever."""
-        if self.arguments_version > ARGUMENTS_VERSION:
-            self._tell_of_later_arguments()
         if self.unusable:
+            self.log.warning(
+                "Nothing is watched, because another release of airflow-provider-stability has stored an "
+                "argument that this one cannot use: %s",
+                self.unusable,
+            )
             await asyncio.Event().wait()  # until Airflow cancels it: ended, it would be started again at once
         watch = ThresholdWatch(self.threshold, self.direction, margin=self.margin)
-        memory = _Memory(self, watch)
+        store = _WatchStore(self, watch)
         while True:
             try:
-                async with contextlib.aclosing(self._events(watch, memory)) as events:
+                async with contextlib.aclosing(self._events(watch, store)) as events:
                     async for event in events:
                         yield event
             except Exception:
-                self.log.exception("What should not happen has happened; the balance is watched on.")
+                self.log.exception("An unexpected error; the balance is watched on.")
             await asyncio.sleep(self.poke_interval)
 
-    def _tell_of_later_arguments(self) -> None:
-        self.log.warning(
-            "A later release of airflow-provider-stability has stored this watcher than the triggerer has "
-            "(its arguments are of version %s, the triggerer knows %s). Till the triggerer is upgraded, %s",
-            self.arguments_version,
-            ARGUMENTS_VERSION,
-            f"nothing is watched: {self.unusable}"
-            if self.unusable
-            else f"the balance is watched regardless of {', '.join(sorted(self.later)) or 'what is new'}.",
-        )
-
-    async def _events(self, watch: ThresholdWatch, memory: _Memory) -> AsyncGenerator[TriggerEvent, None]:
+    async def _events(self, watch: ThresholdWatch, store: _WatchStore) -> AsyncGenerator[TriggerEvent, None]:
         refused = False
         while True:
-            interval = max(self.poke_interval, self.ask_refused_every) if refused else self.poke_interval
+            interval = self.poke_interval
+            if refused:
+                interval = max(interval, self.poll_interval_after_permanent_failure)
             feed = observations(self.stability_conn_id, self.organization, interval, is_gate=False)
             async with contextlib.aclosing(feed):
                 async for observation in feed:
-                    report = await self._report(observation, watch, memory)
-                    if report.crossed:
-                        yield self._event(observation, report)
+                    decision = await self._decide(observation, watch, store)
+                    if decision.crossed:
+                        yield self._event(observation, decision)
                         await asyncio.sleep(min(EVENT_STORE_SECONDS, self.poke_interval))
-                    await memory.write()
-                    if report.refused != refused:
-                        refused = report.refused
+                    await store.write()
+                    if decision.refused != refused:
+                        refused = decision.refused
                         break  # and follow at the other interval
 
-    async def _report(
-        self, observation: Observation, watch: ThresholdWatch, memory: _Memory
+    async def _decide(
+        self, observation: Observation, watch: ThresholdWatch, store: _WatchStore
     ) -> CrossingDecision:
-        if isinstance(observation.outcome, StabilityError):
-            report = watch.observe_failure(observation.outcome, observation.at, observation.organization)
-            say = self.log.warning
+        outcome, at, organization = observation.outcome, observation.at, observation.organization
+        if isinstance(outcome, StabilityError):
+            decision = watch.observe_failure(outcome, at, organization)
+            log = self.log.warning
         else:
-            await memory.read()
-            report = watch.observe_balance(observation.outcome, observation.at, observation.organization)
-            say = self.log.info
-        if report.should_log:
-            await asyncio.to_thread(say, "%s", report.text)  # see StabilityBalanceTrigger
-        return report
+            await store.read()
+            decision = watch.observe_balance(outcome, at, organization)
+            log = self.log.info
+        if decision.should_log:
+            await asyncio.to_thread(log, "%s", decision.text)  # in a thread: see StabilityBalanceTrigger
+        return decision
 
-    def _event(self, observation: Observation, report: CrossingDecision) -> TriggerEvent:
+    def _event(self, observation: Observation, decision: CrossingDecision) -> TriggerEvent:
         payload = {
             "credits": observation.outcome,
-            "previous_credits": report.previous_credits,
+            "previous_credits": decision.previous_credits,
             "threshold": self.threshold,
             "direction": self.direction,
             "organization": observation.organization,
@@ -194,15 +186,15 @@ class StabilityBalanceEventTrigger(BaseEventTrigger):
         return TriggerEvent(payload)  # type: ignore[no-untyped-call]  # Airflow's
 
 
-class _Memory:
-    """Keeps what a watch knows in the state store of the asset, where Airflow has one."""
+class _WatchStore:
+    """The state of a watch in the state store of the asset, where Airflow has one."""
 
     def __init__(self, trigger: StabilityBalanceEventTrigger, watch: ThresholdWatch) -> None:
         self._watch = watch
         self._log = trigger.log
         self._store = asset_state_store(trigger)
-        # Several triggers can watch one asset, and another threshold has another side. The interval may
-        # change without anything being forgotten.
+        # Several triggers can watch one asset, and another threshold has another state. The interval is not
+        # in the key: it may change without anything being forgotten.
         self._key = (
             f"stability_balance {trigger.direction} {trigger.threshold} margin {trigger.margin} "
             f"{trigger.organization or 'default'} {trigger.stability_conn_id}"
@@ -212,41 +204,41 @@ class _Memory:
         self._fails = False
 
     async def read(self) -> None:
-        """Let the watch recall what it knew before a restart, if it has not yet."""
+        """Restore the state from before a restart, unless that is done."""
         if self._store is None or self._was_read:
             return
         try:
             self._written = await self._store.aget(self._key)
         except Exception as error:  # whatever Airflow's API or a state backend raises
-            self._failed("read", error)
+            self._log_failure("read", error)
             return
         self._was_read = True
         self._watch.restore(self._written)
 
     async def write(self) -> None:
-        """Keep what the watch knows, if it is news; never over something that was not read yet."""
+        """Store the state if it has changed; never over a state that was not read yet."""
         state = self._watch.state
         if self._store is None or not self._was_read or state is None or state == self._written:
             return
         try:
             await self._store.aset(self._key, state)
         except Exception as error:
-            self._failed("written", error)
+            self._log_failure("stored", error)
             return
         self._written = state
         self._fails = False
 
-    def _failed(self, done: str, error: Exception) -> None:
+    def _log_failure(self, done: str, error: Exception) -> None:
         if not self._fails:
             self._fails = True
-            # Airflow gives no way to a store when it gives more than one.
+            # With more than one store, Airflow gives access to none.
             shared = (
-                " Several assets with the same trigger have no memory."
+                " Several assets with the same trigger have no state store."
                 if isinstance(error, ValueError)
                 else ""
             )
             self._log.warning(
-                "The trigger's memory in the asset's state store could not be %s (%s: %s).%s Until it can, a "
+                "The trigger's state in the asset's state store could not be %s (%s: %s).%s Until it can, a "
                 "crossing around a restart of the triggerer may be missed, or fired twice.",
                 done,
                 type(error).__name__,

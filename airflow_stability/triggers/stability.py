@@ -1,78 +1,61 @@
-"""StabilityBalanceTrigger: drives a gate in a triggerer, on the feed that all gates there share."""
+"""StabilityBalanceTrigger: the driver of the gate in a triggerer, on the feed that all gates there share."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_stability.compat import success_event
+from airflow_stability.deferral import MIN_DEFERRAL_SECONDS, TRIGGER_PATH, DeferralEvent, failure_name
 from airflow_stability.errors import StabilityError, StabilityTransientError
 from airflow_stability.rules.gate import GRACE, Decision, Gate, Verdict
 from airflow_stability.rules.pacing import RESERVATION_SECONDS, Reservation
 from airflow_stability.triggers.feed import observations
-from airflow_stability.validation import check_later
+from airflow_stability.validation import in_utc
 
 if TYPE_CHECKING:
     from airflow_stability.triggers.events import StabilityBalanceEventTrigger as StabilityBalanceEventTrigger
 
-#: The version of the arguments that StabilityBalanceTrigger.serialize() returns. Airflow keeps them while a
-#: task waits, and hands them to whichever release its triggerer has by then. It rises whenever they change in
-#: any way: in names, types or meanings, what stands in `memory` included. What is added has a default, for
-#: rows that are older. What was once written is written for ever, and never means anything else: earlier
-#: releases take it for granted. tests/integration/recorded keeps what each version looked like.
-ARGUMENTS_VERSION = 1
-
-#: Seconds that a trigger waits before it hands a task back for having later arguments than it knows, and that
-#: the task waits at least when it has started over: it may come back until all have the same release.
-START_OVER_AFTER = 60.0
-
-#: Seconds after a deferral before which a task does not resume. Airflow (all versions up to 3.3) fails a task
-#: that is started again before its scheduler has noticed that the worker has ended with the deferral: "the
-#: task instance finished with state success, but its state attribute is queued". It notices in seconds.
-MIN_DEFERRAL_SECONDS = 10.0
-
 
 class StabilityBalanceTrigger(BaseTrigger):
-    """Fires once, when a gate opens, fails or times out.
+    """A trigger that fires once: when a gate opens, fails or times out.
 
-    The event is a dict of ``verdict`` (``open``, ``fail``, ``timeout``, ``unusable`` for an argument that
-    cannot be what it should, or ``again`` for a task that is to start over), ``text``, ``credits``, the
-    balance that opened the gate or was there last, and ``failure``, the name of the error that failed it; and
-    ``memory``, if it was given one. All that the trigger needs stands in its arguments: another triggerer can
-    go on where one was killed.
+    The payload of its event is a :class:`~airflow_stability.deferral.DeferralEvent`. All that the trigger
+    needs is in its arguments, so another triggerer can go on when one is killed. Airflow stores the arguments
+    unencrypted while a task waits, and may hand them to another release of this package.
 
-    :param stability_conn_id: a connection of type ``stability``. Never a key: arguments are kept in clear.
+    :param stability_conn_id: a connection of type ``stability``. Never a key.
     :param organization: id such as ``org-123456``; None for the connection's, else the key's default.
     :param minimum_credits: the gate opens on more credits than this: a number, or a string that is one.
-    :param poke_interval: seconds between two looks at the balance.
+    :param poke_interval: seconds between two polls of the balance.
     :param timeout: seconds that the gate was given, for the text.
     :param deadline: when they are over: an aware time in ISO format, as all times here. None for a task that
-        started in the triggerer, whose time begins with it; Airflow's own timeout bounds that one when a
-        triggerer is killed.
+        started in the triggerer, whose time begins with the trigger. Airflow's own timeout limits that one
+        when a triggerer is killed.
     :param end_from_trigger: succeed here, instead of resuming on a worker.
     :param do_xcom_push: whether the balance is then pushed to XCom.
     :param grace: seconds for which a key that has worked before may be refused.
-    :param last_organization: whose balance the worker asked for, before it deferred: a trigger that times out
-        without a look names it, too. None for the key's default.
-    :param last_credits: the balance that it read; None if it got none.
+    :param last_organization: whose balance the worker polled before it deferred, for the text of a timeout
+        that comes before the first poll. None for the key's default.
+    :param last_credits: the balance that the worker read; None if it got none.
     :param last_credits_at: when it was read.
-    :param last_failure: what kept the worker from reading one; None if nothing did.
-    :param not_before: before this time the server wants no call; None where it said nothing.
-    :param expected_credits: what the run behind the gate expects to spend: a number, or a string that is one.
-        The gate is then let go in turn with others that say so. None where nobody said.
-    :param reservation_seconds: seconds for which that counts as spent after it was let go.
-    :param since: when it began to wait, for its turn; None for now.
-    :param join_at: before this time the gate does not open, and takes no look; None for at once.
+    :param last_failure: why the worker got none; None if it did.
+    :param not_before: before this time the server wants no call; None if it named no time.
+    :param expected_credits: credits that the run behind the gate will spend: a number, or a string that is
+        one. The gate is then let go in turn with others. None if unknown.
+    :param reservation_seconds: seconds for which they are reserved after the gate was let go.
+    :param since: when the task began to wait, for its turn; None for now.
+    :param paused_until: before this time the gate does not open, and is not polled for; None for no pause.
     :param deferred_at: when the task deferred from a worker; None for one that started in the triggerer.
     :param memory: what the task has to remember, as plain JSON types: the event hands it back.
-    :param arguments_version: what these arguments are; rows from before there were versions have none.
-    :param later: what only a later release knows. The task of such arguments is handed back.
-    :raises TypeError: an argument that is not known, of a version that is.
+    :param unknown_arguments: arguments of another release. They are kept, handed on and ignored.
     """
 
     def __init__(
@@ -95,14 +78,12 @@ class StabilityBalanceTrigger(BaseTrigger):
         expected_credits: float | str | None = None,
         reservation_seconds: float = RESERVATION_SECONDS,
         since: str | None = None,
-        join_at: str | None = None,
+        paused_until: str | None = None,
         deferred_at: str | None = None,
         memory: dict[str, Any] | None = None,
-        arguments_version: int = ARGUMENTS_VERSION,
-        **later: Any,
+        **unknown_arguments: Any,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's
-        check_later(later, arguments_version, ARGUMENTS_VERSION, of="StabilityBalanceTrigger")
         self.stability_conn_id = stability_conn_id
         self.organization = organization
         self.minimum_credits = minimum_credits
@@ -120,70 +101,44 @@ class StabilityBalanceTrigger(BaseTrigger):
         self.expected_credits = expected_credits
         self.reservation_seconds = reservation_seconds
         self.since = since
-        self.join_at = join_at
+        self.paused_until = paused_until
         self.deferred_at = deferred_at
         self.memory = memory
-        self.arguments_version = arguments_version
-        self.later = later
+        self.unknown_arguments = unknown_arguments
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class and its arguments, as Airflow stores them."""
-        return (
-            "airflow_stability.triggers.stability.StabilityBalanceTrigger",
-            {
-                "stability_conn_id": self.stability_conn_id,
-                "organization": self.organization,
-                "minimum_credits": self.minimum_credits,
-                "poke_interval": self.poke_interval,
-                "timeout": self.timeout,
-                "deadline": self.deadline,
-                "end_from_trigger": self.end_from_trigger,
-                "do_xcom_push": self.do_xcom_push,
-                "grace": self.grace,
-                "last_organization": self.last_organization,
-                "last_credits": self.last_credits,
-                "last_credits_at": self.last_credits_at,
-                "last_failure": self.last_failure,
-                "not_before": self.not_before,
-                "expected_credits": self.expected_credits,
-                "reservation_seconds": self.reservation_seconds,
-                "since": self.since,
-                "join_at": self.join_at,
-                "deferred_at": self.deferred_at,
-                "memory": self.memory,
-                "arguments_version": self.arguments_version,
-                **self.later,
-            },
-        )
+        arguments = {name: getattr(self, name) for name in _ARGUMENT_NAMES}
+        return TRIGGER_PATH, arguments | self.unknown_arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Wait for the gate's verdict."""
-        yield await self._event(await self._verdict())
+        """Wait until the gate opens, fails or times out."""
+        event = replace(await self._wait_for_gate(), memory=self.memory)
+        if (success := await self._end_task(event)) is not None:
+            yield success
+            return
+        await self._wait_for_scheduler()
+        yield TriggerEvent(event.to_payload())  # type: ignore[no-untyped-call]  # Airflow's
 
-    async def _event(self, verdict: dict[str, Any]) -> TriggerEvent:
-        if self.end_from_trigger and verdict["verdict"] == Verdict.OPEN.value:
-            credits, push = verdict["credits"], self.do_xcom_push
-            try:
-                return await success_event(self.task_instance, credits, do_xcom_push=push)
-            except Exception as error:  # whatever Airflow's API raises
-                text = "The balance could not be pushed to XCom from here (%s): a worker does it."
-                await asyncio.to_thread(self.log.warning, text, type(error).__name__)
-        if self.memory is not None:
-            verdict["memory"] = self.memory
-        await self._let_the_scheduler_see_the_deferral()
-        return TriggerEvent(verdict)  # type: ignore[no-untyped-call]  # Airflow's
+    async def _end_task(self, event: DeferralEvent) -> TriggerEvent | None:
+        """Return the event that ends the task here; None if it resumes on a worker."""
+        if not self.end_from_trigger or event.verdict != DeferralEvent.OPEN or event.credits is None:
+            return None
+        try:
+            return await success_event(self.task_instance, event.credits, do_xcom_push=self.do_xcom_push)
+        except Exception as error:  # whatever Airflow's API raises
+            text = "The balance could not be pushed to XCom from here (%s): a worker does it."
+            await asyncio.to_thread(self.log.warning, text, type(error).__name__)
+            return None
 
-    async def _let_the_scheduler_see_the_deferral(self) -> None:
+    async def _wait_for_scheduler(self) -> None:
+        """Let the scheduler notice the deferral before the task resumes: see MIN_DEFERRAL_SECONDS."""
         # `airflow dags test` runs the trigger without a triggerer and a scheduler: then it has no id.
         if (deferred_at := _time(self.deferred_at)) and self.trigger_id is not None:
             left = MIN_DEFERRAL_SECONDS - (datetime.now(UTC) - deferred_at).total_seconds()
-            await asyncio.sleep(
-                min(left, MIN_DEFERRAL_SECONDS)
-            )  # the worker's clock may be ahead of this one
+            await asyncio.sleep(min(left, MIN_DEFERRAL_SECONDS))  # the worker's clock may be ahead
 
-    async def _verdict(self) -> dict[str, Any]:
-        if self.arguments_version > ARGUMENTS_VERSION:
-            return await self._hand_back()
+    async def _wait_for_gate(self) -> DeferralEvent:
         try:
             gate = Gate(
                 self.minimum_credits,
@@ -192,11 +147,10 @@ class StabilityBalanceTrigger(BaseTrigger):
                 grace=timedelta(seconds=self.grace),
             )
         except ValueError as error:
-            return {"verdict": "unusable", "text": str(error)}
+            return DeferralEvent(DeferralEvent.UNUSABLE, str(error))
+        read_at = _time(self.last_credits_at)
         gate.restore(
-            (self.last_credits, looked_at)
-            if self.last_credits is not None and (looked_at := _time(self.last_credits_at))
-            else None,
+            (self.last_credits, read_at) if self.last_credits is not None and read_at else None,
             StabilityTransientError(self.last_failure) if self.last_failure else None,
         )
         left = self.timeout
@@ -207,40 +161,28 @@ class StabilityBalanceTrigger(BaseTrigger):
                 decision = await self._follow(gate)
         except TimeoutError:
             text = gate.timeout_text(self.timeout)
-            return {"verdict": "timeout", "text": text, "credits": gate.last_credits}
-        await self._say(decision.text)  # out here: a log that takes its time ends no gate that is open
-        return {
-            "verdict": decision.verdict.value,
-            "text": decision.text,
-            "credits": decision.credits,
-            "failure": decision.failure.name if decision.failure else None,
-        }
+            return DeferralEvent(DeferralEvent.TIMEOUT, text, gate.last_credits)
+        await self._log_in_thread(
+            decision.text
+        )  # after the timeout's block: a slow log ends no gate that is open
+        verdict = DeferralEvent.OPEN if decision.verdict is Verdict.OPEN else DeferralEvent.FAIL
+        return DeferralEvent(verdict, decision.text, decision.credits, failure_name(decision.failure))
 
-    async def _say(self, text: str) -> None:
-        # In a thread: Airflow's log goes through a socket that nobody reads while the triggerer's other
-        # process is busy, as it is when many gates open.
+    async def _log_in_thread(self, text: str) -> None:
+        # Airflow's log goes through a socket, and the triggerer's other process does not read it while it is
+        # busy, as it is when many gates open.
         await asyncio.to_thread(self.log.info, "%s", text)
 
-    async def _hand_back(self) -> dict[str, Any]:
-        """Let a worker start the task over: this release may not know what it waits for."""
-        text = (
-            "It deferred under a later release of airflow-provider-stability than its triggerer has: its "
-            f"arguments are of version {self.arguments_version}, the triggerer knows {ARGUMENTS_VERSION}."
-        )
-        back = "In %.0f s this task goes back to a worker, to start over. %s"
-        await asyncio.to_thread(self.log.warning, back, START_OVER_AFTER, text)
-        await asyncio.sleep(START_OVER_AFTER)
-        return {"verdict": "again", "text": text, "credits": None, "failure": None}
-
     async def _follow(self, gate: Gate) -> Decision:
+        """Return the decision that ends the wait."""
         feed = observations(
             self.stability_conn_id,
             self.organization,
             self.poke_interval,
             not_before=_time(self.not_before),
             ignore_before=_time(self.last_credits_at),
-            join_at=_time(self.join_at),
-            reservation=self._claim(gate),
+            paused_until=_time(self.paused_until),
+            reservation=self._reservation(gate),
         )
         key: int | None = None
         async with contextlib.aclosing(feed):
@@ -249,36 +191,39 @@ class StabilityBalanceTrigger(BaseTrigger):
                 if key is not None and observation.key != key:
                     gate.key_changed()
                 key = observation.key
-                if isinstance(observation.outcome, StabilityError):
+                outcome = observation.outcome
+                if isinstance(outcome, StabilityError):
                     if observation.key_has_worked:
                         gate.key_has_worked()
-                    decision = gate.observe_failure(observation.outcome, observation.at)
+                    decision = gate.observe_failure(outcome, observation.at)
                 else:
-                    decision = gate.observe_balance(
-                        observation.outcome, observation.at, spoken_for=observation.spoken_for
-                    )
+                    decision = gate.observe_balance(outcome, observation.at, reserved=observation.reserved)
                 if decision.verdict is not Verdict.WAIT:
                     return decision
                 if decision.should_log:
-                    await self._say(decision.text)
+                    await self._log_in_thread(decision.text)
         raise AssertionError("a feed does not end before its followers")
 
-    def _claim(self, gate: Gate) -> Reservation | None:
+    def _reservation(self, gate: Gate) -> Reservation | None:
         if self.expected_credits is None:
             return None
         since = _time(self.since) or datetime.now(UTC)
         return Reservation(gate.expected_credits, gate.minimum_credits, since, self.reservation_seconds)
 
 
+_ARGUMENT_NAMES = [
+    argument.name
+    for argument in inspect.signature(StabilityBalanceTrigger).parameters.values()
+    if argument.kind is argument.KEYWORD_ONLY
+]
+
+
 def _time(argument: str | None) -> datetime | None:
-    if not argument:
-        return None
-    time = datetime.fromisoformat(argument)
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
+    return in_utc(datetime.fromisoformat(argument)) if argument else None
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded when it is asked for: Airflow 2.11 has no such trigger, and says so then.
+    # An alias, loaded on demand: Airflow 2.11 has no such trigger, and says so then.
     if name == "StabilityBalanceEventTrigger":
         from airflow_stability.triggers.events import StabilityBalanceEventTrigger
 

@@ -110,7 +110,7 @@ def test_gates_that_say_nothing_open_all_together(simulator):
     assert len(simulator.requests) == 1
 
 
-def test_what_the_last_waiter_was_let_go_for_stays_spoken_for(simulator):
+def test_what_the_last_waiter_was_let_go_for_stays_reserved(simulator):
     simulator.set_credits(4.0)
 
     async def main():

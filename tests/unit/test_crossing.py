@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from airflow_stability.errors import StabilityAuthenticationError, StabilityUnavailableError
 from airflow_stability.rules.crossing import ThresholdWatch
-from airflow_stability.rules.gate import LOG_EVERY
+from airflow_stability.rules.log_throttle import LOG_EVERY
 
 START = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
 OUTAGE = StabilityUnavailableError("answered 503 (error id a1).", status=503)
@@ -242,7 +242,7 @@ def test_it_says_what_is_wrong_and_when_it_is_tried_again():
     )
     assert watch.observe_failure(REFUSED, START, "org-A").text == (
         "The balance of organization org-A is unknown, no event can be fired: answered 401. Until that is "
-        "mended it is asked for less often."
+        "mended, the balance is polled less often."
     )
 
 

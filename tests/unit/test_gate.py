@@ -9,7 +9,8 @@ from airflow_stability.errors import (
     StabilityRateLimitError,
     StabilityUnavailableError,
 )
-from airflow_stability.rules.gate import GRACE, LOG_EVERY, Gate, Verdict
+from airflow_stability.rules.gate import GRACE, Gate, Verdict
+from airflow_stability.rules.log_throttle import LOG_EVERY
 
 UNKNOWN = "the balance of the key's default organization is unknown, needs more than 50."
 
@@ -134,7 +135,7 @@ def test_a_key_that_worked_has_ten_minutes_from_its_first_refusal():
 
     assert timedelta(minutes=10) == GRACE
     assert first.verdict is last.verdict is Verdict.WAIT
-    assert "if it is still refused at 2026-11-22 10:15:00 UTC, the gate fails. answered 401." in first.text
+    assert "if it is still refused at 2026-11-22 10:15:00 UTC, the task fails. answered 401." in first.text
     assert failed.verdict is Verdict.FAIL
     assert failed.text == "answered 401. The key had worked before."
 
@@ -202,7 +203,7 @@ def test_a_wait_beyond_the_timeout_is_given_up_with_the_time_that_the_server_nam
     gate = Gate(50, stateful=False)
     gate.observe_failure(outage("c3", retry_after=7200.0), START)
 
-    assert gate.hopeless_text(3600) == (
+    assert gate.locked_out_text(3600, START) == (
         "Gave up, since the server allows no call until 2026-11-22 12:00:00 UTC and that is after the "
         f"timeout of 3600 s: {UNKNOWN} The last failure: answered 503 "
         "(error id c3)."
@@ -228,7 +229,7 @@ def test_timeout_says_that_no_balance_was_ever_read():
 
 
 @pytest.mark.parametrize(
-    ("credits", "minimum", "expected", "spoken_for", "verdict"),
+    ("credits", "minimum", "expected", "reserved", "verdict"),
     [
         (3.0, 0, 3, 0.0, Verdict.OPEN),
         (2.999999999999999, 0, 3, 0.0, Verdict.WAIT),
@@ -243,11 +244,11 @@ def test_timeout_says_that_no_balance_was_ever_read():
     ],
 )
 def test_opens_when_what_is_expected_is_there_beyond_the_minimum(
-    credits, minimum, expected, spoken_for, verdict
+    credits, minimum, expected, reserved, verdict
 ):
     gate = Gate(minimum, expected_credits=expected)
 
-    assert gate.observe_balance(credits, START, spoken_for=spoken_for).verdict is verdict
+    assert gate.observe_balance(credits, START, reserved=reserved).verdict is verdict
 
 
 @pytest.mark.parametrize("expected", [True, -1, float("nan"), "many", [3]])
@@ -257,37 +258,37 @@ def test_an_expectation_that_is_none_is_refused(expected):
 
 
 @pytest.mark.parametrize(
-    ("minimum", "spoken_for", "text"),
+    ("minimum", "reserved", "text"),
     [
         (0, 0.0, "has 2 credits, needs 3."),
         (8, 0.0, "has 2 credits, needs 3 beyond 8."),
-        (0, 1.5, "has 2 credits, of which 1.5 are spoken for, needs 3."),
+        (0, 1.5, "has 2 credits, of which 1.5 are reserved for other tasks, needs 3."),
     ],
 )
-def test_says_what_is_needed_and_what_is_spoken_for(minimum, spoken_for, text):
+def test_says_what_is_needed_and_what_is_reserved(minimum, reserved, text):
     gate = Gate(minimum, expected_credits=3)
 
-    assert gate.observe_balance(2.0, START, spoken_for=spoken_for).text.endswith(text)
+    assert gate.observe_balance(2.0, START, reserved=reserved).text.endswith(text)
     assert text in gate.timeout_text(60)
     assert "Buy credits" in gate.timeout_text(60)
 
 
-def test_a_timeout_while_others_had_spoken_for_it_sends_nobody_shopping():
+def test_a_timeout_while_others_had_reserved_it_sends_nobody_shopping():
     gate = Gate(0, expected_credits=3)
-    gate.observe_balance(5.0, START, spoken_for=3.0)
+    gate.observe_balance(5.0, START, reserved=3.0)
 
     assert gate.timeout_text(60) == (
-        "Timed out after 60 s: the key's default organization has 5 credits, of which 3 are spoken for, "
+        "Timed out after 60 s: the key's default organization has 5 credits, of which 3 are reserved for other tasks, "
         "needs 3."
     )
 
 
-def test_speaks_when_what_it_waits_for_is_spoken_for():
+def test_speaks_when_what_it_waits_for_is_reserved():
     gate = Gate(0, expected_credits=3)
 
     spoken = [
-        gate.observe_balance(credits, after(minutes=minute), spoken_for=spoken_for).should_log
-        for minute, (credits, spoken_for) in enumerate([(2.0, 0.0), (2.0, 0.0), (5.0, 3.0), (5.0, 4.0)])
+        gate.observe_balance(credits, after(minutes=minute), reserved=reserved).should_log
+        for minute, (credits, reserved) in enumerate([(2.0, 0.0), (2.0, 0.0), (5.0, 3.0), (5.0, 4.0)])
     ]
 
     assert spoken == [True, False, True, False]

@@ -15,11 +15,11 @@ def reservation(credits=3.0, minimum=0.0, since=0, **kwargs):
     return Reservation(credits, minimum, START + timedelta(seconds=since), **kwargs)
 
 
-def let_go(pacer, balance, asked_at=0.0, **kwargs):
-    """Return who is let go at a balance that arrives at once, in their order."""
-    waiting = set(pacer._waiting)
-    shares = pacer.observe(balance, asked_at=asked_at, now=asked_at, **kwargs)
-    return [who for who in shares if who in waiting - set(pacer._waiting)]
+def let_go(pacer, balance, requested_at=0.0, **kwargs):
+    """Return waiter is let go at a balance that arrives at once, in their order."""
+    waiting = set(pacer.waiting)
+    shares = pacer.observe(balance, requested_at=requested_at, now=requested_at, **kwargs)
+    return [waiter for waiter in shares if waiter in waiting - set(pacer.waiting)]
 
 
 def test_the_oldest_go_first_and_as_many_as_the_balance_carries():
@@ -30,12 +30,12 @@ def test_the_oldest_go_first_and_as_many_as_the_balance_carries():
     assert let_go(pacer, 6.5) == ["early", "middle"]
 
 
-def test_each_is_told_how_much_is_spoken_for():
+def test_each_is_told_how_much_is_reserved():
     pacer = Pacer()
     for name in "abc":
         pacer.join(name, reservation())
 
-    assert pacer.observe(6.5, asked_at=0.0, now=0.0) == {"a": 0.0, "b": 3.0, "c": 6.0}
+    assert pacer.observe(6.5, requested_at=0.0, now=0.0) == {"a": 0.0, "b": 3.0, "c": 6.0}
 
 
 def test_one_for_whom_it_is_not_enough_holds_back_nobody():
@@ -58,21 +58,21 @@ def test_the_minimum_is_left_over(balance, opens):
 def test_what_somebody_was_let_go_for_counts_as_spent_until_it_has_settled():
     pacer = Pacer()
     pacer.join("first", reservation())
-    assert let_go(pacer, 5.0, asked_at=0.0) == ["first"]
+    assert let_go(pacer, 5.0, requested_at=0.0) == ["first"]
     pacer.join("second", reservation())
 
-    assert let_go(pacer, 5.0, asked_at=RESERVATION_SECONDS - 0.1) == []
-    assert let_go(pacer, 5.0, asked_at=RESERVATION_SECONDS) == ["second"]
+    assert let_go(pacer, 5.0, requested_at=RESERVATION_SECONDS - 0.1) == []
+    assert let_go(pacer, 5.0, requested_at=RESERVATION_SECONDS) == ["second"]
 
 
 def test_a_balance_that_was_asked_for_before_it_had_settled_does_not_count():
     pacer = Pacer()
     pacer.join("first", reservation(seconds=10.0))
-    pacer.observe(5.0, asked_at=0.0, now=2.0)  # the answer took two seconds
+    pacer.observe(5.0, requested_at=0.0, now=2.0)  # the answer took two seconds
     pacer.join("second", reservation())
 
-    assert pacer.observe(5.0, asked_at=11.9, now=30.0) == {"second": 3.0}
-    assert pacer.observe(5.0, asked_at=12.0, now=30.0) == {"second": 0.0}
+    assert pacer.observe(5.0, requested_at=11.9, now=30.0) == {"second": 3.0}
+    assert pacer.observe(5.0, requested_at=12.0, now=30.0) == {"second": 0.0}
 
 
 def test_who_was_let_go_is_not_let_go_again():
@@ -80,7 +80,7 @@ def test_who_was_let_go_is_not_let_go_again():
     pacer.join("gate", reservation(seconds=1.0))
 
     assert let_go(pacer, 5.0) == ["gate"]
-    assert pacer.observe(5.0, asked_at=100.0, now=100.0) == {}
+    assert pacer.observe(5.0, requested_at=100.0, now=100.0) == {}
 
 
 def test_who_has_left_takes_nothing():
@@ -100,20 +100,20 @@ def test_a_newcomer_alone_is_told_of_a_balance_that_the_others_know():
     assert let_go(pacer, 7.0) == ["gone"]
     pacer.join("newcomer", reservation())
 
-    assert pacer.observe(7.0, asked_at=0.0, now=5.0, only="newcomer") == {"newcomer": 3.0}
+    assert pacer.observe(7.0, requested_at=0.0, now=5.0, only="newcomer") == {"newcomer": 3.0}
     pacer.join("another", reservation())
-    assert pacer.observe(7.0, asked_at=0.0, now=5.0, only="another") == {"another": 6.0}
+    assert pacer.observe(7.0, requested_at=0.0, now=5.0, only="another") == {"another": 6.0}
 
 
-def test_it_is_settled_when_nobody_waits_and_nothing_is_spoken_for():
+def test_it_is_idle_when_nobody_waits_and_nothing_is_reserved():
     pacer = Pacer()
-    assert pacer.is_settled(0.0)
+    assert pacer.is_idle(0.0)
     pacer.join("gate", reservation(seconds=10.0))
-    assert not pacer.is_settled(1000.0)
-    pacer.observe(5.0, asked_at=0.0, now=0.0)
+    assert not pacer.is_idle(1000.0)
+    pacer.observe(5.0, requested_at=0.0, now=0.0)
 
-    assert not pacer.is_settled(9.9)
-    assert pacer.is_settled(10.0)
+    assert not pacer.is_idle(9.9)
+    assert pacer.is_idle(10.0)
 
 
 _amounts = st.floats(0, 100, allow_nan=False).map(lambda number: round(number, 2))
@@ -129,17 +129,19 @@ def test_never_more_are_let_go_than_a_balance_carries(claims, balances):
         number: reservation(credits, minimum, since)
         for number, (credits, minimum, since) in enumerate(claims)
     }
-    for who, each in made.items():
-        pacer.join(who, each)
+    for waiter, each in made.items():
+        pacer.join(waiter, each)
     now, gone = 0.0, []
     for balance, seconds in balances:
         now += seconds
-        released = let_go(pacer, balance, asked_at=now)
-        spoken_for = sum(made[who].credits for who, at in gone if now - at < RESERVATION_SECONDS)
-        for who in released:
-            assert balance - spoken_for > made[who].minimum
-            spoken_for += made[who].credits
-            assert spoken_for <= balance - made[who].minimum + 1e-9
-        assert [made[who].since for who in released] == sorted(made[who].since for who in released)
-        gone += [(who, now) for who in released]
-    assert len({who for who, _ in gone}) == len(gone)
+        released = let_go(pacer, balance, requested_at=now)
+        reserved = sum(made[waiter].credits for waiter, at in gone if now - at < RESERVATION_SECONDS)
+        for waiter in released:
+            assert balance - reserved > made[waiter].minimum
+            reserved += made[waiter].credits
+            assert reserved <= balance - made[waiter].minimum + 1e-9
+        assert [made[waiter].since for waiter in released] == sorted(
+            made[waiter].since for waiter in released
+        )
+        gone += [(waiter, now) for waiter in released]
+    assert len({waiter for waiter, _ in gone}) == len(gone)

@@ -12,7 +12,6 @@ import responses
 from airflow_stability.compat import (
     AIRFLOW_VERSION,
     AirflowFailException,
-    AirflowRescheduleException,
     PythonOperator,
 )
 from airflow_stability.errors import (
@@ -22,11 +21,9 @@ from airflow_stability.errors import (
     StabilityRequestError,
     StabilityUnavailableError,
 )
-from airflow_stability.operators.spend import _Wait, without_client
-from airflow_stability.operators.stability import StabilitySpendOperator
-from airflow_stability.rules.gate import Gate
+from airflow_stability.operators.spend import StabilitySpendOperator, without_client
 from airflow_stability.sensors.stability import StabilityBalanceSensor
-from airflow_stability.triggers.stability import MIN_DEFERRAL_SECONDS, StabilityBalanceTrigger
+from airflow_stability.triggers.stability import StabilityBalanceTrigger
 from tests.versions import TaskDeferred
 
 try:
@@ -84,6 +81,11 @@ def test_it_waits_a_week_as_sensors_do_unless_told_otherwise():
     assert spend(wait_timeout=90).wait_timeout == 90
 
 
+@pytest.mark.parametrize("argument", ["wait_timeout", "poke_interval", "reservation_seconds"])
+def test_a_duration_may_be_a_timedelta(argument):
+    assert getattr(spend(**{argument: timedelta(minutes=2)}), argument) == 120.0
+
+
 @pytest.fixture
 def api(connection, base_url):
     """Return a function that sets the balance, or what the API answers instead."""
@@ -110,7 +112,7 @@ def test_too_little_credit_waits_without_troubling_the_function(api):
     trigger = StabilityBalanceTrigger(**json.loads(json.dumps(kwargs)))
     assert trigger.serialize() == (name, kwargs)
     assert (trigger.minimum_credits, trigger.expected_credits, trigger.last_credits) == (0, 3, 2.5)
-    assert (trigger.poke_interval, trigger.reservation_seconds, trigger.join_at) == (30, 45, None)
+    assert (trigger.poke_interval, trigger.reservation_seconds, trigger.paused_until) == (30, 45, None)
     deadline = datetime.fromisoformat(trigger.deadline)
     assert timedelta(seconds=3599) < deadline - before < timedelta(seconds=3605)
 
@@ -125,14 +127,14 @@ def test_a_worker_that_gets_no_answer_waits_a_while_longer_each_time(api):
     api(status=503)
     api(status=503)
     first = deferred(spend(poke_interval=50)).trigger
-    pause = datetime.fromisoformat(first.join_at) - datetime.fromisoformat(first.deferred_at)
+    pause = datetime.fromisoformat(first.paused_until) - datetime.fromisoformat(first.deferred_at)
     assert timedelta(seconds=49) < pause < timedelta(seconds=51)
 
     opened = {"verdict": "open", "text": "", "credits": 9.0, "failure": None, "memory": first.memory}
     with pytest.raises(TaskDeferred) as raised:
         spend(poke_interval=50).resume_execution("execute_complete", {"event": opened}, {})
     second = raised.value.trigger
-    pause = datetime.fromisoformat(second.join_at) - datetime.fromisoformat(second.deferred_at)
+    pause = datetime.fromisoformat(second.paused_until) - datetime.fromisoformat(second.deferred_at)
     assert timedelta(seconds=99) < pause < timedelta(seconds=101)
     assert second.last_credits == 9.0
 
@@ -140,7 +142,7 @@ def test_a_worker_that_gets_no_answer_waits_a_while_longer_each_time(api):
 def test_a_key_that_let_the_task_go_is_not_refused_for_good_at_once(api):
     api(status=401)
     opened = event("open", credits=9.0)
-    opened["memory"]["began"] = datetime.now(UTC).isoformat()
+    opened["memory"]["waiting_since"] = datetime.now(UTC).isoformat()
 
     with pytest.raises(TaskDeferred) as raised:
         spend().resume_execution("execute_complete", {"event": opened}, {})
@@ -154,7 +156,7 @@ def test_a_key_that_let_the_task_go_is_not_refused_for_good_at_once(api):
 def test_a_new_try_does_not_go_by_what_was_left_of_another(api, try_number, left_over):
     from types import SimpleNamespace
 
-    memory = {"began": "2026-11-22T10:00:00+00:00", "try_number": 1}
+    memory = {"waiting_since": "2026-11-22T10:00:00+00:00", "try_number": 1}
     failed = {"verdict": "unusable", "text": "so it was.", "credits": None, "memory": memory}
     context = {"ti": SimpleNamespace(try_number=try_number, start_date=None)}
     gate = StabilityBalanceSensor(task_id="gate", minimum_credits=8, deferrable=True)
@@ -178,14 +180,14 @@ def test_a_key_that_is_refused_fails_without_retries(api):
 
 STILL_REFUSED = (
     "the call is still refused: is another organization billed? Image generation bills the key's default "
-    "organization, whichever is looked at. Or does a run cost more than the 3 credits that this task "
+    "organization, whichever is watched. Or does a run cost more than the 3 credits that this task "
     "expects? The last refusal: answered 402."
 )
 
 
 def event(verdict, refusals=0, **fields):
     began = "2026-11-22T10:00:00+00:00"
-    memory = {"since": began, "began": began, "refusals": refusals, "refusal": "answered 402."}
+    memory = {"since": began, "waiting_since": began, "refusals": refusals, "last_refusal": "answered 402."}
     return {"verdict": verdict, "text": "so it is.", "credits": 5.0, "memory": memory, **fields}
 
 
@@ -321,17 +323,6 @@ def test_the_scheduler_minds_when_a_task_wants_to_be_started_again():
     assert tasks["one"].reschedule
 
 
-@pytest.mark.parametrize(("poke_interval", "seconds"), [(60, MIN_DEFERRAL_SECONDS), (3, 3)])
-def test_the_last_wait_by_reschedule_is_long_enough_for_the_scheduler_to_notice(poke_interval, seconds):
-    operator = spend(deferrable=False, wait_timeout=90, poke_interval=poke_interval)
-    before = datetime.now(UTC)
-    with pytest.raises(AirflowRescheduleException) as raised:
-        operator._wait(Gate(0), _Wait(waited=89.9), pause=0.0)
-
-    wait = raised.value.reschedule_date - before
-    assert timedelta(seconds=seconds) <= wait < timedelta(seconds=seconds + 2)
-
-
 # What the function raises
 
 
@@ -361,7 +352,7 @@ def run(api):
             if wait is None:
                 return task_.execute(context)
             opened = event("open", credits=balances[0])
-            opened["memory"] |= wait | {"began": datetime.now(UTC).isoformat()}
+            opened["memory"] |= wait | {"waiting_since": datetime.now(UTC).isoformat()}
             return task_.resume_execution("execute_complete", {"event": opened}, context)
         except (TaskDeferred, AirflowFailException, StabilityError) as ended:
             return ended
@@ -424,8 +415,8 @@ def test_it_gives_up_after_as_many_refusals(run):
     [(0, 60, 60), (60, 60, 120), (400, 60, 800), (800, 60, 900), (0, 3600, 3600)],
 )
 def test_each_refusal_is_followed_by_a_longer_pause(run, pause, interval, least):
-    trigger = run(402, balances=(5.0, 2.0), wait={"pause": pause}, poke_interval=interval).trigger
-    took = datetime.fromisoformat(trigger.join_at) - datetime.fromisoformat(trigger.deferred_at)
+    trigger = run(402, balances=(5.0, 2.0), wait={"last_pause": pause}, poke_interval=interval).trigger
+    took = datetime.fromisoformat(trigger.paused_until) - datetime.fromisoformat(trigger.deferred_at)
 
     assert least - 1 < took.total_seconds() < least + 1
 
@@ -449,7 +440,7 @@ def test_what_is_around_an_execution_is_around_one_that_had_to_wait(api):
     with DAG("dag", schedule=None):
         operator = task.stability(credits=3)(paint)().operator
     opened = event("open", credits=5.0)
-    opened["memory"]["began"] = datetime.now(UTC).isoformat()
+    opened["memory"]["waiting_since"] = datetime.now(UTC).isoformat()
     operator.resume_execution("execute_complete", {"event": opened}, {"outlet_events": {}})
 
     assert [each.uri for each in operator.outlets] == ["s3://bucket/image"]

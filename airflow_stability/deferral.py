@@ -1,0 +1,108 @@
+"""The deferral: what a task hands to its trigger, and the event that the trigger answers with.
+
+The sensor, the operator that spends and the trigger all use this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from typing import Any, ClassVar
+
+from airflow_stability.compat import AirflowFailException, BaseOperator, Context, is_left_over
+from airflow_stability.errors import StabilityConnectionNotFoundError, StabilityError
+from airflow_stability.rules.gate import Gate
+from airflow_stability.rules.wording import airflow_timeout_text
+
+#: The path of the trigger's class, as Airflow stores it.
+TRIGGER_PATH = "airflow_stability.triggers.stability.StabilityBalanceTrigger"
+
+#: The method of a task that gets the trigger's event.
+RESUME_METHOD = "execute_complete"
+
+#: Airflow's own timeout of a deferral comes this much after the trigger's, in case no triggerer runs.
+BACKSTOP = timedelta(minutes=5)
+
+#: Seconds after a deferral before which a task does not resume. Airflow (all versions up to 3.3) fails a task
+#: that starts again before its scheduler has noticed that the worker ended with the deferral: "the task
+#: instance finished with state success, but its state attribute is queued". It notices within seconds.
+MIN_DEFERRAL_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class DeferralEvent:
+    """The event that resumes a task.
+
+    :param verdict: one of the constants below. A later release may know more of them.
+    :param text: the reason in a sentence.
+    :param credits: the balance that opened the gate, or was read last; None if none was read.
+    :param failure: name of the error class that failed the gate.
+    :param memory: what the task had to remember, as plain JSON types.
+    """
+
+    OPEN: ClassVar = "open"
+    TIMEOUT: ClassVar = "timeout"
+    FAIL: ClassVar = "fail"
+    UNUSABLE: ClassVar = "unusable"  # an argument is
+
+    verdict: str
+    text: str
+    credits: float | None = None
+    failure: str | None = None
+    memory: Mapping[str, Any] | None = None
+
+    @classmethod
+    def from_payload(cls, payload: Mapping[str, Any]) -> DeferralEvent:
+        """Return the event that a trigger has fired. Another release may have fired it."""
+        get = payload.get
+        return cls(payload["verdict"], get("text", ""), get("credits"), get("failure"), get("memory"))
+
+    def to_payload(self) -> dict[str, Any]:
+        """Return the event as plain JSON types."""
+        return asdict(self)
+
+    def is_left_over(self, context: Context) -> bool:
+        """Tell whether the event is one of an earlier try, which Airflow 3.0 hands to the next one."""
+        return self.memory is not None and is_left_over(context, self.memory.get("try_number", 0))
+
+
+def handover_arguments(gate: Gate, now: datetime) -> dict[str, Any]:
+    """Return what a gate has learned on a worker, as arguments of the trigger that goes on with it."""
+    balance, failure, locked_out = gate.last_balance, gate.last_failure, gate.seconds_until_poll(now)
+    return {
+        "last_organization": gate.organization,
+        "last_credits": gate.last_credits,
+        "last_credits_at": balance and balance[1].isoformat(),
+        "last_failure": str(failure) if failure else None,
+        "not_before": (now + timedelta(seconds=locked_out)).isoformat() if locked_out else None,
+        "deferred_at": now.isoformat(),
+    }
+
+
+def failure_name(failure: StabilityError | None) -> str | None:
+    """Return what an event says of the error that failed a gate."""
+    return type(failure).__name__ if failure else None
+
+
+def failure_exception(text: str, failure: str | None) -> Exception:
+    """Return what a task raises when its gate has failed.
+
+    :param failure: name of the error class that failed it.
+    """
+    if failure == StabilityConnectionNotFoundError.__name__:
+        # A secrets backend that is out of order looks the same to Airflow. That may pass, so Airflow's
+        # retries count.
+        return StabilityConnectionNotFoundError(text)
+    return AirflowFailException(text)
+
+
+def airflow_timeout(task: BaseOperator, argument: str) -> str:
+    """Return what is known when Airflow, and not the trigger, ended a deferral.
+
+    :param argument: name of the task's argument that limits the wait.
+    """
+    limits = {argument: float(getattr(task, argument))}
+    if task.execution_timeout:
+        limits["execution_timeout"] = task.execution_timeout.total_seconds()
+    return airflow_timeout_text(limits)

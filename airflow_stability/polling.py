@@ -1,0 +1,64 @@
+"""One poll of the balance by a task on a worker, and where the task's page shows why it waits."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+
+from airflow_stability import metrics
+from airflow_stability.compat import Context, task_state_store
+from airflow_stability.errors import StabilityError, StabilityPermanentError
+from airflow_stability.hooks.stability import StabilityHook
+from airflow_stability.rules.gate import Decision, Gate
+
+#: The name under which the page of a task shows why it waits, or has waited last.
+LAST_WAIT = "last_wait"
+
+_log = logging.getLogger(__name__)
+
+
+def read_and_decide(gate: Gate, hook: StabilityHook, organization: str | None) -> Decision:
+    """Request the balance once, and pass it to the gate.
+
+    After a permanent failure the connection is read again, and tried at once if it has changed.
+
+    :param gate: it learns whose balance it is, too.
+    :param hook: with a ``retry_deadline`` of 0; close it when done.
+    :param organization: whose balance; None for the connection's organization, else the key's default.
+    """
+    try:
+        try:
+            credits = _read_balance(gate, hook, organization)
+        except StabilityPermanentError:
+            key = hook.key_id
+            if not hook.reload():
+                raise
+            hook.log.info("Connection %r has changed: trying it at once.", hook.stability_conn_id)
+            if hook.key_id != key:
+                gate.key_changed()
+            credits = _read_balance(gate, hook, organization)
+    except StabilityError as error:
+        metrics.polled(hook.stability_conn_id, gate.organization, error)
+        return gate.observe_failure(error, datetime.now(UTC))
+    metrics.polled(hook.stability_conn_id, gate.organization, credits)
+    return gate.observe_balance(credits, datetime.now(UTC))
+
+
+def _read_balance(gate: Gate, hook: StabilityHook, organization: str | None) -> float:
+    client = hook.get_conn()
+    gate.organization = organization or client.organization
+    with metrics.timed_call(hook.stability_conn_id, gate.organization):
+        return client.get_balance(organization).credits
+
+
+def show_wait(context: Context, text: str) -> None:
+    """Show on the task's page why it waits, where Airflow has a place for that.
+
+    The entry outlives the wait, so it carries a timestamp.
+    """
+    if (store := task_state_store(context)) is None:
+        return
+    try:
+        store.set(LAST_WAIT, f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S %Z}: {text}")
+    except Exception as error:  # whatever Airflow's API raises: no task fails for it
+        _log.debug("%s was not shown on the task's page: %s.", LAST_WAIT, type(error).__name__)

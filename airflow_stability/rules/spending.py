@@ -1,0 +1,221 @@
+"""What a task that spends does next: run its function, wait, or give up.
+
+A balance that was read is old at once: only the server knows whether a call can be paid for. So the task
+finds out by spending. The rules:
+
+- The function runs when the balance covers what it is expected to spend. Otherwise the task waits.
+- A 402 response (payment required) sends the task back to waiting. So does a response which says that nothing
+  was accepted (429, 503, no connection), unless an earlier call of the same run may have been charged.
+- After a refusal the task pauses before the function runs again: for ``poke_interval`` at first, then for
+  twice as long each time, at most for 15 minutes.
+- The task gives up after ``wait_timeout``, or after ``max_refusals`` refusals that low credit does not
+  explain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from datetime import datetime
+from typing import Any
+
+from airflow_stability.errors import (
+    StabilityError,
+    StabilityNetworkError,
+    StabilityPaymentRequiredError,
+    StabilityRateLimitError,
+    StabilityTimeoutError,
+)
+from airflow_stability.rules.gate import Decision, Gate, Verdict, suffices
+from airflow_stability.validation import format_number
+
+#: The longest pause after a refusal, in seconds: a top-up takes up to 15 minutes to show in the balance.
+MAX_PAUSE = 900.0
+
+
+@dataclass(frozen=True)
+class SpendState:
+    """What a task remembers while it waits, as plain JSON types. Times are aware, in ISO format.
+
+    :param try_number: the try that waits.
+    :param since: when the task began to wait for the first time; None before.
+    :param waiting_since: when it began to wait this time; None while it does not wait.
+    :param seconds_waited: seconds for which it waited before.
+    :param last_pause: length of its last pause in seconds; 0.0 before the first.
+    :param refusals: number of refusals that low credit does not explain.
+    :param last_refusal: text of the last refusal.
+    """
+
+    try_number: int = 0
+    since: str | None = None
+    waiting_since: str | None = None
+    seconds_waited: float = 0.0
+    last_pause: float = 0.0
+    refusals: int = 0
+    last_refusal: str | None = None
+
+    @classmethod
+    def from_memory(cls, memory: Mapping[str, Any]) -> SpendState:
+        """Return the state that was stored; what this release does not know is ignored."""
+        return cls(**{each.name: memory[each.name] for each in fields(cls) if each.name in memory})
+
+    @classmethod
+    def rescheduled(cls, first_reschedule: datetime, now: datetime) -> SpendState:
+        """Return the state of a task that waits by reschedule, and so remembers nothing but its start.
+
+        All the time since then counts as waiting, and the next pause is as long.
+        """
+        passed = (now - first_reschedule).total_seconds()
+        return cls(seconds_waited=passed, last_pause=passed / 2)
+
+    def resumed(self, now: datetime) -> SpendState:
+        """Return the state after this time of waiting."""
+        if self.waiting_since is None:
+            return self
+        waited = (now - datetime.fromisoformat(self.waiting_since)).total_seconds()
+        return replace(self, seconds_waited=self.seconds_waited + waited, waiting_since=None)
+
+    def with_next_pause(self, poke_interval: float) -> SpendState:
+        """Return the state with the next pause, which is twice as long as the last one."""
+        return replace(self, last_pause=max(poke_interval, min(2 * self.last_pause, MAX_PAUSE)))
+
+
+@dataclass(frozen=True)
+class Run:
+    """The function runs now."""
+
+
+@dataclass(frozen=True)
+class Wait:
+    """The task waits.
+
+    :param state: what it remembers.
+    :param pause: seconds before the function may run again; 0.0 to run it as soon as there is credit.
+    :param time_left: seconds of ``wait_timeout`` that are left.
+    """
+
+    state: SpendState
+    pause: float
+    time_left: float
+
+
+@dataclass(frozen=True)
+class GiveUp:
+    """The task fails.
+
+    :param text: the reason.
+    """
+
+    text: str
+
+
+def is_refusal(error: StabilityError, maybe_paid: int) -> bool:
+    """Tell whether an error of the function sends the task back to waiting.
+
+    :param maybe_paid: number of calls of the same run that may have been charged.
+    """
+    if isinstance(error, StabilityPaymentRequiredError):
+        return True
+    kinds = (StabilityRateLimitError, StabilityNetworkError, StabilityTimeoutError)
+    accepted_nothing = isinstance(error, kinds) or error.status == 503
+    return accepted_nothing and not maybe_paid
+
+
+class Spending:
+    """The decisions of one task that spends, in one start of it on a worker.
+
+    :param gate: the gate of the task, with a minimum of 0 and the credits that the function will spend. It is
+        stateful if the task remembers its state while it waits.
+    :param state: what the task remembers.
+    :param wait_timeout: seconds that the task may wait in all.
+    :param max_refusals: number of refusals that low credit does not explain after which the task gives up.
+    :param poke_interval: seconds between two polls of the balance.
+    :param min_wait: the shortest wait by reschedule when the time is nearly over, in seconds.
+    """
+
+    def __init__(
+        self,
+        gate: Gate,
+        state: SpendState,
+        *,
+        wait_timeout: float,
+        max_refusals: int,
+        poke_interval: float,
+        min_wait: float,
+    ) -> None:
+        self.gate = gate
+        self.state = state
+        self.wait_timeout = wait_timeout
+        self.max_refusals = max_refusals
+        self.poke_interval = poke_interval
+        self.min_wait = min_wait
+        self._credits_before_run = 0.0
+
+    def after_poll(self, decision: Decision, now: datetime) -> Run | Wait | GiveUp:
+        """Return what follows a poll that did not fail for good."""
+        if decision.verdict is Verdict.OPEN:
+            self._credits_before_run = decision.credits or 0.0
+            return Run()
+        if self.gate.last_failure is None or not self.gate.stateful:
+            return self._wait(0.0, now)
+        # A triggerer may get a response where this worker gets none, and would send the task back at once.
+        self.state = self.state.with_next_pause(self.poke_interval)
+        return self._wait(self.state.last_pause, now)
+
+    def after_refusal(
+        self, refusal: StabilityError, maybe_paid: int, poll: Decision | None, now: datetime
+    ) -> Wait | GiveUp:
+        """Return what follows a refusal of the function.
+
+        :param refusal: an error for which :func:`is_refusal` is true.
+        :param maybe_paid: number of calls of the same run that may have been charged.
+        :param poll: a poll of the balance after a 402; None after another refusal.
+        """
+        self.state = replace(self.state.with_next_pause(self.poke_interval), last_refusal=str(refusal))
+        if poll is not None:
+            if maybe_paid or self._is_unexplained(poll):
+                self.state = replace(self.state, refusals=self.state.refusals + 1)
+            if self.gate.stateful and self.state.refusals >= self.max_refusals:
+                balance = format_number(self.gate.last_credits or 0.0)
+                return GiveUp(self._refused_text(f"The balance is {balance},"))
+        elif refusal.retry_after is not None:
+            self.gate.observe_failure(refusal, now)  # the balance must not be polled either
+        return self._wait(max(self.state.last_pause, refusal.retry_after or 0.0), now)
+
+    def timeout_text(self, text: str, credits: float | None) -> str:
+        """Return why the task gives up after ``wait_timeout``.
+
+        :param text: the gate's reason.
+        :param credits: the balance that was read last; None if none was read.
+        """
+        state, expected = self.state, self.gate.expected_credits
+        if state.refusals and credits is not None and suffices(credits, 0.0, expected):
+            return self._refused_text(f"{text} The balance was enough,")
+        return f"{text} The last refusal: {state.last_refusal}" if state.last_refusal else text
+
+    def _is_unexplained(self, poll: Decision) -> bool:
+        # Enough credit before and after: nobody else has spent it, and nobody has topped up meanwhile.
+        return poll.verdict is Verdict.OPEN and (poll.credits or 0.0) <= self._credits_before_run
+
+    def _wait(self, pause: float, now: datetime) -> Wait | GiveUp:
+        left = self.wait_timeout - self.state.seconds_waited
+        if left <= 0:
+            text = self.gate.timeout_text(self.wait_timeout)
+            return GiveUp(self.timeout_text(text, self.gate.last_credits))
+        if not self.gate.stateful:
+            locked_out = self.gate.seconds_until_poll(now)
+            if locked_out > left:  # after the wait it would not remember that, and poll
+                text = self.gate.locked_out_text(self.wait_timeout, now)
+                return GiveUp(self.timeout_text(text, self.gate.last_credits))
+            pause = min(max(pause, self.poke_interval, locked_out), max(left, self.min_wait))
+        time = now.isoformat()
+        self.state = replace(self.state, since=self.state.since or time, waiting_since=time)
+        return Wait(self.state, pause, left)
+
+    def _refused_text(self, beginning: str) -> str:
+        return (
+            f"{beginning} the call is still refused: is another organization billed? Image generation bills "
+            "the key's default organization, whichever is watched. Or does a run cost more than the "
+            f"{format_number(self.gate.expected_credits)} credits that this task expects? The last refusal: "
+            f"{self.state.last_refusal}"
+        )

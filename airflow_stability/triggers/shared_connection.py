@@ -1,0 +1,94 @@
+"""What a triggerer knows of one connection: all feeds of the connection share it.
+
+- The connection is read on the event loop's side, never in a thread of ours, and at most once per interval
+  for all feeds. Airflow's supervisor answers one request at a time, and is slow with thousands of triggers.
+- A lock-out belongs to the API key, so all feeds wait it out together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from airflow_stability.compat import AirflowNotFoundException, read_connection
+from airflow_stability.rules.lockout import Lockout
+
+if TYPE_CHECKING:
+    # At run time they are loaded with the first poll, because a DAG file loads the triggers with the sensor.
+    from airflow_stability.client import StabilityClient
+    from airflow_stability.compat import Connection
+    from airflow_stability.errors import StabilityError
+
+
+class SharedConnection:
+    """One connection in one event loop. Times are the loop's.
+
+    :param conn_id: the connection's id.
+    """
+
+    def __init__(self, conn_id: str) -> None:
+        self.conn_id = conn_id
+        self.lockout = Lockout()
+        #: When the read that is known was begun.
+        self.read_at = 0.0
+        #: Counts the versions of the connection, and its API keys: another number is another one.
+        self.version = 0
+        self.key = 0
+        self._connection: Connection | None = None
+        self._settings: tuple[object, ...] | None = None
+        self._reading = asyncio.Lock()
+
+    def seconds_locked_out(self) -> float:
+        """Return for how many more seconds the server wants no call with the key."""
+        return self.lockout.seconds_left(asyncio.get_running_loop().time())
+
+    def lock_out(self, seconds: float | None) -> None:
+        """Take over for how many seconds the server wants no call; None if it named no time."""
+        self.lockout.extend(seconds, asyncio.get_running_loop().time())
+
+    def forget(self) -> None:
+        """Forget the API key, because no feed uses the connection any more."""
+        self._connection = self._settings = None
+
+    async def read(self, since: float) -> None:
+        """Read the connection, unless another feed has read it since a time.
+
+        :raises StabilityError: Airflow cannot hand it out.
+        """
+        async with self._reading:
+            if self._connection is None or self.read_at < since:
+                began = asyncio.get_running_loop().time()
+                self._take(await self._read())
+                self.read_at = began
+
+    def make_client(self) -> StabilityClient:
+        """Return a new client of the connection as it was read. A client serves one thread at a time.
+
+        :raises StabilityConfigurationError: a field of the connection is unusable.
+        """
+        from airflow_stability.hooks.connection import client_from_connection
+
+        assert self._connection is not None  # not in a variable, which a traceback could show
+        return client_from_connection(self._connection, retry_deadline=0)
+
+    async def _read(self) -> Connection:
+        from airflow_stability.hooks.connection import connection_not_found, connection_unreadable
+
+        failure: StabilityError
+        try:
+            return await read_connection(self.conn_id)
+        except AirflowNotFoundException as error:
+            failure = connection_not_found(error)
+        except Exception as error:  # whatever Airflow's database, API or secrets backend raises
+            failure = connection_unreadable(self.conn_id, error)
+        raise failure  # outside of the handler: the original's text or context may hold the key
+
+    def _take(self, connection: Connection) -> None:
+        from airflow_stability.hooks.connection import connection_settings
+
+        settings = connection_settings(connection)
+        if settings != self._settings:
+            self.version += 1
+            if self._settings is None or settings[0] != self._settings[0]:
+                self.key += 1
+        self._connection, self._settings = connection, settings

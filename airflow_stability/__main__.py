@@ -1,6 +1,6 @@
-"""The commands of :mod:`airflow_stability.cli` on every Airflow; before 3.2 it has no place for them itself.
+"""The commands of :mod:`airflow_stability.cli` on every Airflow; Airflow itself has them only from 3.2 on.
 
-``python -m airflow_stability balance`` is ``airflow stability balance``.
+``python -m airflow_stability balance`` is the same as ``airflow stability balance``.
 """
 
 from __future__ import annotations
@@ -9,20 +9,20 @@ import argparse
 import logging
 import sys
 
-from airflow_stability.cli import FAILED, get_cli_commands
+from airflow_stability.cli import EXIT_FAILURE, get_cli_commands
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command, which ends the process with its exit status.
+    """Run a command. It ends the process with its exit status.
 
-    :param arguments: those of the process, if None.
+    :param arguments: the command's arguments; None for those of the process.
     """
-    logging.disable(logging.INFO)  # Airflow 3.1 tells in detail what it loads
+    logging.disable(logging.INFO)  # Airflow 3.1 logs in detail what it loads
     try:
         (group,) = get_cli_commands()
     except KeyboardInterrupt:  # loading Airflow takes seconds
         sys.stderr.write("Interrupted.\n")
-        sys.exit(FAILED)
+        sys.exit(EXIT_FAILURE)
     finally:
         logging.disable(logging.NOTSET)
     parser = argparse.ArgumentParser(prog="python -m airflow_stability", description=group.help)

@@ -1,16 +1,17 @@
 """The commands ``airflow stability balance`` and ``airflow stability account``.
 
-Airflow from 3.2 on finds :func:`get_cli_commands` through the provider info, and loads this module at each of
-its commands: heavy imports stand in the functions. ``python -m airflow_stability`` offers the same commands
-on every Airflow.
+Airflow 3.2 and later find :func:`get_cli_commands` through the provider info. Every ``airflow`` command loads
+this module, so the functions import heavy modules themselves. ``python -m airflow_stability`` offers the same
+commands on every Airflow.
 
-What holds for both commands:
+Both commands follow these rules:
 
-- stdout gets the output and nothing else; an error is one line on stderr, and never shows the API key.
-- The exit status is 0; 1 for any error, Ctrl-C and an output that nobody reads among them; 3 where the answer
-  to ``--minimum`` is no. What the command line's parser refuses, such as an unknown option, is status 2.
-- The API is asked once, and not again within the connection's ``retry_deadline``: somebody waits for the
-  answer. Whoever wants to wait for a better one has a shell around it, or a sensor.
+- Only the output goes to stdout. An error is one line on stderr and never shows the API key.
+- The exit status is 0 for success; 1 for any error, including Ctrl-C and an output that nobody reads; 2 for
+  arguments that the parser rejects, such as an unknown option; 3 for a balance that is not more than
+  ``--minimum``.
+- A request is not retried, whatever the connection's ``retry_deadline``, because a user waits for the result.
+  A script can repeat the command, and a sensor can wait for credits.
 """
 
 from __future__ import annotations
@@ -27,42 +28,43 @@ if TYPE_CHECKING:
 
     from airflow_stability.hooks.stability import StabilityHook
 
-FAILED = 1
-TOO_LITTLE = 3
+EXIT_FAILURE = 1
+EXIT_NOT_MORE_THAN_MINIMUM = 3
 
-#: What a table shows where no organization was named.
+#: A table's cell for the API key's default organization. The brackets tell it from an id, and the column's
+#: heading already says "organization", so it is not the label that texts use.
 DEFAULT_ORGANIZATION = "(the key's default)"
 
 _BALANCE_EPILOG = (
-    "Exit status with --minimum: 0 if there are more credits, 3 if there are not, 1 if the balance could not "
-    "be read. Costs no credits."
+    "Exit status with --minimum: 0 if the balance is more than the minimum, 3 if it is not, 1 if the balance "
+    "could not be read. This command costs no credits."
 )
 
 
 def get_cli_commands() -> list[GroupCommand]:
-    """Return the commands as Airflow wants them."""
+    """Return the commands, in the form that Airflow expects."""
     from airflow.cli.cli_config import ARG_OUTPUT, ActionCommand, Arg, GroupCommand
 
     conn_id = Arg(  # type: ignore[no-untyped-call]
         ("--conn-id",),
         default="stability_default",
-        help="The connection, of type stability (default: %(default)s)",
+        help="A connection of type stability (default: %(default)s)",
     )
     organization = Arg(  # type: ignore[no-untyped-call]
         ("--organization",),
         metavar="ID",
-        help="Whose balance, such as org-123456 (default: the connection's, else the key's default)",
+        help="The organization, such as org-123456 (default: the connection's, else the API key's default)",
     )
-    # Not checked by the parser: an unusable one is an error like others, and has their exit status.
+    # The command checks it, not the parser, so that a wrong value has the exit status of other errors.
     minimum = Arg(  # type: ignore[no-untyped-call]
         ("--minimum",),
         metavar="CREDITS",
-        help="Let the exit status tell whether there are more credits than this",
+        help="Exit with status 3 unless the balance is more than this",
     )
     return [
         GroupCommand(
             name="stability",
-            help="Look at an account of Stability AI",
+            help="Show an account of Stability AI and its credits",
             subcommands=(
                 ActionCommand(
                     name="balance",
@@ -83,12 +85,12 @@ def get_cli_commands() -> list[GroupCommand]:
 
 
 def balance(args: Namespace) -> NoReturn:
-    """Print the balance. Ends the process: see the module for the exit status."""
+    """Print the balance, and end the process. The module's docstring lists the exit statuses."""
     _run(_balance, args)
 
 
 def account(args: Namespace) -> NoReturn:
-    """Print the account. Ends the process: see the module for the exit status."""
+    """Print the account, and end the process. The module's docstring lists the exit statuses."""
     _run(_account, args)
 
 
@@ -100,11 +102,11 @@ def _run(command: Callable[[StabilityHook, Namespace], int], args: Namespace) ->
         def run(args: Namespace) -> NoReturn:
             sys.exit(_call(command, args))
 
-        args.verbose = False  # the decorator asks for it
+        args.verbose = False  # the decorator reads it
         run(args)
     except KeyboardInterrupt:
-        _say("Interrupted.")
-    sys.exit(FAILED)
+        _print_error("Interrupted.")
+    sys.exit(EXIT_FAILURE)
 
 
 def _call(command: Callable[[StabilityHook, Namespace], int], args: Namespace) -> int:
@@ -117,13 +119,13 @@ def _call(command: Callable[[StabilityHook, Namespace], int], args: Namespace) -
     try:
         return command(hook, args)
     except (StabilityError, ValueError) as error:
-        _say(str(error))
+        _print_error(str(error))
     finally:
         hook.close()
-    return FAILED
+    return EXIT_FAILURE
 
 
-def _say(text: str) -> None:
+def _print_error(text: str) -> None:
     """Write one line to stderr."""
     sys.stderr.write(" ".join(text.split()) + "\n")
 
@@ -140,39 +142,39 @@ def _balance(hook: StabilityHook, args: Namespace) -> int:
         [{"credits": credits, "organization": organization}],
         [{"credits": format_number(credits), "organization": organization or DEFAULT_ORGANIZATION}],
     )
-    return 0 if minimum is None or suffices(credits, minimum, expected=0.0) else TOO_LITTLE
+    return 0 if minimum is None or suffices(credits, minimum, expected=0.0) else EXIT_NOT_MORE_THAN_MINIMUM
 
 
 def _account(hook: StabilityHook, args: Namespace) -> int:
     account = hook.get_account()
-    whose = {"account": account.id, "email": account.email}
-    of_each = [
+    user = {"account": account.id, "email": account.email}
+    organizations = [
         {"organization": it.id, "name": it.name, "role": it.role, "default": "yes" if it.is_default else "no"}
         for it in account.organizations
     ]
-    none = dict.fromkeys(("organization", "name", "role", "default"), "")
+    no_organization = dict.fromkeys(("organization", "name", "role", "default"), "")
     _print(
         args.output,
         [account.model_dump(mode="json", include={"id", "email", "organizations"})],
-        [whose | each for each in of_each or [none]],
+        [user | each for each in organizations or [no_organization]],
     )
     return 0
 
 
 def _print(output: str, data: Any, rows: list[dict[str, str]]) -> None:
-    """Print what was read, with Airflow's own helper.
+    """Print the output with Airflow's helper.
 
     :param output: table, json, yaml or plain.
-    :param data: what json and yaml show, of plain types. The helper's ``print_as`` would make strings of its
-        numbers.
-    :param rows: what the others show.
+    :param data: the content for json and yaml, of plain types. It does not go through the helper's
+        ``print_as``, which turns numbers into strings.
+    :param rows: the content for table and plain.
     """
     from airflow.cli.simple_table import AirflowConsole
     from tabulate import tabulate  # type: ignore[import-untyped]
 
-    if sys.stdout is None:  # closed, by who only wants the exit status
+    if sys.stdout is None:  # closed by a caller who needs only the exit status
         return
-    # Names are other people's: no style of rich's in them, and no sequence that a terminal obeys.
+    # Other people choose the names. They must not style the output or control the terminal.
     console = AirflowConsole(markup=False, emoji=False)
     rows = [{column: _printable(text) for column, text in row.items()} for row in rows]
     try:
@@ -183,16 +185,16 @@ def _print(output: str, data: Any, rows: list[dict[str, str]]) -> None:
         elif output == "table":
             console.print_as_table(rows)
         else:
-            # As the helper does it, but that rounds numbers.
+            # Airflow's helper does the same, but rounds numbers.
             table = tabulate([row.values() for row in rows], list(rows[0]), "plain", disable_numparse=True)
             sys.stdout.write(f"{table}\n")
         sys.stdout.flush()
-    except (OSError, SystemExit) as error:  # rich ends the process when nobody reads
+    except (OSError, SystemExit) as error:  # rich ends the process if nobody reads
         reason = error.strerror if isinstance(error, OSError) else os.strerror(errno.EPIPE)
-        _say(f"The output could not be written: {reason}.")
-        # What is left over would be tried again, and complained of, when the process ends.
+        _print_error(f"The output could not be written: {reason}.")
+        # Otherwise Python would write the rest again at exit, and report a second error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(FAILED)
+        sys.exit(EXIT_FAILURE)
 
 
 def _printable(text: str) -> str:

@@ -1,8 +1,8 @@
-"""What Airflow's metrics are told: the names, the tags, and when. Where they go is Airflow's setting.
+"""Metrics of balance polls, sent through Airflow: their names, tags and values.
 
-Tags go to what takes them: OpenTelemetry, Datadog, StatsD as InfluxDB understands it. Plain StatsD drops
-them, and the balances of two organizations would overwrite each other: there the tags' values are part of the
-name.
+Backends that support tags get them: OpenTelemetry, Datadog, and StatsD with InfluxDB's syntax. Plain StatsD
+drops tags, so the balances of two organizations would overwrite each other. There the values of the tags are
+part of the name.
 """
 
 from __future__ import annotations
@@ -20,48 +20,49 @@ from typing import Any
 from airflow_stability.compat import conf, stats
 from airflow_stability.errors import StabilityError
 
-#: The tag of a balance whose organization is not known by its id: the API key's default one.
+#: The tag's value for the API key's default organization. Dashboards select by it, so it is one short word
+#: rather than the label that texts use.
 DEFAULT_ORGANIZATION = "default"
 
 _log = logging.getLogger(__name__)
 
 
 def polled(stability_conn_id: str, organization: str | None, outcome: float | StabilityError) -> None:
-    """Count a look at a balance by its outcome, and gauge the balance if there was one.
+    """Count a poll by its outcome, and gauge the balance if there is one.
 
-    :param organization: whose balance; None for the key's default organization.
-    :param outcome: the credits, or what went wrong.
+    :param organization: whose balance; None for the API key's default organization.
+    :param outcome: the credits, or the failure.
     """
-    wallet = _wallet(stability_conn_id, organization)
-    _send("incr", "stability.polls", {**wallet, "outcome": outcome_name(outcome)})
+    tags = _tags(stability_conn_id, organization)
+    _send("incr", "stability.polls", {**tags, "outcome": outcome_name(outcome)})
     if not isinstance(outcome, StabilityError):
-        _send("gauge", "stability.balance", wallet, outcome)
+        _send("gauge", "stability.balance", tags, outcome)
 
 
 @contextlib.contextmanager
 def timed_call(stability_conn_id: str, organization: str | None) -> Iterator[None]:
-    """Time a call for a balance, whether it gets one or not."""
+    """Time a call for a balance, whether it succeeds or not."""
     started = time.monotonic()
     try:
         yield
     finally:
         took = timedelta(seconds=time.monotonic() - started)
-        _send("timing", "stability.call", _wallet(stability_conn_id, organization), took)
+        _send("timing", "stability.call", _tags(stability_conn_id, organization), took)
 
 
 def waiting(gates: int) -> None:
-    """Gauge how many gates wait in this process, which is a triggerer."""
+    """Gauge how many gates wait in this process, a triggerer."""
     _send("gauge", "stability.waiting_gates", {"hostname": hostname()}, gates)
 
 
 @functools.cache
 def hostname() -> str:
-    """Return what Airflow calls this machine. The first time, Airflow may ask a name server for that."""
+    """Return Airflow's name for this machine. The first call may query a name server."""
     try:
         from airflow.utils.net import get_hostname
 
         name: str = get_hostname()  # type: ignore[no-untyped-call]  # Airflow's
-    except Exception:  # whatever `[core] hostname_callable` raises: no gate fails for it
+    except Exception:  # anything that `[core] hostname_callable` raises; it must not fail a gate
         return socket.gethostname()
     return name
 
@@ -70,28 +71,28 @@ def outcome_name(outcome: float | StabilityError) -> str:
     """Return ``ok`` for a balance, else the kind of failure, such as ``rate_limit``."""
     if not isinstance(outcome, StabilityError):
         return "ok"
-    kind = type(outcome).__name__.removeprefix("Stability").removesuffix("Error")
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind).lower()
+    name = type(outcome).__name__.removeprefix("Stability").removesuffix("Error")
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
 
 
-def _wallet(stability_conn_id: str, organization: str | None) -> dict[str, str]:
+def _tags(stability_conn_id: str, organization: str | None) -> dict[str, str]:
     return {"conn_id": stability_conn_id, "organization": organization or DEFAULT_ORGANIZATION}
 
 
 def _send(kind: str, name: str, tags: dict[str, str], *value: Any) -> None:
     try:
-        # A dot would begin another level of a StatsD name. Airflow takes no other characters than these, and
-        # no more than 250.
+        # A dot would start a new level in a StatsD name. Airflow allows only these characters, and names of
+        # at most 250.
         tags = {tag: re.sub(r"[^A-Za-z0-9_-]", "_", text)[:60] for tag, text in tags.items()}
-        if _takes_tags():
+        if _supports_tags():
             getattr(stats(), kind)(name, *value, tags=tags)
         else:
             getattr(stats(), kind)(".".join([name, *tags.values()]), *value)
-    except Exception as error:  # whatever a metrics backend raises: no gate fails for it
+    except Exception as error:  # anything that a metrics backend raises; it must not fail a gate
         _log.debug("The metric %s was not sent: %s.", name, type(error).__name__)
 
 
 @functools.cache
-def _takes_tags() -> bool:
+def _supports_tags() -> bool:
     settings = ("statsd_influxdb_enabled", "statsd_datadog_enabled", "otel_on")
     return any(conf.getboolean("metrics", setting, fallback=False) for setting in settings)

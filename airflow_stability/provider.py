@@ -1,4 +1,4 @@
-"""What Airflow learns about this package when it looks for providers. Imports nothing heavy."""
+"""The provider's metadata, which Airflow reads to discover this package. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from airflow_stability.hooks import form
 
 
 def get_provider_info() -> dict[str, Any]:
-    """Return the provider's metadata, for the entry point ``apache_airflow_provider``."""
+    """Return the metadata, for the entry point ``apache_airflow_provider``."""
     integration = "Stability AI"
     return {
         "package-name": "airflow-provider-stability",
         "name": integration,
-        "description": "Gates pipelines on the credit balance of Stability AI, and waits in mid-run.",
+        "description": "Pauses pipelines when Stability AI credits run out, and resumes them after a top-up.",
         "integrations": [
             {
                 "integration-name": integration,

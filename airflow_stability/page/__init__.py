@@ -1,11 +1,11 @@
 """The Credits page in Airflow's navigation, on Airflow 3.1 and later.
 
-How the modules stand on each other:
+The modules, each of which imports only those above it:
 
-    readings   a balance at a time, and what many of them say: the rate at which credits go (no Airflow)
-    plot       readings as points of a picture (no Airflow)
-    balances   asks for balances off the request, and seldom enough (no Airflow)
-    records    what Airflow's database knows: who waits, and which balances tasks have seen
-    rights     what a user may see
-    app        the page itself, a FastAPI app that Airflow mounts
+    burn_rate      readings of a balance, and the rate at which it falls (no Airflow)
+    plot           readings as an SVG path (no Airflow)
+    balance_cache  the latest balances, requested in the background and rarely (no Airflow)
+    queries        what Airflow's database knows: waiting tasks, and balances that tasks have read
+    permissions    which connections and DAGs a user may see
+    app            the page itself, a FastAPI app that Airflow mounts
 """

@@ -1,6 +1,6 @@
-"""The Credits page: a FastAPI app that Airflow mounts below its own, and shows in a frame.
+"""The Credits page: a FastAPI app that Airflow mounts below its own and shows in a frame.
 
-Airflow mounts a plugin's app without asking anybody who they are: each route here demands a user itself.
+Airflow does not authenticate requests to a plugin's app, so each route here requires a user itself.
 """
 
 from __future__ import annotations
@@ -23,11 +23,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from airflow_stability.compat import conf
 from airflow_stability.errors import CREDITS_URL, StabilityConfigurationError
 from airflow_stability.hooks.stability import StabilityHook
-from airflow_stability.page.balance_cache import MOST_ORGANIZATIONS, Answer, Balances, Known
-from airflow_stability.page.burn_rate import Burn, Reading, burn, in_order, thinned
+from airflow_stability.page.balance_cache import (
+    MAX_ORGANIZATIONS,
+    BalanceCache,
+    CachedBalance,
+    CachedConnection,
+)
+from airflow_stability.page.burn_rate import BurnRate, Reading, downsample, estimate_burn_rate, merge_readings
 from airflow_stability.page.permissions import visible_connections, visible_dags
 from airflow_stability.page.plot import Plot, plot
-from airflow_stability.page.queries import HISTORY, Records, Waiter, Wallet, read, wallets_of
+from airflow_stability.page.queries import HISTORY, QueryResult, WaitingTask, Wallet, query_database
+from airflow_stability.rules.wording import organization_label
 from airflow_stability.validation import format_number
 
 if TYPE_CHECKING:
@@ -38,35 +44,35 @@ if TYPE_CHECKING:
 #: Where Airflow mounts the app.
 URL_PREFIX = "/stability"
 
-#: How long what was read from the database is shown: a page that is reloaded must not keep it busy.
-RECORDS_FRESH = timedelta(seconds=15)
+#: The database is not queried again before the result is this old, however often the page is reloaded.
+QUERY_MAX_AGE = timedelta(seconds=15)
 
-#: Seconds that a call may take to connect, and to be answered.
-LONGEST_CALL = 10.0
+#: The longest request timeout of the page, in seconds.
+MAX_REQUEST_TIMEOUT = 10.0
 
-#: Of each wallet, at the most.
-SHOWN_WAITERS = 50
-SHOWN_READINGS = 40
+#: How many tasks and readings a section shows at most.
+MAX_SHOWN_TASKS = 50
+MAX_SHOWN_READINGS = 40
 
 
 @dataclass(frozen=True)
-class ShownWaiter:
-    """A waiting task as the page shows it."""
+class ShownTask:
+    """A waiting task, and the path of its page in Airflow."""
 
-    waiter: Waiter
+    task: WaitingTask
     url: str
 
 
 @dataclass(frozen=True)
-class Waiters:
-    """Tasks that wait.
+class TaskList:
+    """The waiting tasks of a section.
 
-    :param shown: those with names.
-    :param more: how many others there are whose DAGs the user may read.
-    :param hidden: how many there are whose DAGs the user may not read.
+    :param shown: those that the page names.
+    :param more: how many others there are in DAGs that the user may read.
+    :param hidden: how many there are in DAGs that the user may not read.
     """
 
-    shown: tuple[ShownWaiter, ...]
+    shown: tuple[ShownTask, ...]
     more: int
     hidden: int
 
@@ -75,68 +81,71 @@ class Waiters:
 class Section:
     """What the page shows of one connection and organization.
 
-    :param organization: None for the key's default.
-    :param problem: why the balance is not what it is just now, in one sentence.
+    :param organization: how the page names it.
+    :param last: the latest reading.
+    :param problem: why the balance is out of date, in one sentence; None if it is not.
+    :param readings: all readings, for the plot.
+    :param table: some of the readings, the latest first.
     """
 
     conn_id: str
-    organization: str | None
+    organization: str
     last: Reading | None
     problem: str | None
-    burn: Burn | None
+    burn_rate: BurnRate | None
     plot: Plot | None
     readings: tuple[Reading, ...]
     table: tuple[Reading, ...]
-    waiters: Waiters
+    tasks: TaskList
 
 
-class _Recorder:
-    """What the database knows, read again after a few seconds: the same for all who ask at once."""
+class _QueryCache:
+    """The result of the database queries, shared by all requests."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._records: Records | None = None
+        self._result: QueryResult | None = None
         self._fresh_until = datetime.min.replace(tzinfo=UTC)
 
-    def get(self) -> Records:
-        # While one request reads, the others are shown what was read before, if anything was.
-        if self._lock.acquire(blocking=self._records is None):
+    def get(self) -> QueryResult:
+        # One request runs the queries. Meanwhile, the others use the earlier result if there is one.
+        if self._lock.acquire(blocking=self._result is None):
             try:
-                self._read()
+                self._refresh()
             finally:
                 self._lock.release()
-        assert self._records is not None
-        return self._records
+        assert self._result is not None
+        return self._result
 
-    def _read(self) -> None:
+    def _refresh(self) -> None:
         now = datetime.now(UTC)
         if now < self._fresh_until:
             return
         with create_session() as session:
-            self._records = read(session, now)
-        # A large database is not kept busy with this, however often the page is reloaded.
+            self._result = query_database(session, now)
+        # Slow queries run more rarely, so that reloads take at most a tenth of a large database's time.
         took = datetime.now(UTC) - now
-        self._fresh_until = now + max(RECORDS_FRESH, 10 * took)
+        self._fresh_until = now + max(QUERY_MAX_AGE, 10 * took)
 
 
 def connect(conn_id: str) -> StabilityClient:
     """Make the client of a connection, as the hook does.
 
-    :raises StabilityError: it cannot be read, or makes no client.
+    :raises StabilityError: the connection cannot be read, is of another type, or makes no client.
     """
     hook = StabilityHook(conn_id, retry_deadline=0)
     client = hook.get_conn()
     if hook.get_connection(conn_id).conn_type == StabilityHook.conn_type:
-        # Nobody waits here for as long as a task would, and calls of others wait behind this one.
-        client.request_timeout = min(client.request_timeout, LONGEST_CALL)
+        # A user waits, and so do the other requests with this connection.
+        client.request_timeout = min(client.request_timeout, MAX_REQUEST_TIMEOUT)
         return client
     client.close()
-    # A task may name any connection; its password is not for the Stability API.
+    # A task may name any connection. Another service's password must not be sent to the Stability API.
     raise StabilityConfigurationError(f"Connection {conn_id!r} is not of the type stability.")
 
 
 def create_app() -> FastAPI:
-    """Return the app. Balances are remembered as long as it lives."""
+    """Return the app. It caches balances and query results as long as it lives."""
     app = FastAPI(
         title="Stability credits",
         dependencies=[Depends(requires_authenticated())],
@@ -144,16 +153,16 @@ def create_app() -> FastAPI:
         redoc_url=None,
         openapi_url=None,
     )
-    balances, recorder = Balances(connect), _Recorder()
+    balances, queries = BalanceCache(connect), _QueryCache()
     template = _templates().get_template("credits.html")
 
-    # Not async, here and below: Airflow's rights, its database and the API are all waited for in a thread.
+    # Not async: Airflow's permissions, its database and the API block, so FastAPI runs this in a thread.
     @app.get("/", response_class=HTMLResponse)
     def page(user: GetUserDep) -> HTMLResponse:
-        records = recorder.get()
+        result = queries.get()
         nonce = secrets.token_urlsafe(16)
         content = template.render(
-            **_content(records, balances, user), nonce=nonce, credits_url=CREDITS_URL, now=datetime.now(UTC)
+            **_content(result, balances, user), nonce=nonce, credits_url=CREDITS_URL, now=datetime.now(UTC)
         )
         return HTMLResponse(content, headers=_headers(nonce))
 
@@ -161,7 +170,7 @@ def create_app() -> FastAPI:
 
 
 def _headers(nonce: str) -> dict[str, str]:
-    """Return what keeps the page from others: nothing is loaded, no other site frames it, nobody keeps it."""
+    """Return the security headers: the page loads nothing, no other site frames it, and nobody caches it."""
     policy = (
         f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; frame-ancestors 'self'; "
         "base-uri 'none'; form-action 'none'"
@@ -189,96 +198,95 @@ def _templates() -> Environment:
     return environment
 
 
-def _content(records: Records, balances: Balances, user: BaseUser) -> dict[str, Any]:
-    """Return what the template shows this user."""
-    wallets = wallets_of(records)
-    conn_ids = visible_connections({wallet.conn_id for wallet in wallets}, user)
-    dag_ids = visible_dags((waiter.dag_id for waiter in records.waiters), user)
+def _content(result: QueryResult, balances: BalanceCache, user: BaseUser) -> dict[str, Any]:
+    """Return what the template shows to this user."""
+    conn_ids = visible_connections({wallet.conn_id for wallet in result.wallets}, user)
+    dag_ids = visible_dags((task.dag_id for task in result.tasks), user)
     wanted: dict[str, set[str | None]] = {conn_id: {None} for conn_id in conn_ids}
-    for wallet in wallets:
+    for wallet in result.wallets:
         if wallet.conn_id in wanted:
             wanted[wallet.conn_id].add(wallet.organization)
-    now = datetime.now(UTC)  # before waiting for answers: what is fresh now is not asked for
-    answers = balances.get(wanted)
+    now = datetime.now(UTC)  # taken before the wait: a balance that is fresh now is not requested
+    connections = balances.get(wanted)
     sections = [
-        _section(conn_id, organization, answers[conn_id], records, dag_ids, now)
+        _section(conn_id, organization, connections[conn_id], result, dag_ids, now)
         for conn_id in conn_ids
-        for organization in _organizations(answers[conn_id], wanted[conn_id])
+        for organization in _organizations(connections[conn_id], wanted[conn_id])
     ]
-    others = [each for each in records.waiters if each.wallet is None or each.wallet.conn_id not in wanted]
+    others = [task for task in result.tasks if task.wallet is None or task.wallet.conn_id not in wanted]
     return {
         "sections": sections,
-        "others": _waiters(others, dag_ids),
+        "others": _task_list(others, dag_ids),
         "days": HISTORY.days,
-        "complete": records.complete,
+        "complete": result.complete,
     }
 
 
-def _organizations(answer: Answer, named: set[str | None]) -> list[str | None]:
+def _organizations(connection: CachedConnection, named: set[str | None]) -> list[str | None]:
     """Return the organizations of a connection, its own first."""
-    return [answer.organization, *sorted({each for each in named if each} - {answer.organization})]
+    return [connection.organization, *sorted({each for each in named if each} - {connection.organization})]
 
 
 def _section(
     conn_id: str,
     organization: str | None,
-    answer: Answer,
-    records: Records,
+    connection: CachedConnection,
+    result: QueryResult,
     dag_ids: set[str],
     now: datetime,
 ) -> Section:
-    known = answer.balances.get(organization, Known())
-    # A task that names no organization means the connection's own.
-    names = {Wallet(conn_id, organization)}
-    if organization == answer.organization:
-        names.add(Wallet(conn_id, None))
-    seen = [reading for name in names for reading in records.readings.get(name, ())]
-    readings = in_order(each for each in [*seen, *known.readings] if now - each.at <= HISTORY)
-    last = known.last or (readings[-1] if readings else None)
+    balance = connection.balances.get(organization, CachedBalance())
+    wallets = {Wallet(conn_id, organization)}
+    # A task that names no organization uses the connection's own.
+    if organization == connection.organization:
+        wallets.add(Wallet(conn_id, None))
+    seen = [reading for wallet in wallets for reading in result.readings.get(wallet, ())]
+    readings = merge_readings(each for each in [*seen, *balance.readings] if now - each.at <= HISTORY)
     return Section(
         conn_id,
-        organization,
-        last,
-        _problem(answer, known, now),
-        burn(readings, now),
+        organization_label(organization),
+        balance.last or (readings[-1] if readings else None),
+        _problem(connection, balance, now),
+        estimate_burn_rate(readings, now),
         plot(readings),
         tuple(readings),
-        tuple(reversed(thinned(readings, SHOWN_READINGS))),
-        _waiters((each for each in records.waiters if each.wallet in names), dag_ids),
+        tuple(reversed(downsample(readings, MAX_SHOWN_READINGS))),
+        _task_list((task for task in result.tasks if task.wallet in wallets), dag_ids),
     )
 
 
-def _problem(answer: Answer, known: Known, now: datetime) -> str | None:
-    if answer.failure or known.failure:
-        return answer.failure or known.failure
-    if not known.is_stale(now):
+def _problem(connection: CachedConnection, balance: CachedBalance, now: datetime) -> str | None:
+    if failure := connection.failure or balance.failure:
+        return failure
+    if not balance.is_stale(now):
         return None
-    if answer.pending:
-        return "The API has not answered yet; reload the page in a while."
-    if answer.not_before and now < answer.not_before:
-        return f"The server allows no call with this key before {answer.not_before:%H:%M:%S} UTC."
-    return f"Not asked for: it is new, or one of more than {MOST_ORGANIZATIONS} that tasks name."
+    if connection.pending:
+        return "The API has not answered yet. Reload the page in a moment."
+    if connection.locked_until:
+        return f"The server allows no call with this API key before {connection.locked_until:%H:%M:%S} UTC."
+    return (
+        "This balance was not requested: either the organization is new, or tasks name more than "
+        f"{MAX_ORGANIZATIONS} organizations."
+    )
 
 
-def _waiters(waiters: Iterable[Waiter], dag_ids: set[str]) -> Waiters:
-    waiters = list(waiters)
-    readable = [waiter for waiter in waiters if waiter.dag_id in dag_ids]
-    shown = tuple(ShownWaiter(waiter, task_url(waiter)) for waiter in readable[:SHOWN_WAITERS])
-    return Waiters(shown, len(readable) - len(shown), len(waiters) - len(readable))
+def _task_list(tasks: Iterable[WaitingTask], dag_ids: set[str]) -> TaskList:
+    tasks = list(tasks)
+    readable = [task for task in tasks if task.dag_id in dag_ids]
+    shown = tuple(ShownTask(task, task_url(task)) for task in readable[:MAX_SHOWN_TASKS])
+    return TaskList(shown, len(readable) - len(shown), len(tasks) - len(readable))
 
 
-def task_url(waiter: Waiter) -> str:
+def task_url(task: WaitingTask) -> str:
     """Return the path of a task instance's page in Airflow."""
     base = urlsplit(conf.get("api", "base_url", fallback="") or "/").path.rstrip("/")
-    dag_id, run_id, task_id = (
-        quote(each, safe="") for each in (waiter.dag_id, waiter.run_id, waiter.task_id)
-    )
-    mapped = f"/mapped/{waiter.map_index}" if waiter.map_index >= 0 else ""
+    dag_id, run_id, task_id = (quote(each, safe="") for each in (task.dag_id, task.run_id, task.task_id))
+    mapped = f"/mapped/{task.map_index}" if task.map_index >= 0 else ""
     return f"{base}/dags/{dag_id}/runs/{run_id}/tasks/{task_id}{mapped}"
 
 
 def rate(credits: float) -> str:
-    """Write credits per hour, which are an estimate: two decimals, more where nothing would be left."""
+    """Write credits per hour with two decimals, or with two significant digits below 0.01."""
     return f"{credits:,.2f}" if credits >= 0.01 else f"{credits:.2g}"
 
 

@@ -1,12 +1,14 @@
-"""Asks for balances: off the request, seldom, and never before the server allows it. Knows no Airflow.
+"""The balance cache: requests balances in background threads, rarely, and never during a lock-out.
 
-A page that is reloaded must not lock a key out, and one that waits for an API that hangs must not hang:
+Reloading the page must not lock a key out, and an API that hangs must not hang the page:
 
-- A balance is asked for once a minute at the most, however many ask; who comes meanwhile gets the same.
-- All balances of a connection are asked for by one thread, one after another. What the server says about
-  waiting belongs to the key, so it counts for all of them.
-- Whoever asks waits for a few seconds, and then gets what was known before. The call goes on, and the next
-  one to ask finds its answer, or waits no longer: the threads that wait are those of Airflow's API server.
+- A balance is requested at most once a minute. All users share the result.
+- One thread requests all balances of a connection, one after another. A lock-out belongs to the API key, so
+  it applies to all of them.
+- A page waits a few seconds and then shows the earlier values. The request goes on in its thread, and a later
+  page shows its result. No page waits for a request that hangs: the waiting threads are the API server's.
+
+Knows no Airflow.
 """
 
 from __future__ import annotations
@@ -21,83 +23,91 @@ from typing import TYPE_CHECKING
 
 from airflow_stability.errors import StabilityError, StabilityTransientError
 from airflow_stability.page.burn_rate import Reading
+from airflow_stability.rules.lockout import Lockout
 
 if TYPE_CHECKING:
     from airflow_stability.client import StabilityClient
 
-#: How long a balance is not asked for again.
-FRESH = timedelta(seconds=60)
+#: A balance is not requested again before it is this old.
+MAX_AGE = timedelta(seconds=60)
 
-#: Seconds for which the page waits for a call, from when it began.
-PATIENCE = 5.0
+#: Seconds for which a page waits for requests, from when they started.
+WAIT_SECONDS = 5.0
 
-#: Organizations of one connection, beside its own, that are asked for: more would keep its thread too long.
-MOST_ORGANIZATIONS = 20
+#: How many organizations of a connection are requested, beside its own. More would take too long.
+MAX_ORGANIZATIONS = 20
 
-#: Readings of a wallet that are kept: a day of a page that is reloaded every minute.
-KEPT = 1440
+#: How many readings of a balance are kept: a day of one reading a minute.
+MAX_READINGS = 1440
 
 
 @dataclass(frozen=True)
-class Known:
-    """What is known of one balance.
+class CachedBalance:
+    """One organization's balance.
 
-    :param last: the last balance that was read.
-    :param failure: why the latest attempt got none, in one sentence; None if it got one, or there was none.
-    :param asked_at: when it was asked for last.
-    :param readings: the balances that were read by this process.
+    :param last: the last reading.
+    :param failure: why the last request failed, in one sentence; None if it did not.
+    :param requested_at: when the balance was requested last.
+    :param readings: all readings of this process, up to :data:`MAX_READINGS`.
     """
 
     last: Reading | None = None
     failure: str | None = None
-    asked_at: datetime | None = None
+    requested_at: datetime | None = None
     readings: tuple[Reading, ...] = ()
 
     def is_stale(self, now: datetime) -> bool:
-        """Tell whether it is time to ask again."""
-        return self.asked_at is None or now - self.asked_at >= FRESH
+        """Tell whether the balance may be requested again."""
+        return self.requested_at is None or now - self.requested_at >= MAX_AGE
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What is known of a connection.
+class CachedConnection:
+    """The balances of one connection.
 
-    :param organization: the connection's own organization; None for the key's default.
-    :param balances: by organization; None is the key's default, where the connection names no organization.
-    :param failure: why the connection makes no client; then ``balances`` are from before.
-    :param not_before: when the server allows the next call; None where it said nothing.
-    :param pending: whether a call has not come to its end.
+    :param organization: the connection's own organization; None is the API key's default.
+    :param balances: by organization. The key None is the API key's default, unless the connection names an
+        organization.
+    :param failure: why no client could be made of the connection; ``balances`` are older then.
+    :param locked_until: until when the server allows no call; None without a lock-out.
+    :param pending: whether a request is still running.
     """
 
     organization: str | None = None
-    balances: Mapping[str | None, Known] = field(default_factory=dict)
+    balances: Mapping[str | None, CachedBalance] = field(default_factory=dict)
     failure: str | None = None
-    not_before: datetime | None = None
+    locked_until: datetime | None = None
     pending: bool = False
 
 
 @dataclass(frozen=True)
-class _Call:
+class _Refresh:
     future: Future[None]
-    begun: datetime
+    started_at: datetime
 
 
 @dataclass
-class _Connection:
+class _Entry:
     organization: str | None = None
     failure: str | None = None
-    asked_at: datetime | None = None
-    not_before: datetime | None = None
-    balances: dict[str | None, Known] = field(default_factory=dict)
+    refreshed_at: datetime | None = None
+    lockout: Lockout = field(default_factory=Lockout)
+    balances: dict[str | None, CachedBalance] = field(default_factory=dict)
     readings: dict[str | None, deque[Reading]] = field(default_factory=dict)
-    running: _Call | None = None
+    running: _Refresh | None = None
+
+    def balance(self, organization: str | None) -> CachedBalance:
+        return self.balances.get(organization, CachedBalance())
+
+    def locked_seconds(self, now: datetime) -> float:
+        return self.lockout.seconds_left(now.timestamp())
 
 
-class Balances:
-    """The balances of all connections, as far as they are known.
+class BalanceCache:
+    """The balances of all connections.
 
-    :param connect: makes the client of a connection; raises StabilityError. Called in a thread.
-    :param now: tells the time.
+    :param connect: makes the client of a connection, or raises StabilityError. Called in a thread.
+    :param now: returns the time.
     """
 
     def __init__(
@@ -109,109 +119,109 @@ class Balances:
         self._connect = connect
         self._now = now
         self._lock = threading.Lock()
-        self._connections: dict[str, _Connection] = {}
-        self._calls = ThreadPoolExecutor(max_workers=8, thread_name_prefix="stability-page")
+        self._entries: dict[str, _Entry] = {}
+        self._threads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="stability-page")
 
     def get(
-        self, wanted: Mapping[str, Iterable[str | None]], *, patience: float = PATIENCE
-    ) -> dict[str, Answer]:
-        """Return what is known, after asking for what may be asked for.
+        self, wanted: Mapping[str, Iterable[str | None]], *, wait_seconds: float = WAIT_SECONDS
+    ) -> dict[str, CachedConnection]:
+        """Request the balances that are due, and return what is known then.
 
-        :param wanted: the organizations by connection; None is the connection's own, which is asked for in
-            any case.
-        :param patience: seconds to wait for calls, from when they began.
+        :param wanted: the organizations by connection. None is the connection's own, which is always
+            included.
+        :param wait_seconds: how long to wait for requests, from when they started.
         """
-        give_up = self._now() - timedelta(seconds=patience)
-        calls = [call for each in wanted if (call := self._ask(each, wanted[each])) is not None]
-        left = max(((call.begun - give_up).total_seconds() for call in calls), default=0.0)
-        wait([call.future for call in calls], timeout=max(left, 0.0))
-        return {each: self._answer(each) for each in wanted}
-
-    def _ask(self, conn_id: str, organizations: Iterable[str | None]) -> _Call | None:
-        with self._lock:
-            connection = self._connections.setdefault(conn_id, _Connection())
-            named = sorted({each for each in organizations if each is not None})[:MOST_ORGANIZATIONS]
-            if connection.running is None and self._may_ask(connection, named):
-                future = self._calls.submit(self._call, conn_id, connection, named)
-                connection.running = _Call(future, self._now())
-            return connection.running
-
-    def _may_ask(self, connection: _Connection, organizations: list[str]) -> bool:
         now = self._now()
-        if connection.asked_at is None:
-            return True
-        if connection.not_before is not None and now < connection.not_before:
-            return False
-        if connection.failure:
-            return now - connection.asked_at >= FRESH
-        return any(_is_stale(connection, each, now) for each in (connection.organization, *organizations))
+        refreshes = [each for conn_id in wanted if (each := self._start_refresh(conn_id, wanted[conn_id]))]
+        latest_start = max((each.started_at for each in refreshes), default=now)
+        left = wait_seconds - (now - latest_start).total_seconds()
+        wait([each.future for each in refreshes], timeout=max(left, 0.0))
+        return {conn_id: self._snapshot(conn_id) for conn_id in wanted}
 
-    def _call(self, conn_id: str, connection: _Connection, organizations: list[str]) -> None:
-        """Ask for all balances of a connection that are due. Runs in a thread."""
+    def _start_refresh(self, conn_id: str, organizations: Iterable[str | None]) -> _Refresh | None:
+        """Start a refresh if one is due; return the one that is running."""
+        with self._lock:
+            entry = self._entries.setdefault(conn_id, _Entry())
+            named = sorted({each for each in organizations if each is not None})[:MAX_ORGANIZATIONS]
+            if entry.running is None and self._is_due(entry, named):
+                future = self._threads.submit(self._refresh, conn_id, entry, named)
+                entry.running = _Refresh(future, self._now())
+            return entry.running
+
+    def _is_due(self, entry: _Entry, organizations: list[str]) -> bool:
+        now = self._now()
+        if entry.refreshed_at is None:
+            return True
+        if entry.locked_seconds(now):
+            return False
+        if entry.failure:
+            return now - entry.refreshed_at >= MAX_AGE
+        return any(entry.balance(each).is_stale(now) for each in (entry.organization, *organizations))
+
+    def _refresh(self, conn_id: str, entry: _Entry, organizations: list[str]) -> None:
+        """Request all balances of a connection that are due. Runs in a thread."""
         client: StabilityClient | None = None
         failure: str | None = None
         try:
             client = self._connect(conn_id)
             own = client.organization
             with self._lock:
-                connection.organization, connection.failure = own, None
+                entry.organization, entry.failure = own, None
             for organization in dict.fromkeys([own, *organizations]):
-                if not self._call_for(client, connection, organization):
-                    break  # another one would wait as long for nothing
+                if not self._refresh_balance(client, entry, organization):
+                    break
         except StabilityError as error:
-            failure = problem_of(error)
-        except Exception as error:  # a page never fails for one connection; the text may hold anything
+            failure = failure_text(error)
+        except Exception as error:  # one connection must not fail the page; the text may hold a secret
             failure = f"The connection could not be used ({type(error).__name__})."
         finally:
             with self._lock:
-                connection.failure = failure
-                connection.asked_at = self._now()
-                connection.running = None
+                entry.failure = failure
+                entry.refreshed_at = self._now()
+                entry.running = None
             if client is not None:
                 client.close()
 
-    def _call_for(self, client: StabilityClient, connection: _Connection, organization: str | None) -> bool:
-        """Ask for one balance if it is due; return whether it makes sense to ask for another."""
+    def _refresh_balance(self, client: StabilityClient, entry: _Entry, organization: str | None) -> bool:
+        """Request one balance if it is due; return False if further requests would most likely fail too."""
         now = self._now()
-        locked_out = connection.not_before is not None and now < connection.not_before
-        if locked_out or not _is_stale(connection, organization, now):
-            return not locked_out
-        known = connection.balances.get(organization, Known())
+        if entry.locked_seconds(now):
+            return False
+        cached = entry.balance(organization)
+        if not cached.is_stale(now):
+            return True
         try:
             reading = Reading(self._now(), client.get_balance(organization).credits)
         except StabilityError as error:
-            known = replace(known, failure=problem_of(error), asked_at=self._now())
+            now = self._now()
             with self._lock:
-                if error.retry_after is not None:
-                    connection.not_before = self._now() + timedelta(seconds=error.retry_after)
-                connection.balances[organization] = known
+                entry.lockout.extend(error.retry_after, now.timestamp())
+                entry.balances[organization] = replace(cached, failure=failure_text(error), requested_at=now)
             return not isinstance(error, StabilityTransientError)
         with self._lock:
-            readings = connection.readings.setdefault(organization, deque(maxlen=KEPT))
+            readings = entry.readings.setdefault(organization, deque(maxlen=MAX_READINGS))
             readings.append(reading)
-            connection.balances[organization] = Known(reading, None, reading.at, tuple(readings))
+            entry.balances[organization] = CachedBalance(reading, None, reading.at, tuple(readings))
         return True
 
-    def _answer(self, conn_id: str) -> Answer:
+    def _snapshot(self, conn_id: str) -> CachedConnection:
+        now = self._now()
         with self._lock:
-            known = self._connections[conn_id]
-            return Answer(
-                known.organization,
-                dict(known.balances),
-                known.failure,
-                known.not_before,
-                pending=known.running is not None,
+            entry = self._entries[conn_id]
+            seconds = entry.locked_seconds(now)
+            return CachedConnection(
+                entry.organization,
+                dict(entry.balances),
+                entry.failure,
+                now + timedelta(seconds=seconds) if seconds else None,
+                pending=entry.running is not None,
             )
 
 
-def _is_stale(connection: _Connection, organization: str | None, now: datetime) -> bool:
-    return connection.balances.get(organization, Known()).is_stale(now)
+def failure_text(error: StabilityError) -> str:
+    """Return what went wrong, without any text of the server's.
 
-
-def problem_of(error: StabilityError) -> str:
-    """Say what went wrong, without words of the other side.
-
-    Whoever may edit a connection may name any host there, and must not read here what it answers.
+    Whoever may edit a connection can name any host in it. The page must not show them what that host sends.
     """
     if error.status is None:
         return str(error)

@@ -1,4 +1,4 @@
-"""A balance at a time, and what many of them say: how fast credits go, and how long they last.
+"""Readings of a balance, and the burn rate: how fast credits are spent and how long they last.
 
 Knows no HTTP and no Airflow.
 """
@@ -11,19 +11,19 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import NamedTuple
 
-#: How far back the rate looks: far enough for a daily pipeline to count.
-WINDOW = timedelta(hours=24)
+#: How far back the rate looks: a day, so that a daily pipeline counts.
+RATE_WINDOW = timedelta(hours=24)
 
-#: Less than this, and a rate would be a guess.
-ENOUGH = timedelta(minutes=15)
+#: The shortest time from which a rate is computed. From less, it would be a guess.
+MIN_OBSERVED = timedelta(minutes=15)
 
-#: Readings closer together than this are one: a gate pushes its balance a while after it was read, so that
-#: the order of readings within a moment says nothing.
-MOMENT = timedelta(minutes=1)
+#: Readings closer together than this are merged. A gate pushes its balance some time after reading it, so the
+#: order of such readings is unreliable.
+MERGE_WINDOW = timedelta(minutes=1)
 
 
 class Reading(NamedTuple):
-    """The balance at a time.
+    """A balance at a time.
 
     :param at: aware time.
     :param credits: the balance in credits.
@@ -34,66 +34,69 @@ class Reading(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Burn:
+class BurnRate:
     """How fast a balance falls.
 
     :param per_hour: credits per hour, 0.0 or more.
-    :param left: how long the balance lasts at that rate; None where it does not fall.
+    :param time_left: how long the balance lasts at that rate; None if it does not fall, or lasts for more
+        than a century.
     """
 
     per_hour: float
-    left: timedelta | None
+    time_left: timedelta | None
 
 
-def in_order(readings: Iterable[Reading]) -> list[Reading]:
-    """Return readings by time, those of one moment as one: the lowest, which is the latest to be true.
+def merge_readings(readings: Iterable[Reading]) -> list[Reading]:
+    """Sort, and merge readings less than a minute apart into the lowest.
 
-    A reading that is higher than the others of its moment was taken before something was spent, or it is a
-    top-up that the next moment shows as well.
+    Their order is unreliable, and spending only lowers a balance. A top-up is not lost: later readings show
+    it as well.
     """
     merged: list[Reading] = []
-    begun: datetime | None = None
+    group_start: datetime | None = None
     for reading in sorted(readings):
-        if begun is None or reading.at - begun >= MOMENT:
-            begun = reading.at
+        if group_start is None or reading.at - group_start >= MERGE_WINDOW:
+            group_start = reading.at
             merged.append(reading)
         elif reading.credits <= merged[-1].credits:
             merged[-1] = reading
     return merged
 
 
-def burn(readings: Sequence[Reading], now: datetime) -> Burn | None:
-    """Return how fast the balance has fallen in the last day; None where too little is known.
+def estimate_burn_rate(readings: Sequence[Reading], now: datetime) -> BurnRate | None:
+    """Return how fast the balance fell in the last 24 hours; None if too little is known.
 
-    Between two readings with a rise there was a top-up, and nobody knows what was spent beside it: such times
-    count neither as negative spending nor as time without any.
+    A rise between two readings is a top-up, and what was spent meanwhile is unknown. Such a period counts
+    neither as negative spending nor as time without spending.
 
-    :param readings: as :func:`in_order` returns them.
+    :param readings: as :func:`merge_readings` returns them.
+    :param now: aware time.
     """
-    recent = [reading for reading in readings if now - reading.at <= WINDOW]
-    spent, watched = 0.0, timedelta(0)
+    recent = [reading for reading in readings if now - reading.at <= RATE_WINDOW]
+    spent, observed = 0.0, timedelta(0)
     for earlier, later in pairwise(recent):
         if later.credits <= earlier.credits:
             spent += earlier.credits - later.credits
-            watched += later.at - earlier.at
-    if watched < ENOUGH:
+            observed += later.at - earlier.at
+    if observed < MIN_OBSERVED:
         return None
-    per_hour = spent / (watched / timedelta(hours=1))
+    per_hour = spent / (observed / timedelta(hours=1))
     if per_hour <= 0:
-        return Burn(0.0, None)
+        return BurnRate(0.0, None)
     hours = max(recent[-1].credits, 0.0) / per_hour
-    # Beyond this a date would be nonsense, and Python has no longer times.
-    return Burn(per_hour, timedelta(hours=hours) if hours < 24 * 365 * 100 else None)
+    # A longer time means nothing to a reader, and may be more than a timedelta holds.
+    return BurnRate(per_hour, timedelta(hours=hours) if hours < 24 * 365 * 100 else None)
 
 
-def thinned(readings: Sequence[Reading], most: int) -> list[Reading]:
-    """Return at most so many of the readings: the last of each of as many equal times, and the very first.
+def downsample(readings: Sequence[Reading], limit: int) -> list[Reading]:
+    """Return at most ``limit`` of the readings: the first one, and the last one of each equal period.
 
-    :param readings: as :func:`in_order` returns them.
+    :param readings: as :func:`merge_readings` returns them.
+    :param limit: 3 or more.
     """
-    if len(readings) <= most:
+    if len(readings) <= limit:
         return list(readings)
     start = readings[0].at
-    step = (readings[-1].at - start) / (most - 2)
-    last_of = {(reading.at - start) // step: reading for reading in readings[1:]}
+    period = (readings[-1].at - start) / (limit - 2)
+    last_of = {(reading.at - start) // period: reading for reading in readings[1:]}
     return [readings[0], *last_of.values()]

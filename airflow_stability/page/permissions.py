@@ -1,4 +1,4 @@
-"""What a user may see: Airflow's own rights on connections and DAGs decide."""
+"""What a user may see. Airflow's permissions on connections and DAGs decide it."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from airflow_stability.hooks.stability import StabilityHook
 if TYPE_CHECKING:
     from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
 
-_ENVIRONMENT = "AIRFLOW_CONN_"
+_ENV_PREFIX = "AIRFLOW_CONN_"
 
 
-def visible_connections(named: Iterable[str], user: BaseUser) -> list[str]:
+def visible_connections(used: Iterable[str], user: BaseUser) -> list[str]:
     """Return the ids of the Stability connections that the user may read.
 
-    Those of the type in the database and in this process's environment, and those that tasks name: only
-    whoever asks a secrets backend for an id learns whether it has one.
+    The candidates are those of the type in the database and in this process's environment, and those that
+    tasks use. A secrets backend cannot list its connections.
 
-    :param named: what tasks name.
+    :param used: the connection ids that tasks name.
     """
     in_database = select(Connection.conn_id).where(Connection.conn_type == StabilityHook.conn_type)
-    with create_session() as session:  # and no longer: to ask for rights may take a call for each
-        known = {*session.scalars(in_database), *_in_environment(), *named}
-    return sorted(conn_id for conn_id in known if _may_read_connection(conn_id, user))
+    with create_session() as session:  # closed before the permission checks, which may be a call each
+        conn_ids = {*session.scalars(in_database), *_in_environment(), *used}
+    return sorted(conn_id for conn_id in conn_ids if _may_read_connection(conn_id, user))
 
 
 def visible_dags(dag_ids: Iterable[str], user: BaseUser) -> set[str]:
@@ -47,14 +47,14 @@ def visible_dags(dag_ids: Iterable[str], user: BaseUser) -> set[str]:
 
 def _in_environment() -> list[str]:
     return [
-        name.removeprefix(_ENVIRONMENT).lower()
+        name.removeprefix(_ENV_PREFIX).lower()
         for name, value in os.environ.items()
-        if name.startswith(_ENVIRONMENT) and _type_of(value) == StabilityHook.conn_type
+        if name.startswith(_ENV_PREFIX) and _type_of(value) == StabilityHook.conn_type
     ]
 
 
 def _type_of(connection: str) -> object:
-    """Return the type of a connection that is a URI or JSON; asks no secrets backend, as Airflow would."""
+    """Return the type of a connection in URI or JSON form. Airflow's lookup would ask secrets backends."""
     try:
         fields = json.loads(connection)
     except ValueError:
@@ -65,7 +65,7 @@ def _type_of(connection: str) -> object:
 def _may_read_connection(conn_id: str, user: BaseUser) -> bool:
     has_teams = _has_teams()
     if has_teams and "___" in conn_id:
-        return False  # a team's own, from the environment: it says so by its name, and nowhere else
+        return False  # a team's connection in the environment; only its name says that it belongs to a team
     team = Connection.get_team_name(conn_id) if has_teams else None
     details = ConnectionDetails(conn_id=conn_id, team_name=team)
     return get_auth_manager().is_authorized_connection(method="GET", details=details, user=user)

@@ -1,6 +1,6 @@
-"""Readings as points of a picture. Knows no HTTP and no Airflow.
+"""Readings as an SVG path. Knows no HTTP and no Airflow.
 
-The picture has no text: the page puts the labels around it, so that they can be read on a phone as well.
+The picture holds no text. The page places the labels around it, so that they stay readable on a phone.
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from airflow_stability.page.burn_rate import Reading, thinned
+from airflow_stability.page.burn_rate import Reading, downsample
 
 WIDTH, HEIGHT = 1000.0, 200.0
 
-#: More points than a screen shows.
-MOST_POINTS = 300
+#: More points could not be told apart on a screen.
+MAX_POINTS = 300
 
 
 @dataclass(frozen=True)
 class Plot:
-    """What the picture is made of.
+    """The parts of the picture.
 
-    :param line: the path through all readings, in SVG's own words.
-    :param dots: a path that has a dot at each reading.
-    :param zero: where no credits are, from the top.
+    :param line: the SVG path through all readings.
+    :param dots: an SVG path with a dot at each reading.
+    :param zero: the y coordinate of 0 credits, counted from the top.
     :param top: the credits at the upper edge.
     :param bottom: the credits at the lower edge: 0, unless a balance was negative.
     """
@@ -36,15 +36,15 @@ class Plot:
 
 
 def plot(readings: Sequence[Reading]) -> Plot | None:
-    """Return the picture of readings; None where there are fewer than two.
+    """Return the picture of readings; None for fewer than two.
 
-    :param readings: as :func:`~airflow_stability.page.burn_rate.in_order` returns them.
+    :param readings: as :func:`~airflow_stability.page.burn_rate.merge_readings` returns them.
     """
     if len(readings) < 2:
         return None
-    top = rounded_up(max(reading.credits for reading in readings))
+    top = round_up(max(reading.credits for reading in readings))
     lowest = min(reading.credits for reading in readings)
-    bottom = -rounded_up(-lowest) if lowest < 0 else 0.0
+    bottom = -round_up(-lowest) if lowest < 0 else 0.0
     start = readings[0].at
     span = readings[-1].at - start
 
@@ -54,7 +54,7 @@ def plot(readings: Sequence[Reading]) -> Plot | None:
     def y_of(credits: float) -> float:
         return HEIGHT * (top - credits) / (top - bottom)
 
-    points = [f"{x_of(each):.1f} {y_of(each.credits):.1f}" for each in thinned(readings, MOST_POINTS)]
+    points = [f"{x_of(each):.1f} {y_of(each.credits):.1f}" for each in downsample(readings, MAX_POINTS)]
     return Plot(
         line="M" + "L".join(points),
         dots="".join(f"M{point}h0" for point in points),
@@ -64,8 +64,11 @@ def plot(readings: Sequence[Reading]) -> Plot | None:
     )
 
 
-def rounded_up(credits: float) -> float:
-    """Return the next of 1, 2, 5, 10, 20, 50 ... that is not below; 1.0 for next to nothing and less."""
+def round_up(credits: float) -> float:
+    """Return the smallest of 1, 2, 5, 10, 20, 50 ... (or 0.5, 0.2 ...) that is not below ``credits``.
+
+    1.0 for less than a trillionth of a credit, and for negative credits.
+    """
     if credits < 1e-12:
         return 1.0
     magnitude = 10.0 ** math.floor(math.log10(credits))

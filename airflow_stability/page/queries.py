@@ -1,12 +1,12 @@
-"""What Airflow's database knows of credits: who waits for them, and which balances tasks have seen.
+"""What Airflow's database knows: tasks that wait for credits, and balances that tasks have read.
 
-Reads, and writes nothing. A handful of queries in all, each with a limit: none for each row.
+It only reads. The number of queries does not depend on the number of rows, and each query has a limit.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -20,40 +20,41 @@ from airflow.models.xcom import XComModel
 from sqlalchemy import and_, func, select
 from sqlalchemy.orm import lazyload
 
+from airflow_stability.deferral import TRIGGER_PATH
 from airflow_stability.page.burn_rate import Reading
 from airflow_stability.rules.wording import credits_needed
-from airflow_stability.validation import check_credits, is_template
+from airflow_stability.validation import check_credits, in_utc, is_template
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-#: How far back balances are looked for.
+#: How old a reading may be.
 HISTORY = timedelta(days=7)
 
-#: Balances that are read from XCom at the most, the latest ones.
-MOST_READINGS = 2000
+#: How many readings are taken from XCom at most; the latest ones.
+MAX_READINGS = 2000
 
-#: No balance has more credits than this.
-MOST_CREDITS = 1e15
+#: A number beyond this is not a balance.
+MAX_CREDITS = 1e15
 
-#: Waiting tasks that are read at the most, of each kind, those first that wait longest.
-MOST_WAITERS = 1000
+#: How many waiting tasks each of the two queries returns at most; those that have waited longest.
+MAX_TASKS = 1000
 
-#: DAGs at the most whose definition is read for the connection of a task, where nothing else tells it.
-MOST_DAGS = 25
+#: How many DAG definitions are read at most to learn a task's connection, where no rendered field tells it.
+MAX_DAGS = 25
 
-TRIGGER = "airflow_stability.triggers.stability.StabilityBalanceTrigger"
+# Class names, as Airflow stores them in `task_instance.operator`.
 SENSOR = "StabilityBalanceSensor"
-READS_BALANCE = "StabilityBalanceOperator"
-SPENDERS = ("StabilitySpendOperator", "_StabilityDecoratedOperator")
+BALANCE_OPERATOR = "StabilityBalanceOperator"
+SPENDING_OPERATORS = ("StabilitySpendOperator", "StabilityDecoratedOperator")
 
-#: What names a task instance.
-_NAMES = (TaskInstance.dag_id, TaskInstance.run_id, TaskInstance.task_id, TaskInstance.map_index)
+#: The columns that identify a task instance.
+_KEY = (TaskInstance.dag_id, TaskInstance.run_id, TaskInstance.task_id, TaskInstance.map_index)
 
 
 @dataclass(frozen=True)
 class Wallet:
-    """What a task names.
+    """The connection and organization whose credits a task uses.
 
     :param conn_id: the connection.
     :param organization: None for the connection's own.
@@ -64,14 +65,14 @@ class Wallet:
 
 
 @dataclass(frozen=True)
-class Waiter:
-    """A task that waits for credit.
+class WaitingTask:
+    """A task that waits for credits, or one that may spend them and runs.
 
-    :param wallet: where it waits; None where that cannot be told before it runs.
-    :param needs: how much it waits for, in words.
-    :param since: since when.
-    :param until: when it gives up; None where that is not known.
-    :param how: where it waits.
+    :param wallet: None if it is unknown until the task runs.
+    :param needs: how many credits it waits for, as text.
+    :param since: when the wait began.
+    :param until: when it gives up; None if that is unknown.
+    :param where: where it waits, as text.
     """
 
     dag_id: str
@@ -82,64 +83,64 @@ class Waiter:
     needs: str
     since: datetime | None
     until: datetime | None
-    how: str
+    where: str
 
 
 @dataclass(frozen=True)
-class Records:
-    """All of it.
+class QueryResult:
+    """What the database knows.
 
-    :param waiters: those first that wait longest.
-    :param readings: the balances that tasks have seen.
-    :param complete: whether no limit has cut anything off.
+    :param tasks: the waiting tasks; the one that has waited longest comes first.
+    :param readings: the balances that tasks have read.
+    :param complete: False if a limit left something out.
     """
 
-    waiters: tuple[Waiter, ...]
+    tasks: tuple[WaitingTask, ...]
     readings: Mapping[Wallet, tuple[Reading, ...]]
     complete: bool
 
+    @property
+    def wallets(self) -> set[Wallet]:
+        """All wallets that tasks use."""
+        return {task.wallet for task in self.tasks if task.wallet is not None} | self.readings.keys()
 
-def read(session: Session, now: datetime) -> Records:
-    """Read everything.
+
+def query_database(session: Session, now: datetime) -> QueryResult:
+    """Run all queries.
 
     :param now: aware time.
     """
     readings: dict[Wallet, list[Reading]] = {}
-    waiters = list(_deferred(session, readings))
-    others = list(_others(session))
-    pushed = _pushed(session, now - HISTORY)
-    for wallet, reading in pushed.readings:
+    deferred = list(_deferred_tasks(session, readings))
+    others = list(_other_tasks(session))
+    from_xcom, xcom_complete = _readings_from_xcom(session, now - HISTORY)
+    for wallet, reading in from_xcom:
         readings.setdefault(wallet, []).append(reading)
-    complete = max(len(waiters), len(others)) < MOST_WAITERS and pushed.complete
     oldest = datetime.min.replace(tzinfo=UTC)
-    return Records(
-        tuple(sorted([*waiters, *others], key=lambda waiter: waiter.since or oldest)),
+    return QueryResult(
+        tuple(sorted([*deferred, *others], key=lambda task: task.since or oldest)),
         {wallet: tuple(of_wallet) for wallet, of_wallet in readings.items()},
-        complete,
+        complete=xcom_complete and max(len(deferred), len(others)) < MAX_TASKS,
     )
 
 
-def _deferred(session: Session, readings: dict[Wallet, list[Reading]]) -> Iterator[Waiter]:
-    """Yield what waits in a triggerer; add what its triggers were told of the balance to the readings."""
+def _deferred_tasks(session: Session, readings: dict[Wallet, list[Reading]]) -> Iterator[WaitingTask]:
+    """Yield the tasks that wait in a triggerer; add the balances in their triggers' arguments to readings."""
     statement = (
-        select(
-            *_NAMES,
-            TaskInstance.trigger_timeout,
-            Trigger,
-        )
+        select(*_KEY, TaskInstance.trigger_timeout, Trigger)
         .join(Trigger, TaskInstance.trigger_id == Trigger.id)
-        .where(Trigger.classpath == TRIGGER, TaskInstance.state == "deferred")
-        # Airflow would load the trigger's task with it, and all that belongs to that.
+        .where(Trigger.classpath == TRIGGER_PATH, TaskInstance.state == "deferred")
+        # Otherwise Airflow would load each trigger's task instance and its relations too.
         .options(lazyload("*"))
         .order_by(Trigger.created_date)
-        .limit(MOST_WAITERS)
+        .limit(MAX_TASKS)
     )
     for dag_id, run_id, task_id, map_index, timeout, trigger in session.execute(statement):
-        arguments = _arguments_of(trigger)
+        arguments = _trigger_arguments(trigger)
         wallet = _wallet(arguments)
         if wallet and (reading := _reading(arguments.get("last_credits"), arguments.get("last_credits_at"))):
             readings.setdefault(wallet, []).append(reading)
-        yield Waiter(
+        yield WaitingTask(
             dag_id,
             run_id,
             task_id,
@@ -152,16 +153,16 @@ def _deferred(session: Session, readings: dict[Wallet, list[Reading]]) -> Iterat
         )
 
 
-def _arguments_of(trigger: Trigger) -> Mapping[str, Any]:
+def _trigger_arguments(trigger: Trigger) -> Mapping[str, Any]:
     try:
         arguments = trigger.kwargs
-    except Exception:  # encrypted with a key that is gone, or made of classes that are: one row of many
+    except Exception:  # the encryption key or a class is gone; one such row must not fail the page
         return {}
     return arguments if isinstance(arguments, dict) else {}
 
 
-def _others(session: Session) -> Iterator[Waiter]:
-    """Yield what waits by reschedule, sensors that wait on a worker, and tasks that spend just now."""
+def _other_tasks(session: Session) -> Iterator[WaitingTask]:
+    """Yield rescheduled tasks, sensors that wait on a worker, and running tasks that may spend credits."""
     first_reschedule = (
         select(func.min(TaskReschedule.start_date))
         .where(TaskReschedule.ti_id == TaskInstance.id)
@@ -169,7 +170,7 @@ def _others(session: Session) -> Iterator[Waiter]:
     )
     statement = (
         select(
-            *_NAMES,
+            *_KEY,
             TaskInstance.state,
             TaskInstance.operator,
             TaskInstance.start_date,
@@ -179,12 +180,12 @@ def _others(session: Session) -> Iterator[Waiter]:
         .outerjoin(RenderedTaskInstanceFields, _same_task_instance(RenderedTaskInstanceFields))
         .where(
             TaskInstance.state.in_(("up_for_reschedule", "running")),
-            TaskInstance.operator.in_((SENSOR, *SPENDERS)),
+            TaskInstance.operator.in_((SENSOR, *SPENDING_OPERATORS)),
         )
         .order_by(TaskInstance.start_date)
-        .limit(MOST_WAITERS)
+        .limit(MAX_TASKS)
     )
-    for dag_id, run_id, task_id, map_index, state, operator, started, since, fields in session.execute(
+    for dag_id, run_id, task_id, map_index, state, operator, started, rescheduled, fields in session.execute(
         statement
     ):
         fields = fields or {}
@@ -193,20 +194,15 @@ def _others(session: Session) -> Iterator[Waiter]:
         else:
             needs = _needs(0, fields.get("credits"))
         if state == "up_for_reschedule":
-            how = "by reschedule"
+            where = "by reschedule"
         else:
-            how = "on a worker" if operator == SENSOR else "no, it runs"
-        yield Waiter(dag_id, run_id, task_id, map_index, _wallet(fields), needs, since or started, None, how)
+            where = "on a worker" if operator == SENSOR else "no, it is running"
+        since = rescheduled or started
+        yield WaitingTask(dag_id, run_id, task_id, map_index, _wallet(fields), needs, since, None, where)
 
 
-@dataclass(frozen=True)
-class _Pushed:
-    readings: list[tuple[Wallet, Reading]]
-    complete: bool
-
-
-def _pushed(session: Session, since: datetime) -> _Pushed:
-    """Return the balances that gates and operators have pushed to XCom."""
+def _readings_from_xcom(session: Session, since: datetime) -> tuple[list[tuple[Wallet, Reading]], bool]:
+    """Return the balances that sensors and operators have pushed, and whether no limit left one out."""
     statement = (
         select(
             XComModel.dag_id,
@@ -221,29 +217,29 @@ def _pushed(session: Session, since: datetime) -> _Pushed:
         .where(
             XComModel.key == "return_value",
             XComModel.timestamp >= since,
-            TaskInstance.operator.in_((SENSOR, READS_BALANCE)),
+            TaskInstance.operator.in_((SENSOR, BALANCE_OPERATOR)),
         )
         .order_by(XComModel.timestamp.desc())
-        .limit(MOST_READINGS)
+        .limit(MAX_READINGS)
     )
     rows = session.execute(statement).all()
-    # Airflow keeps the rendered fields of a task's last runs only, and none of one that no worker has run.
-    bare = {row.dag_id for row in rows if not row.rendered_fields and row.map_index < 0}
-    unrendered = _unrendered(session, sorted(bare)[:MOST_DAGS])
+    # Airflow keeps rendered fields for a task's latest runs only, and never for a task that ran on no worker.
+    unrendered = {row.dag_id for row in rows if not row.rendered_fields and row.map_index < 0}
+    defined = _defined_fields(session, sorted(unrendered)[:MAX_DAGS])
     readings = []
     for dag_id, task_id, map_index, value, at, fields in rows:
         if not fields and map_index < 0:
-            fields = unrendered.get((dag_id, task_id))
+            fields = defined.get((dag_id, task_id))
         wallet = _wallet(fields or {})
         if wallet and (reading := _reading(_credits_in(value), at)):
             if isinstance(value, dict) and (organization := value.get("organization")):
                 wallet = Wallet(wallet.conn_id, str(organization))
             readings.append((wallet, reading))
-    return _Pushed(readings, len(rows) < MOST_READINGS and len(bare) <= MOST_DAGS)
+    return readings, len(rows) < MAX_READINGS and len(unrendered) <= MAX_DAGS
 
 
-def _unrendered(session: Session, dag_ids: list[str]) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return the fields of all tasks that are not mapped, as the latest version of their DAGs has them."""
+def _defined_fields(session: Session, dag_ids: list[str]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return the fields of all unmapped tasks, from the latest version of their DAGs."""
     if not dag_ids:
         return {}
     latest = (
@@ -282,7 +278,7 @@ def _same_task_instance(other: Any) -> Any:
 
 
 def _wallet(fields: Mapping[str, Any]) -> Wallet | None:
-    """Return what the fields of a task name; None if they are missing, or templates that are not rendered."""
+    """Return the wallet in a task's fields; None if they are missing or still templates."""
     conn_id, organization = fields.get("stability_conn_id"), fields.get("organization")
     if not isinstance(conn_id, str) or not conn_id or is_template(conn_id):
         return None
@@ -293,7 +289,7 @@ def _wallet(fields: Mapping[str, Any]) -> Wallet | None:
 
 def _credits_in(value: object) -> object:
     if isinstance(value, str):
-        # Some versions of Airflow encode what is pushed twice.
+        # Some versions of Airflow encode an XCom twice.
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
@@ -305,8 +301,8 @@ def _reading(credits: object, at: object) -> Reading | None:
     time = _time(at)
     if time is None or isinstance(credits, bool) or not isinstance(credits, int | float):
         return None
-    # Whoever may write an XCom may write anything. What no balance is cannot be drawn, either.
-    return Reading(time, float(credits)) if -MOST_CREDITS <= credits <= MOST_CREDITS else None
+    # Any user who may write an XCom can write any number, also one that cannot be plotted.
+    return Reading(time, float(credits)) if -MAX_CREDITS <= credits <= MAX_CREDITS else None
 
 
 def _time(value: object) -> datetime | None:
@@ -315,22 +311,13 @@ def _time(value: object) -> datetime | None:
             value = datetime.fromisoformat(value)
         except ValueError:
             return None
-    if not isinstance(value, datetime):
-        return None
-    return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
+    return in_utc(value) if isinstance(value, datetime) else None
 
 
 def _needs(minimum: object, expected: object) -> str:
-    """Say how much is waited for, as a gate says it."""
+    """Return how many credits a task waits for, as its log says it."""
     try:
-        return credits_needed(
-            check_credits(minimum), 0.0 if expected in (None, "None") else check_credits(expected)
-        )
-    except ValueError:  # a template, which the triggerer renders; or anything, in a row that others wrote
+        minimum = check_credits(minimum)
+        return credits_needed(minimum, 0.0 if expected in (None, "None") else check_credits(expected))
+    except ValueError:  # a template that the triggerer renders, or a value that cannot be credits
         return f"more than {minimum}" if is_template(minimum) else "?"
-
-
-def wallets_of(records: Records) -> Iterable[Wallet]:
-    """Return all that tasks name."""
-    waiting = {waiter.wallet for waiter in records.waiters if waiter.wallet is not None}
-    return waiting | records.readings.keys()

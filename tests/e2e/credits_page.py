@@ -1,4 +1,4 @@
-"""Who may see what on the Credits page, for the test and for its Airflow."""
+"""An auth manager for the test of the Credits page."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ from typing import Any
 
 from airflow.api_fastapi.auth.managers.simple.simple_auth_manager import SimpleAuthManager
 
-#: User names, which are roles of Airflow's simple auth manager as well.
-USERS = ("admin", "op", "user", "viewer")
-
 
 class AuthManager(SimpleAuthManager):
-    """Airflow's simple one, with rights on single connections and DAGs, as others have them."""
+    """Airflow's simple auth manager, with permissions on single connections and DAGs."""
 
     def is_authorized_connection(self, *, user: Any, details: Any = None, **kwargs: Any) -> bool:
         if details and details.conn_id == "hanging" and user.username != "admin":

@@ -1,6 +1,6 @@
 """The Credits page in a real Airflow, with users of several roles.
 
-One story, told once; the tests look at the page in the order in which they stand here.
+One story is played once. The tests then look at the page, in the order in this file.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ pytestmark = [
     pytest.mark.skipif(not HAS_EXTERNAL_VIEWS, reason="Airflow has pages of plugins from 3.1 on"),
 ]
 
+#: User names, which are also roles of Airflow's simple auth manager.
 USERS = ("admin", "op", "user", "viewer")
 HOSTILE_ORGANIZATION = "<script>alert(1)</script>"
 HOSTILE_CONNECTION = '"><img src=x onerror=alert(2)>'
 HOSTILE_DAG = "<b>dag</b>'\"&"
 #: Below a path, as behind many proxies.
 PATH = "/some/where"
-#: Of the time between the two balances that the gate has seen.
+#: The time between the two balances that the gate read.
 APART = timedelta(hours=2)
 WAITING = {
     ("deferred", -1): "deferred",
@@ -52,7 +53,7 @@ WAITING = {
 
 
 class Story:
-    """An Airflow with a wallet that some wait for, and wallets in trouble."""
+    """An Airflow with tasks that wait for credits, and connections that do not work."""
 
     def __init__(self, airflow: RealAirflow, simulator: StabilitySimulator) -> None:
         self.airflow, self.simulator = airflow, simulator
@@ -67,7 +68,7 @@ class Story:
         self.labels = {name: f"key-{number}" for number, name in enumerate(self.keys, start=2)}
         airflow.environment["AIRFLOW_CONN_FROM_ENVIRONMENT"] = self.uri("from_environment")
         self.tokens: dict[str, str] = {}
-        #: All pages that were asked for, with their headers.
+        #: All pages that were requested, with their headers.
         self.pages: list[bytes] = []
 
     def uri(self, name: str) -> str:
@@ -112,9 +113,9 @@ class Story:
                 and airflow.query("SELECT 1 FROM trigger WHERE triggerer_id IS NOT NULL")
             ),
         )
-        # A triggerer polls once when its first gate comes; then everything is quiet.
+        # A triggerer polls once when its first gate comes. After that it makes no request.
         airflow.wait_for("the first polls", self._is_quiet)
-        # Airflow does not list tasks any more when it cannot read a trigger.
+        # Once a trigger cannot be read, Airflow no longer lists tasks.
         self.api = RestApi(self.url, self.tokens["admin"])
         self.api.ask_all()
         for component in ("scheduler", "triggerer", "dag-processor"):
@@ -124,12 +125,12 @@ class Story:
         airflow.query(
             "UPDATE xcom SET timestamp = :at WHERE run_id = 'first'", at=f"{at:%Y-%m-%d %H:%M:%S.%f}"
         )
-        # As after the loss of the key that it is encrypted with.
+        # As after the loss of the encryption key.
         airflow.query(
             "UPDATE trigger SET kwargs = 'gAAAAA' "
             "WHERE id = (SELECT trigger_id FROM task_instance WHERE task_id = 'unreadable')"
         )
-        # Airflow forgets these of a task's older runs.
+        # Airflow deletes these for older runs.
         airflow.query("DELETE FROM rendered_task_instance_fields WHERE run_id = 'first'")
         airflow.query(
             "UPDATE task_instance SET dag_id = :hostile WHERE task_id = 'hostile_organization'",
@@ -186,7 +187,7 @@ class Story:
         return answer
 
     def sections(self, user: str = "op") -> dict[str, str]:
-        """Return the page in pieces, by connection; those of one connection joined."""
+        """Return the page's sections by connection; several sections of one connection are joined."""
         found: dict[str, str] = {}
         for section in self.get(user).text.split("<section ")[1:]:
             heading = section.partition("</h2>")[0]
@@ -239,7 +240,7 @@ def test_there_is_no_documentation_of_routes(path, story):
 
 
 @pytest.mark.parametrize("user", ["viewer", "user"])
-def test_without_rights_on_connections_no_connection_and_no_balance_is_seen(user, story):
+def test_without_permission_on_connections_no_connection_and_no_balance_is_shown(user, story):
     page = story.get(user)
 
     assert page.status_code == 200
@@ -247,11 +248,11 @@ def test_without_rights_on_connections_no_connection_and_no_balance_is_seen(user
     for hidden in ("<svg", "31.5", "org-", "script&gt;alert", *(f">{name}" for name in story.keys)):
         assert hidden not in page.text
     assert not any(story.new_calls(name) for name in story.keys)
-    # But they may read DAGs.
+    # These users may read DAGs.
     assert ">credits_waiting · deferred</a>" in page.text
 
 
-def test_twenty_reloads_ask_once(story):
+def test_twenty_reloads_make_one_request(story):
     story.simulator.inject(Fault.slow(1.0), times=1, key=story.keys["wallet"])
 
     with ThreadPoolExecutor(10) as reloads:
@@ -264,7 +265,7 @@ def test_twenty_reloads_ask_once(story):
     assert "No balance:" not in story.sections()["wallet"]
 
 
-def test_a_lock_out_is_waited_out(story):
+def test_no_request_is_made_during_a_lock_out(story):
     section = story.sections()["locked"]
 
     assert "The API answered with status 429." in section
@@ -284,16 +285,16 @@ def test_balance_rate_and_plot(story):
     assert '<td data-label="Credits">40</td>' in section
 
 
-def test_what_an_operator_has_read_is_plotted_for_its_organization(story):
+def test_a_balance_that_an_operator_read_is_plotted_for_its_organization(story):
     (section,) = [
         section for section in story.get().text.split("<section ") if "organization &lt;script" in section
     ]
 
     assert "from 40 credits" in section
-    assert "It has not fallen in the last day." in section
+    assert "The balance has not fallen in the last 24 hours." in section
 
 
-def test_the_waiting_tasks_with_what_they_need_and_a_link(story):
+def test_the_waiting_tasks_with_their_needs_and_a_link(story):
     section = story.sections()["wallet"]
     rows = [row for row in section.split("<tr>") if 'target="_top"' in row]
 
@@ -313,12 +314,13 @@ def test_the_waiting_tasks_with_what_they_need_and_a_link(story):
 
 
 def test_a_task_of_a_dag_that_the_user_may_not_read_is_counted_without_a_name(story):
-    assert "1 task of a DAG that you may not" in story.sections("op")["wallet"]
+    section = " ".join(story.sections("op")["wallet"].split())
+    assert "1 task waits in a DAG that you may not read." in section
     assert "of_a_hidden_dag" not in story.get("op").text
     assert "credits_hidden · of_a_hidden_dag" in story.get("admin").text
 
 
-def test_an_outage_shows_its_reason_and_the_last_balance_that_a_task_has_seen(story):
+def test_an_outage_shows_its_reason_and_the_last_balance_that_a_task_read(story):
     section = story.sections()["outage"]
 
     assert "Not up to date:" in section
@@ -326,7 +328,7 @@ def test_an_outage_shows_its_reason_and_the_last_balance_that_a_task_has_seen(st
     assert "40 <small>credits</small>" in section
 
 
-def test_a_task_whose_trigger_cannot_be_read_waits_all_the_same(story):
+def test_a_task_whose_trigger_cannot_be_read_is_shown_too(story):
     others = story.get().text.rpartition("<section ")[2]
 
     assert ">credits_waiting · unreadable</a>" in others
@@ -344,7 +346,7 @@ def test_a_connection_of_the_environment_is_shown(story):
     assert "40 <small>credits</small>" in story.sections()["from_environment"]
 
 
-def test_hostile_names_are_only_text(story):
+def test_hostile_names_are_escaped(story):
     page = story.get().text
 
     for hostile in (HOSTILE_ORGANIZATION, HOSTILE_CONNECTION, HOSTILE_DAG, "<img", "<b>"):
@@ -359,7 +361,7 @@ def test_an_api_that_hangs_does_not_hang_the_page(story):
     section = story.sections("admin")["hanging"]
 
     assert time.monotonic() - begun < 8
-    assert "The API has not answered yet" in section
+    assert "The API has not answered yet. Reload the page in a moment." in section
     assert "hanging" not in story.sections("op")
 
 
@@ -376,7 +378,7 @@ def test_the_page_may_be_framed_by_airflow_only_and_loads_nothing(story):
     assert "style=" not in page
 
 
-def test_it_stands_in_the_navigation(story):
+def test_the_page_is_in_the_navigation(story):
     answer = requests.get(
         f"{story.url}/api/v2/plugins",
         headers={"Authorization": f"Bearer {story.tokens['admin']}"},
@@ -393,7 +395,7 @@ def test_no_key_is_in_any_answer(story):
     search = Search(story.keys.values())
 
     assert (search.find(b"\n".join(story.pages)), story.api.find(search)) == ([], [])
-    # Both searches would find one.
+    # Both searches find what is there.
     assert Search(["The API answered with status 429."]).find(b"\n".join(story.pages))
     waits = Search(["default organization has 31.5 credits"])
     assert any("/logs/" in place for place in story.api.find(waits))

@@ -1,4 +1,4 @@
-"""The command line against the simulator: what it prints, what its exit status says, and where errors go."""
+"""The command line against the simulator: its output, its exit status and its errors."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ OURS = [sys.executable, "-m", "airflow_stability"]
 
 @pytest.fixture
 def key(simulator, connection):
-    """Make the default connection, and return its key."""
+    """Make the default connection, and return its API key."""
     return simulator.api_key
 
 
 @pytest.fixture
 def run(capsys, monkeypatch):
     """Return a function that runs a command in this process."""
-    # A command says of its process that it may read Airflow's database: take that back afterwards.
+    # A command marks its process as one that may read Airflow's database. Undo that afterwards.
     monkeypatch.setenv("_AIRFLOW_PROCESS_CONTEXT", "")
     monkeypatch.delenv("_AIRFLOW_PROCESS_CONTEXT")
-    # The simulator does not log into a command's output, except where both are one process.
+    # The simulator runs in this process too, and would log into the command's output.
     for name in ("airflow_stability.simulator", "uvicorn.error"):
         monkeypatch.setattr(logging.getLogger(name), "disabled", True)
 
@@ -143,7 +143,7 @@ def test_a_missing_connection_is_an_error_that_says_what_to_do(command, run):
     status, out, err = run(command, "--conn-id", "no\nwhere")
 
     assert (status, out) == (1, "")
-    assert "`no where` isn't defined. Make the connection, or name another with --conn-id" in err
+    assert "`no where` isn't defined. Create the connection, or name another one with --conn-id." in err
     assert err.count("\n") == 1
 
 
@@ -222,7 +222,7 @@ def test_a_name_is_shown_as_it_is_and_commands_no_terminal(output, run, simulato
     assert "\x1b" not in out
 
 
-# From here on real processes: what comes of a log, a signal, or an output that nobody reads.
+# The following tests run real processes, for logs, signals and an output that nobody reads.
 
 
 def end_of(command, **environment):
@@ -281,7 +281,7 @@ def test_an_output_that_nobody_reads_is_an_error(output, simulator, key):
             stderr=subprocess.PIPE,
             text=True,
             timeout=60,
-            env={**os.environ, "PYTHONUNBUFFERED": ""},  # as everybody has it
+            env={**os.environ, "PYTHONUNBUFFERED": ""},  # Python's default
         )
     finally:
         os.close(write)
@@ -301,5 +301,5 @@ def test_ctrl_c_ends_it_at_once(simulator, key):
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
 
-    assert time.monotonic() - pressed < 5  # it would have waited for 10
+    assert time.monotonic() - pressed < 5  # the request timeout is 10
     assert (process.returncode, out, err) == (1, "", "Interrupted.\n")

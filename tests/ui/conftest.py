@@ -1,7 +1,7 @@
 """A real Airflow with users of several roles and tasks that wait, and a Chromium that opens its pages.
 
-`make test-ui` says in the environment variable CHROMIUM where that one is. With SCREENSHOTS, which
-`make screenshots` sets, pictures go into that folder, else into one of pytest's.
+`make test-ui` sets the environment variable CHROMIUM to its path. `make screenshots` also sets SCREENSHOTS to
+the folder for the pictures; without it they go into one of pytest's folders.
 """
 
 from __future__ import annotations
@@ -37,10 +37,9 @@ if AIRFLOW_VERSION < (3, 3):
 if not (CHROMIUM := os.environ.get("CHROMIUM")):
     pytest.exit("Run the browser tests with make test-ui, or set CHROMIUM to one's path.", returncode=2)
 
-#: Seconds for all tests together. pytest's own limit ends this process at once, and would leave Airflow's
-#: running.
+#: Seconds for all tests together. pytest's own limit would end this process and leave Airflow running.
 LIMIT = 600
-#: Seconds that a page has to show something.
+#: Seconds for a page to show something.
 PATIENCE = 30
 #: Pixels.
 WINDOW = {"width": 1280, "height": 800}
@@ -52,14 +51,14 @@ OPTIONS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    # Whatever a page asks for, nothing leaves this machine.
+    # No request of a page leaves this machine.
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
 WAITING = {(GATE, -1), (GATE_WITHOUT_WORKER, -1), *((PAINT, index) for index in range(len(PROMPTS)))}
 
 
 class Site:
-    """The Airflow whose pages are opened, and the Stability API that its tasks ask."""
+    """The Airflow whose pages are opened, and the simulated Stability API that its tasks call."""
 
     def __init__(
         self, airflow: RealAirflow, simulator: StabilitySimulator, passwords: dict[str, str]
@@ -68,7 +67,7 @@ class Site:
         self.url = airflow.url
 
     def start(self) -> None:
-        """Start it, and return when all tasks wait."""
+        """Start Airflow, and return when all tasks wait."""
         airflow = self.airflow
         airflow.run("db", "migrate")
         airflow.connect({"stability_default": f"{self.simulator.connection_uri()}?api_version=v1"})
@@ -83,10 +82,10 @@ class Site:
         airflow.wait_for(
             "the balance was read", lambda: {*airflow.states(BALANCES_DAG_ID).values()} == {"success"}
         )
-        self._remember()
+        self._write_history()
 
-    def _remember(self) -> None:
-        """Make what the tasks have read the balances of the last day."""
+    def _write_history(self) -> None:
+        """Change the balances that the tasks read into those of the last day."""
         now = datetime.now(UTC).replace(tzinfo=None)
         for index, (hours, credits) in enumerate(HISTORY):
             self.airflow.query(
@@ -106,7 +105,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     password_file = folder / "passwords.json"
     password_file.write_text(json.dumps(passwords))
     settings = {
-        # Tasks that start before the API server answers fail.
+        # A task that starts before the API server answers fails.
         "core__dags_are_paused_at_creation": True,
         "core__simple_auth_manager_users": ",".join(f"{role}:{role}" for role in ROLES),
         "core__simple_auth_manager_passwords_file": password_file,
@@ -128,7 +127,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        # Each context that it opens has a new and empty profile.
+        # Each browser context has a new and empty profile.
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM,
             chromium_sandbox=False,  # which root cannot have
@@ -141,7 +140,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def contexts(browser: Browser) -> Iterator[dict[str, BrowserContext]]:
-    """What the browser keeps for each user: who has logged in stays so, and pages are loaded faster."""
+    """A browser context for each user, so that a user logs in once and later pages load faster."""
     contexts: dict[str, BrowserContext] = {}
     yield contexts
     for context in contexts.values():
@@ -152,12 +151,12 @@ def contexts(browser: Browser) -> Iterator[dict[str, BrowserContext]]:
 def log_in(
     site: Site, browser: Browser, contexts: dict[str, BrowserContext], tmp_path: Path
 ) -> Iterator[Callable[[str], Page]]:
-    """Return a function that opens Airflow as a user, who logs in on Airflow's login page the first time.
+    """Return a function that opens Airflow as a user. The first time, the user logs in on Airflow's page.
 
-    In the end it is looked whether a page has asked for something that is not on this machine.
+    After the test, check that no page requested anything from another machine.
     """
     pages: list[Page] = []
-    asked: list[SplitResult] = []
+    requested: list[SplitResult] = []
 
     def log_in(role: str) -> Page:
         first = role not in contexts
@@ -166,7 +165,7 @@ def log_in(
             contexts[role].set_default_timeout(1000 * PATIENCE)
         page = contexts[role].new_page()
         pages.append(page)
-        page.on("request", lambda request: asked.append(urlsplit(request.url)))
+        page.on("request", lambda request: requested.append(urlsplit(request.url)))
         page.goto("/")
         if first:
             page.get_by_label("Username").fill(role)
@@ -177,16 +176,16 @@ def log_in(
 
     yield log_in
     for page in pages:
-        # What was seen last, for whoever wants to know why a test has failed.
+        # The last view, to find out why a test failed.
         page.screenshot(path=tmp_path / "last.png")
         page.close()
-    # A page may hold a picture or a script in an address of its own.
-    assert {url.hostname for url in asked if url.scheme not in ("data", "blob")} == {"127.0.0.1"}
+    # A page may hold a picture or a script in a data or blob URL.
+    assert {url.hostname for url in requested if url.scheme not in ("data", "blob")} == {"127.0.0.1"}
 
 
 @pytest.fixture
 def take_picture(tmp_path: Path) -> Callable[[Page, str], None]:
-    """Return a function that takes a picture of what is seen, under a name without ending."""
+    """Return a function that takes a screenshot, under a name without suffix."""
     folder = Path(os.environ.get("SCREENSHOTS") or tmp_path)
     folder.mkdir(parents=True, exist_ok=True)
 

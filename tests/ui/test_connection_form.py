@@ -1,4 +1,4 @@
-"""A person makes a connection in Airflow's form, and tries it."""
+"""The connection form: a user makes a connection and tests it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ pytestmark = pytest.mark.timeout(LIMIT + 60)
 
 @pytest.fixture(autouse=True)
 def no_other_connections(site: Site) -> Iterator[None]:
-    """Delete what a test has made: the Credits page would show it."""
+    """Delete the connections of a test; the Credits page would show them."""
     yield
     site.airflow.query("DELETE FROM connection WHERE conn_id <> 'stability_default'")
 
 
 def open_form(page: Page) -> Locator:
-    """Go to the connections as a person does, and open the form of a new one of our type."""
+    """Go to the connections through the menu, and open the form for a new one of our type."""
     page.get_by_role("button", name="Admin").click()
     page.get_by_role("menuitem", name="Connections").click()
     page.get_by_role("button", name="Add Connection").click()
@@ -36,7 +36,7 @@ def open_form(page: Page) -> Locator:
 def fill_in(form: Locator, conn_id: str, site: Site, key: str) -> None:
     form.get_by_label("Connection ID").fill(conn_id)
     form.get_by_label("API key").fill(key)
-    # With a port: Airflow 3.3.2 refuses to test a stored connection that has none (apache/airflow#73298).
+    # Airflow 3.3.2 refuses to test a stored connection without a port (apache/airflow#73298).
     form.get_by_label("API host").fill("127.0.0.1")
     form.get_by_label("Port").fill(str(site.simulator.port))
     form.get_by_label("Scheme").fill("http")
@@ -56,7 +56,7 @@ def row_of(page: Page, conn_id: str) -> Locator:
 
 
 def try_it(page: Page, conn_id: str) -> Locator:
-    """Press the Test button, and return what Airflow says then."""
+    """Press the Test button, and return the message that Airflow shows."""
     row_of(page, conn_id).get_by_role("button", name="Test Connection").click()
     return page.get_by_role("status").filter(has_text=re.compile("Test Connection (Successful|Failed)"))
 
@@ -69,7 +69,7 @@ def edit(page: Page, conn_id: str) -> Locator:
 
 
 def values(form: Locator) -> list[str]:
-    """Return what stands in the form's fields, those that are folded away included."""
+    """Return the values of the form's fields, including the folded ones."""
     fields = form.locator("input:not([type=checkbox]), textarea")
     return [field.input_value() for field in fields.all()]
 
@@ -84,7 +84,7 @@ def test_the_form_has_our_fields_with_labels_and_help(
     for label in ("API host", "Port", "Scheme"):
         expect(form.get_by_label(label)).to_be_visible()
     expect(form.locator("[name=description]")).to_be_visible()
-    # What is not asked for: there is no user.
+    # There is no user name.
     expect(form.locator("[name=login]")).to_have_count(0)
     expect(form.get_by_text("Login")).to_have_count(0)
     form.get_by_label("Connection ID").fill("stability_default")

@@ -1,4 +1,4 @@
-"""A person looks at the Credits page."""
+"""The Credits page as a user sees it in a browser."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.timeout(LIMIT + 60)
 
 
 def open_credits(page: Page) -> FrameLocator:
-    """Go to the page by Airflow's navigation, and return the frame that it is in."""
+    """Open the page from Airflow's navigation, and return its frame."""
     page.get_by_role("link", name="Stability credits").click()
     frame = page.frame_locator("iframe")
     expect(frame.get_by_role("heading", name="Stability credits")).to_be_visible()
@@ -34,7 +34,7 @@ def test_she_reads_balance_rate_plot_and_who_waits(
     wallet = frame.get_by_role("region", name="stability_default the key's default organization")
     expect(wallet).to_contain_text("2.25 credits")
     expect(wallet).to_contain_text("The API answers.")
-    # 6, and a bit less with each minute for which the balance has been what it is.
+    # 6, and slightly less with each minute in which the balance does not change.
     expect(wallet).to_contain_text(re.compile(r"(6\.00|5\.[89]\d) credits per hour"))
     expect(wallet.get_by_role("img", name="The balance over time")).to_be_visible()
     rows = wallet.get_by_role("table", name="Tasks that wait").get_by_role("row")
@@ -51,7 +51,7 @@ def test_she_reads_balance_rate_plot_and_who_waits(
         "href", "https://platform.stability.ai/account/credits"
     )
     take_picture(page, "credits-page")
-    # A Content-Security-Policy that forbids what the page is made of would be told there.
+    # The browser would report here what the Content-Security-Policy forbids.
     assert complaints == []
 
 

@@ -1,4 +1,4 @@
-"""A person looks why a task waits, and what to do about it."""
+"""The page of a waiting task: a user sees why it waits and what to do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import Page, expect
 
-from airflow_stability.worker import LAST_WAIT
+from airflow_stability.polling import LAST_WAIT
 from tests.ui.conftest import LIMIT, Site
 from tests.ui.waiting import DAG_ID, GATE, GATE_WITHOUT_WORKER, PAINT
 
@@ -18,11 +18,11 @@ TASKS = [GATE, GATE_WITHOUT_WORKER, PAINT]
 
 
 def open_task(page: Page, task_id: str) -> None:
-    """Go to a task as a person does: by the DAGs, the DAG, and the task in the grid of its runs."""
+    """Go to a task through the list of DAGs, the DAG, and the grid of its runs."""
     page.get_by_test_id("nav-dags-link").click()
     page.get_by_role("link", name=DAG_ID, exact=True).click()
     page.locator(f"a[href*='/runs/'][href*='/tasks/{task_id}']").click()
-    if task_id == PAINT:  # the page of all its instances
+    if task_id == PAINT:  # its page lists the mapped instances
         page.get_by_role("link", name="1", exact=True).click()
     expect(page.get_by_text("Deferred", exact=True).first).to_be_visible()
 
@@ -37,14 +37,14 @@ def test_the_page_of_a_task_that_waits_says_why_and_where_to_buy_credits(
     text = f"Waiting: the key's default organization has 2.25 credits, {needs}"
     expect(page.get_by_text(text).first).to_be_visible()
 
-    if task_id != GATE_WITHOUT_WORKER:  # Airflow keeps this store for workers
+    if task_id != GATE_WITHOUT_WORKER:  # only workers have this store
         page.get_by_role("link", name="Storage").click()
         expect(page.get_by_role("row").filter(has_text=LAST_WAIT)).to_contain_text(text)
 
     page.get_by_role("link", name="Details").click()
     link = page.get_by_role("link", name="Buy credits").or_(page.get_by_role("button", name="Buy credits"))
     expect(link).to_have_attribute("href", BUY_CREDITS)
-    # In a tab of its own, which is told nothing of Airflow.
+    # In a new tab, which gets no reference to Airflow.
     expect(link).to_have_attribute("target", "_blank")
     expect(link).to_have_attribute("rel", "noopener noreferrer")
     if task_id == GATE:

@@ -1,4 +1,4 @@
-"""The command line as Airflow loads it: at each of its commands, so it has to be cheap."""
+"""The command line as Airflow loads it. Every ``airflow`` command does, so loading must be cheap."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from airflow_stability.cli import get_cli_commands
 from airflow_stability.hooks.stability import StabilityHook
 
 
-def test_the_commands_are_what_airflow_wants():
+def test_the_commands_have_the_form_that_airflow_expects():
     (group,) = get_cli_commands()
 
     assert isinstance(group, GroupCommand)

@@ -22,6 +22,7 @@ KINDS = [
         (errors.StabilityRateLimitError("slower"), "rate_limit"),
         (errors.StabilityTimeoutError("late"), "timeout"),
         (errors.StabilityMalformedResponseError("odd"), "malformed_response"),
+        (errors.StabilityConnectionNotFoundError("none"), "connection_not_found"),
     ],
 )
 def test_an_outcome_has_a_short_name(outcome, name):

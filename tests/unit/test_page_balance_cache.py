@@ -8,11 +8,11 @@ import responses
 
 from airflow_stability.client import StabilityClient
 from airflow_stability.errors import StabilityConfigurationError
-from airflow_stability.page.balance_cache import FRESH, MOST_ORGANIZATIONS, Balances
+from airflow_stability.page.balance_cache import MAX_AGE, MAX_ORGANIZATIONS, BalanceCache
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """A clock that the test moves."""
 
     def __init__(self) -> None:
         self.time = datetime(2026, 1, 1, tzinfo=UTC)
@@ -20,7 +20,7 @@ class Clock:
     def now(self) -> datetime:
         return self.time
 
-    def pass_by(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         self.time += timedelta(seconds=seconds)
 
 
@@ -50,20 +50,20 @@ def balances(api, base_url, key, time):
             key, base_url=base_url, api_version="v1", organization=organization, retry_deadline=0
         )
 
-    return Balances(connect, now=time.now)
+    return BalanceCache(connect, now=time.now)
 
 
-def asked(api) -> list[str | None]:
+def requested(api) -> list[str | None]:
     return [call.request.headers.get("Organization") for call in api.calls]
 
 
-def test_a_balance_is_asked_for_once_a_minute_at_the_most(balances, api, url, time):
+def test_a_balance_is_requested_at_most_once_a_minute(balances, api, url, time):
     api.get(url, json={"credits": 40.0})
     for _ in range(20):
         balances.get({"wallet": [None]})
     assert len(api.calls) == 1
 
-    time.pass_by(FRESH.total_seconds())
+    time.advance(MAX_AGE.total_seconds())
     api.replace(responses.GET, url, json={"credits": 30.0})
     known = balances.get({"wallet": [None]})["wallet"].balances[None]
 
@@ -73,7 +73,7 @@ def test_a_balance_is_asked_for_once_a_minute_at_the_most(balances, api, url, ti
     assert known.failure is None
 
 
-def test_who_comes_while_a_call_is_under_way_waits_for_the_same(balances, api, url):
+def test_a_page_that_comes_during_a_request_waits_for_its_result(balances, api, url):
     answer, under_way = threading.Event(), threading.Event()
 
     def slow(request):
@@ -82,17 +82,17 @@ def test_who_comes_while_a_call_is_under_way_waits_for_the_same(balances, api, u
         return (200, {}, '{"credits": 40.0}')
 
     api.add_callback(responses.GET, url, slow)
-    first = balances.get({"wallet": [None]}, patience=0)["wallet"]
+    first = balances.get({"wallet": [None]}, wait_seconds=0)["wallet"]
     assert first.pending
     assert not first.balances
 
     under_way.wait(10)
     threading.Timer(0.05, answer.set).start()
-    assert balances.get({"wallet": [None]}, patience=10)["wallet"].balances[None].last.credits == 40.0
+    assert balances.get({"wallet": [None]}, wait_seconds=10)["wallet"].balances[None].last.credits == 40.0
     assert len(api.calls) == 1
 
 
-def test_nobody_waits_for_a_call_that_has_hung_for_long(balances, api, url, time):
+def test_no_page_waits_for_a_request_that_has_hung_for_long(balances, api, url, time):
     answer = threading.Event()
 
     def hang(request):
@@ -100,11 +100,11 @@ def test_nobody_waits_for_a_call_that_has_hung_for_long(balances, api, url, time
         return (200, {}, '{"credits": 40.0}')
 
     api.add_callback(responses.GET, url, hang)
-    balances.get({"wallet": [None]}, patience=0)
-    time.pass_by(3600)
+    balances.get({"wallet": [None]}, wait_seconds=0)
+    time.advance(3600)
     try:
         # It would wait for an hour, less what has passed.
-        assert balances.get({"wallet": [None]}, patience=3600)["wallet"].pending
+        assert balances.get({"wallet": [None]}, wait_seconds=3600)["wallet"].pending
     finally:
         answer.set()
 
@@ -113,7 +113,7 @@ def test_the_last_balance_stays_known_through_a_failure(balances, api, url, time
     api.get(url, json={"credits": 40.0})
     balances.get({"wallet": [None]})
     read_at = time.time
-    time.pass_by(61)
+    time.advance(61)
     api.replace(responses.GET, url, status=503, json={"name": "unavailable", "message": "no", "id": "1"})
 
     known = balances.get({"wallet": [None]})["wallet"].balances[None]
@@ -122,77 +122,77 @@ def test_the_last_balance_stays_known_through_a_failure(balances, api, url, time
     assert (known.last.credits, known.last.at) == (40.0, read_at)
 
 
-def test_a_lock_out_counts_for_all_organizations_of_a_connection_and_for_no_other(balances, api, url, time):
+def test_a_lock_out_applies_to_all_organizations_of_its_connection_only(balances, api, url, time):
     api.get(url, status=429, headers={"Retry-After": "300"}, json={"name": "rate", "message": "", "id": "1"})
-    answer = balances.get({"wallet": [None, "org-1"]})["wallet"]
-    assert asked(api) == [None]
-    assert answer.not_before == time.time + timedelta(seconds=300)
+    connection = balances.get({"wallet": [None, "org-1"]})["wallet"]
+    assert requested(api) == [None]
+    assert connection.locked_until == time.time + timedelta(seconds=300)
 
-    time.pass_by(299)
+    time.advance(299)
     balances.get({"wallet": [None, "org-1", "org-2"]})
-    assert asked(api) == [None]
+    assert requested(api) == [None]
     balances.get({"with_organization": [None]})
-    assert asked(api) == [None, "org-own"]
+    assert requested(api) == [None, "org-own"]
 
-    time.pass_by(2)
+    time.advance(2)
     api.replace(responses.GET, url, json={"credits": 40.0})
     balances.get({"wallet": [None, "org-1"]})
-    assert asked(api) == [None, "org-own", None, "org-1"]
+    assert requested(api) == [None, "org-own", None, "org-1"]
 
 
 def test_the_connections_own_organization_and_none_are_one(balances, api, url):
     api.get(url, json={"credits": 40.0})
 
-    answer = balances.get({"with_organization": [None, "org-own", "org-other"]})["with_organization"]
+    connection = balances.get({"with_organization": [None, "org-own", "org-other"]})["with_organization"]
 
-    assert answer.organization == "org-own"
-    assert sorted(asked(api)) == ["org-other", "org-own"]
-    assert answer.balances.keys() == {"org-own", "org-other"}
+    assert connection.organization == "org-own"
+    assert sorted(requested(api)) == ["org-other", "org-own"]
+    assert connection.balances.keys() == {"org-own", "org-other"}
 
 
-def test_an_organization_that_is_new_is_asked_for_alone(balances, api, url):
+def test_a_new_organization_is_requested_alone(balances, api, url):
     api.get(url, json={"credits": 40.0})
     balances.get({"wallet": [None]})
     balances.get({"wallet": [None, "org-1"]})
 
-    assert asked(api) == [None, "org-1"]
+    assert requested(api) == [None, "org-1"]
 
 
-def test_a_connection_that_makes_no_client_says_why_and_hides_no_other(balances, api, url):
+def test_a_connection_that_makes_no_client_shows_why_and_hides_no_other(balances, api, url):
     api.get(url, json={"credits": 40.0})
 
-    answers = balances.get({"broken": [None], "wallet": [None]})
+    connections = balances.get({"broken": [None], "wallet": [None]})
 
-    assert answers["broken"].failure == "Connection 'broken': it is."
-    assert answers["wallet"].balances[None].last.credits == 40.0
+    assert connections["broken"].failure == "Connection 'broken': it is."
+    assert connections["wallet"].balances[None].last.credits == 40.0
 
 
-def test_no_more_organizations_are_asked_for_than_a_page_is_worth(balances, api, url):
+def test_the_number_of_requested_organizations_is_limited(balances, api, url):
     api.get(url, json={"credits": 40.0})
     many = {f"org-{number}" for number in range(100)}
 
     balances.get({"wallet": many})
     balances.get({"wallet": many})
 
-    assert len(api.calls) == MOST_ORGANIZATIONS + 1
+    assert len(api.calls) == MAX_ORGANIZATIONS + 1
 
 
-def test_after_one_that_does_not_answer_the_others_of_the_key_are_not_asked_for(balances, api, url):
+def test_after_a_transient_failure_the_other_organizations_are_not_requested(balances, api, url):
     api.get(url, status=503, json={"name": "unavailable", "message": "no", "id": "1"})
     known = balances.get({"wallet": [None, "org-a", "org-b"]})["wallet"].balances
 
-    assert asked(api) == [None]
+    assert requested(api) == [None]
     assert set(known) == {None}
 
 
-def test_after_one_that_is_refused_the_others_of_the_key_are_asked_for(balances, api, url):
+def test_after_a_permanent_failure_the_other_organizations_are_requested(balances, api, url):
     api.get(url, status=403, json={"name": "permission_denied", "message": "no", "id": "1"})
     balances.get({"wallet": [None, "org-a", "org-b"]})
 
-    assert asked(api) == [None, "org-a", "org-b"]
+    assert requested(api) == [None, "org-a", "org-b"]
 
 
-def test_what_the_other_side_says_is_not_shown(balances, api, url):
+def test_the_text_of_a_response_is_not_shown(balances, api, url):
     api.get(url, status=500, json={"name": "odd", "message": "the secrets of another host", "id": "1"})
     failure = balances.get({"wallet": [None]})["wallet"].balances[None].failure
 

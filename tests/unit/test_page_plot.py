@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from airflow_stability.page.burn_rate import Reading
-from airflow_stability.page.plot import HEIGHT, MOST_POINTS, WIDTH, plot, rounded_up
+from airflow_stability.page.plot import HEIGHT, MAX_POINTS, WIDTH, plot, round_up
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -33,7 +33,7 @@ def test_a_negative_balance_is_below_the_line_of_zero():
     assert points(drawn.line) == [(0, 0), (WIDTH, HEIGHT)]
 
 
-def test_nothing_is_drawn_of_a_single_reading():
+def test_a_single_reading_makes_no_plot():
     assert plot(history(50)) is None
     assert plot([]) is None
 
@@ -43,7 +43,7 @@ def test_an_empty_wallet_can_be_drawn():
 
 
 def test_a_long_history_has_no_more_points_than_a_screen_shows():
-    assert len(points(plot(history(*range(5000))).line)) <= MOST_POINTS
+    assert len(points(plot(history(*range(5000))).line)) <= MAX_POINTS
 
 
 @pytest.mark.parametrize(
@@ -51,9 +51,9 @@ def test_a_long_history_has_no_more_points_than_a_screen_shows():
     [(0, 1), (-5, 1), (0.3, 0.5), (1, 1), (31.5, 50), (50, 50), (51, 100), (999, 1000), (1e300, 1e300)],
 )
 def test_the_scale_ends_at_a_round_number(credits, expected):
-    assert rounded_up(credits) == pytest.approx(expected)
+    assert round_up(credits) == pytest.approx(expected)
 
 
-def test_next_to_nothing_can_be_drawn():
-    assert rounded_up(5e-324) == 1.0
+def test_a_tiny_balance_can_be_drawn():
+    assert round_up(5e-324) == 1.0
     assert plot(history(5e-324, 0.0)).top == 1.0

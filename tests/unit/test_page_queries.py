@@ -1,4 +1,4 @@
-"""What is made of odd rows: whoever may write an XCom may write anything."""
+"""How odd rows are read. Any user who may write an XCom can write any value."""
 
 from __future__ import annotations
 
@@ -12,10 +12,26 @@ from airflow_stability.compat import HAS_EXTERNAL_VIEWS
 if not HAS_EXTERNAL_VIEWS:
     pytest.skip("the Credits page needs Airflow 3.1", allow_module_level=True)
 
+from airflow_stability.decorators.stability import StabilityDecoratedOperator
+from airflow_stability.operators.spend import StabilitySpendOperator
+from airflow_stability.operators.stability import StabilityBalanceOperator
 from airflow_stability.page import queries
 from airflow_stability.page.burn_rate import Reading
+from airflow_stability.sensors.stability import StabilityBalanceSensor
+from airflow_stability.triggers.stability import StabilityBalanceTrigger
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def test_classes_have_the_names_that_the_database_holds():
+    assert [StabilityBalanceSensor.__name__, StabilityBalanceOperator.__name__] == [
+        queries.SENSOR,
+        queries.BALANCE_OPERATOR,
+    ]
+    assert {StabilitySpendOperator.__name__, StabilityDecoratedOperator.__name__} == {
+        *queries.SPENDING_OPERATORS
+    }
+    assert f"{StabilityBalanceTrigger.__module__}.{StabilityBalanceTrigger.__name__}" == queries.TRIGGER_PATH
 
 
 @pytest.mark.parametrize(
@@ -39,7 +55,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
     ],
     ids=lambda value: value[:20],
 )
-def test_what_is_no_balance_is_not_taken_for_one(value):
+def test_a_value_that_is_no_balance_is_ignored(value):
     assert queries._reading(queries._credits_in(value), NOW) is None
 
 
@@ -68,5 +84,5 @@ def test_a_time_of_another_zone_is_shown_in_utc():
         (["anything"], 3, "?"),
     ],
 )
-def test_what_is_needed_is_written_as_a_gate_says_it(minimum, expected, shown):
+def test_the_needed_credits_are_written_as_in_the_log(minimum, expected, shown):
     assert queries._needs(minimum, expected) == shown

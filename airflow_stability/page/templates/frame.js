@@ -1,5 +1,5 @@
-// Airflow shows this page in a frame whose sandbox lets no link out of it, and has a theme of its own: neither
-// can be had without a script. By itself the page needs none.
+// Airflow shows this page in a sandboxed frame, which blocks links to other pages, and has its own light and dark
+// theme. This script makes the links work there and follows the theme. Outside a frame the page needs no script.
 (() => {
   let outer;
   try { outer = window.parent !== window && window.parent.document; } catch { return; }
@@ -15,10 +15,10 @@
     const link = event.target.closest("a[target]");
     if (!link) return;
     event.preventDefault();
-    const theirs = outer.createElement("a");
-    theirs.href = link.href;
-    theirs.rel = "noopener noreferrer";
-    theirs.target = link.target === "_blank" || event.ctrlKey || event.metaKey ? "_blank" : "_self";
-    theirs.click();
+    const outerLink = outer.createElement("a");
+    outerLink.href = link.href;
+    outerLink.rel = "noopener noreferrer";
+    outerLink.target = link.target === "_blank" || event.ctrlKey || event.metaKey ? "_blank" : "_self";
+    outerLink.click();
   });
 })();

@@ -1,4 +1,4 @@
-"""What the Credits page shows: a gate that opens, and tasks that wait."""
+"""A gate that opens, and tasks that wait, for the Credits page to show."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ except ImportError:  # Airflow 2.11
     from airflow.decorators import task
 
 HOSTILE_ORGANIZATION = "<script>alert(1)</script>"
-#: Nobody looks at a balance again while the test counts calls.
+#: No task polls again while the test counts calls.
 NEVER = 3600.0
 WAITS: dict[str, Any] = {"minimum_credits": 100, "poke_interval": NEVER, "stability_conn_id": "wallet"}
 

@@ -1,4 +1,4 @@
-"""Tasks that wait for credit, in each of the ways that a page of Airflow may show, and some that read it."""
+"""Tasks that wait for credits in each way that Airflow shows differently, and tasks that read the balance."""
 
 from __future__ import annotations
 

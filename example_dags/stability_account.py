@@ -1,4 +1,4 @@
-"""Push the account and the balance to XCom, and use them in a task of one's own."""
+"""Push the account and the balance to XCom, and use both in another task."""
 
 from __future__ import annotations
 

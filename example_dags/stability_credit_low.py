@@ -1,7 +1,7 @@
-"""Tell somebody when credit runs low, before pipelines have to wait for it. Airflow 3.
+"""Tell somebody when credit runs low, before pipelines have to wait. Needs Airflow 3.
 
-The watcher fires when the balance falls to the threshold or below, once, and again only after the balance has
-been above the threshold by more than the margin.
+The watcher fires once when the balance falls to the threshold or below. It fires again only after the balance
+has been above the threshold by more than the margin.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from datetime import datetime
 
 from airflow.sdk import Asset, AssetWatcher, dag, task
 
-from airflow_stability.triggers.stability import StabilityBalanceEventTrigger
+from airflow_stability.triggers.events import StabilityBalanceEventTrigger
 
 credit_low = Asset(
     "stability_credit_low",
@@ -36,7 +36,7 @@ def stability_credit_low():
         event = triggering_asset_events[credit_low][-1].extra["payload"]
         whose = event["organization"] or "the default organization"
         text = f"At {event['time']} {whose} had {event['credits']} credits left."
-        print(text)  # send it where your people look: mail, chat, a pager
+        print(text)  # replace this by a message to your team: mail, chat, a pager
         return text
 
     alert()

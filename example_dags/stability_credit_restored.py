@@ -1,7 +1,7 @@
-"""Start a pipeline when credit is restored: no gate waits, and no task runs until there is enough. Airflow 3.
+"""Start a pipeline when credit is restored. Until then, no task runs or waits. Needs Airflow 3.
 
-The watcher fires when the balance rises above the threshold, once, and again only after the balance has gone
-back by the margin: a pipeline that spends does not start itself again with each small top-up.
+The watcher fires once when the balance rises above the threshold. It fires again only after the balance has
+gone back by the margin. So a small top-up does not start the pipeline again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from datetime import datetime
 
 from airflow.sdk import Asset, AssetWatcher, dag, task
 
-from airflow_stability.triggers.stability import StabilityBalanceEventTrigger
+from airflow_stability.triggers.events import StabilityBalanceEventTrigger
 
 credit_restored = Asset(
     "stability_credit_restored",
@@ -36,7 +36,7 @@ def stability_credit_restored():
     def plan_images(triggering_asset_events=None) -> int:
         event = triggering_asset_events[credit_restored][-1].extra["payload"]
         print(f"From {event['previous_credits']} to {event['credits']} credits at {event['time']}.")
-        return int(event["credits"] // 3)  # what an image costs
+        return int(event["credits"] // 3)  # an image costs 3 credits
 
     @task
     def generate_images(count: int) -> None:

@@ -1,12 +1,15 @@
-"""Wait for credit, generate an image for each prompt, report what was made and what is left.
+"""Wait for credit, generate an image for each prompt, and report the images and the remaining credits.
 
-The gate holds the run back until there is credit to begin with. It cannot promise the rest: a balance is old
-as soon as it is read, and others spend from it, too. So each image is made by a task that spends: it looks
-whether there is credit for itself, pays, and goes back to waiting when there is too little or the API refuses
-it. Neither holds a worker while it waits. Without the gate all tasks of a run would start, only to find that
-there is no credit at all; without tasks that wait, a run would fail halfway, when the credit is used up.
+The gate holds the run back until there is credit for the first image. It cannot guarantee the rest, because
+other tasks and programs spend from the same balance. So a spending task makes each image:
 
-An image that is there already is not paid for again.
+- It checks whether the balance is enough for its image, and then makes the image.
+- If the balance is too low, or the API refuses the call, the task waits again.
+
+Neither the gate nor a spending task holds a worker while it waits. Without the gate, all tasks of a run would
+start and then find no credit. Without spending tasks, a run would fail halfway when the credit is used up.
+
+An image that exists already is not paid for again.
 """
 
 from __future__ import annotations
@@ -49,22 +52,22 @@ def stability_image_pipeline():
 
     @task
     def list_prompts(params=None) -> list[str]:
-        return list(dict.fromkeys(params["prompts"]))  # two equal ones would be one image, paid for twice
+        return list(dict.fromkeys(params["prompts"]))  # a repeated prompt would pay twice for one image
 
     @task.stability(
         credits=CREDITS_PER_IMAGE,
         poke_interval=10,
         wait_timeout=6 * 60 * 60,
         max_active_tis_per_dagrun=2,
-        # Waiting takes none of them. A retry may pay for its image again; where it is not known whether an
-        # image was paid for, there is none.
+        # Waiting uses no retry. A retry may pay for its image again. If it is unknown whether the call was
+        # charged, the task fails without a retry.
         retries=1,
     )
     def generate_image(client, prompt: str, params=None, run_id=None) -> str:
         name = hashlib.sha256(f"{run_id} {prompt}".encode()).hexdigest()[:16]
         image = Path(params["output_folder"]) / f"{name}.png"
         if not image.exists():
-            answer = client.request(
+            response = client.request(
                 "POST",
                 "/v2beta/stable-image/generate/core",
                 headers={"Accept": "image/*"},
@@ -73,7 +76,7 @@ def stability_image_pipeline():
             )
             image.parent.mkdir(parents=True, exist_ok=True)
             unfinished = image.with_suffix(".part")
-            unfinished.write_bytes(answer.content)
+            unfinished.write_bytes(response.content)
             unfinished.rename(image)
         return str(image)
 

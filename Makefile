@@ -69,7 +69,7 @@ help:
 	@echo "make clean               delete all that these targets made"
 
 demo: $(VENV)/installed
-	@$(BIN)/python .ci/demo.py $(if $(KEEP),--keep)
+	@$(BIN)/python -m tests.demo $(if $(KEEP),--keep)
 
 # Installs what it compares with, which must not be there when the tests run.
 bench: VENV := .venvs/bench

@@ -1,6 +1,6 @@
-"""Where a secret stands in what was written: itself, a half of it, or it in another coding.
+"""A search for secrets in files and databases: the secret itself, each half of it, and its encodings.
 
-For the tests and the demo. What is found is told by the form and the number of the secret, not by the secret.
+The tests and the demo use it. A finding names the form and the number of the secret, never the secret.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_plus
 
-#: Bytes that each form has at the least: no text has them by accident.
+#: The least number of bytes of a form. So many do not stand anywhere by accident.
 SHORTEST = 12
-#: Bytes that are looked up at once.
+#: The number of bytes that are looked up at once.
 PIECE = 8
 
 
 def forms_of(secret: str) -> dict[str, bytes]:
-    """Return what to look for, by its name. A form that looks like one before it is left out."""
+    """Return the bytes to search for, by the name of the form. A form equal to an earlier one is left out."""
     assert len(secret) >= 2 * SHORTEST, "a half of this secret could stand somewhere by accident"
     plain, middle = secret.encode(), len(secret) // 2
     forms = {
@@ -50,18 +50,19 @@ def forms_of(secret: str) -> dict[str, bytes]:
 
 
 def _within(encode: Callable[[bytes], bytes], plain: bytes, offset: int) -> bytes:
-    """Return how base64 shows a secret that other bytes surround, as in ``Bearer ...`` or ``user:...``.
+    """Return the base64 of a secret between other bytes, as in ``Bearer ...`` or ``user:...``.
 
-    :param offset: how many bytes stand before it, modulo 3.
+    :param offset: the number of bytes before the secret, modulo 3.
     """
-    # A character has six bits. The first and the last may have some of a neighbour's.
+    # A character stands for six bits. The first and the last may include bits of neighbouring bytes, and are
+    # left out then.
     return encode(b"\0" * offset + plain)[-(-offset * 8 // 6) : (offset + len(plain)) * 8 // 6]
 
 
 class Search:
-    """Finds many secrets in one pass, however many there are.
+    """A search for any number of secrets in one pass.
 
-    :param secrets: a finding gives their number, from 0 on.
+    :param secrets: the secrets. A finding gives their number, from 0 on.
     """
 
     def __init__(self, secrets: Iterable[str]) -> None:
@@ -73,9 +74,9 @@ class Search:
         assert named, "there is no secret to look for"
         shortest = min(len(form) for form, _ in named)
         alphabet = bytes(sorted({byte for form, _ in named for byte in form}))
-        # What is searched is mostly words, too short to hold a form, and lines that repeat themselves.
+        # Most of the data is words too short to hold a form, and repeated lines.
         self._runs = re.compile(b"[%s]{%d,}" % (re.escape(alphabet), shortest))
-        # In steps of this size, one piece at the least lies within the beginning of a form that stands there.
+        # In steps of this size, at least one piece lies within the beginning of any form in the data.
         self._step = shortest - PIECE + 1
         self._pieces: defaultdict[bytes, list[tuple[int, bytes, str]]] = defaultdict(list)
         for form, name in named:
@@ -83,7 +84,7 @@ class Search:
                 self._pieces[form[offset : offset + PIECE]].append((offset, form, name))
 
     def find(self, data: bytes) -> list[str]:
-        """Return which form of which secret stands there."""
+        """Return which forms of which secrets are in the data."""
         found = set()
         for run in set(self._runs.findall(data)):
             for at in range(0, len(run) - PIECE + 1, self._step):
@@ -93,15 +94,16 @@ class Search:
         return sorted(found)
 
     def find_in_files(self, folder: Path, but: Collection[Path] = ()) -> tuple[list[str], int]:
-        """Search the names and contents of all files of a folder, but of some.
+        """Search the names and contents of all files in a folder.
 
-        :returns: what stands where, and how many files were searched.
+        :param but: files to leave out.
+        :returns: what was found in which file, and the number of files searched.
         """
         places, files = [], 0
         for file in sorted(folder.rglob("*")):
             if not file.is_file() or file in but:
                 continue
-            # Who writes there may run, and tidy up.
+            # Airflow may still run, and delete files.
             with contextlib.suppress(FileNotFoundError):
                 data = file.read_bytes()
                 content = gzip.decompress(data) if file.suffix == ".gz" else data
@@ -112,7 +114,7 @@ class Search:
     def find_in_database(self, engine: Any) -> tuple[list[str], int]:
         """Search all rows of all tables of a database.
 
-        :returns: what stands where, and how many rows were searched.
+        :returns: what was found in which column, and the number of rows searched.
         """
         import sqlalchemy
 
@@ -123,7 +125,7 @@ class Search:
                 for row in connection.execute(sqlalchemy.text(f'SELECT * FROM "{table}"')):
                     rows += 1
                     for column, value in row._mapping.items():
-                        # PostgreSQL's bytes are a memoryview.
+                        # PostgreSQL's driver returns bytes as a memoryview.
                         data = bytes(value) if isinstance(value, bytes | memoryview) else str(value).encode()
                         places.update(f"table {table}, column {column}: {what}" for what in self.find(data))
         return sorted(places), rows

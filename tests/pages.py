@@ -1,10 +1,10 @@
-"""README and the pages of docs, and the blocks of code on them.
+"""The README, the pages in docs, and the code blocks on them.
 
-What a comment in front of a block says of it:
+A comment before a code block says how the block is tested:
 
-- ``<!-- runs: PLACE -->``: the test in that file runs it.
-- ``<!-- runs: PLACE: TEXT -->``: for one of its commands, the file that runs it as this text.
-- ``<!-- serves: TEXT -->``: it is a server, which says this once it is ready.
+- ``<!-- runs: PLACE -->``: the test in this file runs the block.
+- ``<!-- runs: PLACE: TEXT -->``: this file runs one of the block's commands, and contains this text.
+- ``<!-- serves: TEXT -->``: the block starts a server, which prints this text once it is ready.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ SHELL = ("bash", "sh", "shell")
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block of a page.
+    """A fenced code block of a page.
 
     :param where: file and line.
-    :param runs: what the comments say of places that run it.
-    :param serves: what it says when it is a server.
+    :param runs: the contents of its ``runs`` comments.
+    :param serves: the content of its ``serves`` comment; None if it has none.
     """
 
     where: str
@@ -36,19 +36,19 @@ class Block:
 
     @property
     def commands(self) -> list[str]:
-        """The commands of a block of shell."""
+        """The commands of a block of shell code."""
         lines = self.text.replace("\\\n", " ").splitlines()
         return [line for line in lines if line.strip() and not line.startswith("#")]
 
     def python_for(self, airflow_version: tuple[int, ...]) -> str:
-        """Return a block of Python for a version of Airflow, as its own comments say."""
+        """Return a block of Python code for a version of Airflow, as its comments say."""
         if airflow_version >= (3, 0):
             return self.text
         return re.sub("from airflow.sdk import .* # Airflow 2.11: (.*)", r"\1", self.text)
 
 
 def blocks_of(page: Path) -> list[Block]:
-    """Return the blocks of a page."""
+    """Return the code blocks of a page."""
     found = []
     content = page.read_text()
     for match in re.finditer(
@@ -68,9 +68,9 @@ BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 
 
 def run_by(file: str) -> list[Block]:
-    """Return the blocks that a test runs as they stand, in their order.
+    """Return the blocks that a test runs unchanged, in their order.
 
-    :param file: the test's.
+    :param file: of the test.
     """
     place = str(Path(file).relative_to(ROOT))
     return [block for block in BLOCKS if block.runs == (place,)]

@@ -1,7 +1,7 @@
-"""A real Airflow in a folder of its own: a database, and the processes that a deployment has.
+"""A real Airflow in a folder of its own: a database, and the processes of a deployment.
 
-For the end-to-end tests, the benchmark and the demo. It sees nothing of an Airflow that the machine may have,
-listens on loopback only, and can end all that it has started.
+The end-to-end tests, the benchmark and the demo use it. It is independent of any other Airflow on the
+machine, listens on loopback only, and can stop every process that it has started.
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ import psutil
 
 from tests.leaks import Search
 
-#: What a deployment of this Airflow consists of. On 2.11 the scheduler reads the DAG files, too. The version
-#: is not asked of Airflow itself: importing it would make a home for it.
+#: The processes of a deployment. On Airflow 2.11 the scheduler also parses the DAG files. The version comes
+#: from the package's metadata, because importing Airflow would create its home folder.
 COMPONENTS = (
     ("scheduler", "triggerer")
     if version("apache-airflow").startswith("2.")
     else ("scheduler", "dag-processor", "triggerer", "api-server")
 )
-#: Seconds that processes have to end by themselves before they are killed.
+#: Seconds that processes get to end after SIGTERM before they are killed.
 TIME_TO_END = 7
 
 T = TypeVar("T")
 
 
 class AirflowError(Exception):
-    """Airflow has not done what it should; the text says why."""
+    """Airflow has not done what it should. The text says why."""
 
 
 class RealAirflow:
-    """One Airflow. Make it, ``migrate``, ``start``, and ``end`` it in any case.
+    """One Airflow. Create its database with ``run("db", "migrate")``, call ``start``, and always ``end``.
 
-    :param folder: for its home, database and logs; made if it is not there.
+    :param folder: for its home, database and logs; created if it does not exist.
     :param dags: the folder of its DAG files.
-    :param database: SQLAlchemy's URL of the database; None for SQLite in the folder.
+    :param database: the database's URL for SQLAlchemy; None for SQLite in the folder.
     :param settings: Airflow's settings, as ``section__name``.
-    :param seconds: after which whoever waits for it gives up, whatever for.
-    :param restarts: start components anew that end by themselves, as a service manager does.
+    :param seconds: after which every wait for this Airflow fails.
+    :param restarts: restart components that end by themselves, as a service manager does.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class RealAirflow:
         restarts: bool = False,
     ) -> None:
         self.restarts = restarts
-        #: How often that was done, by component.
+        #: The number of restarts of each component.
         self.restarted: Counter[str] = Counter()
         self.give_up = time.monotonic() + seconds
         self.home = folder / "airflow"
@@ -87,15 +87,15 @@ class RealAirflow:
         self._options: dict[str, Sequence[str]] = {}
         self._engine: Any = None
         if sys.platform == "linux":
-            # Orphans become children of this process, so that none is out of sight: Airflow runs tasks in
-            # sessions of their own. (36 is PR_SET_CHILD_SUBREAPER.)
+            # Airflow runs tasks in sessions of their own. An orphaned process becomes a child of this one,
+            # so that ``end`` finds it. (36 is PR_SET_CHILD_SUBREAPER.)
             ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 
     def _environment(self, dags: Path, settings: Mapping[str, object]) -> dict[str, str]:
         inherited = {
             name: value
             for name, value in os.environ.items()
-            # Without compiled modules each of the many starts of a process takes twice as long.
+            # Without compiled modules every process takes twice as long to start.
             if not name.lstrip("_").startswith("AIRFLOW") and name != "PYTHONDONTWRITEBYTECODE"
         }
         for name in ("NO_PROXY", "no_proxy"):
@@ -119,7 +119,7 @@ class RealAirflow:
             "api__workers": 1,
             "api__secret_key": secrets.token_hex(32),
             "api_auth__jwt_secret": secrets.token_hex(32),
-            # A worker notices only at a heartbeat that its task has ended, and is not free before.
+            # A worker notices the end of its task only at a heartbeat, and takes no other task before.
             "workers__min_heartbeat_interval": 1,
             "scheduler__scheduler_idle_sleep_time": 0.5,
             "scheduler__enable_health_check": False,
@@ -130,7 +130,7 @@ class RealAirflow:
         return {
             **inherited,
             "AIRFLOW_HOME": str(self.home),
-            # Airflow 2.11 refuses to run tasks side by side on SQLite, which serves a test well enough.
+            # Airflow 2.11 refuses LocalExecutor with SQLite, which is good enough for tests.
             "_AIRFLOW__SKIP_DATABASE_EXECUTOR_COMPATIBILITY_CHECK": "1",
             **{f"AIRFLOW__{name}".upper(): str(value) for name, value in all_settings.items()},
         }
@@ -138,22 +138,22 @@ class RealAirflow:
     # Its processes
 
     def start(self, *components: str, options: Sequence[str] = ()) -> None:
-        """Start components, all of them by default, which then run until they are ended.
+        """Start components, by default all of them.
 
-        :param components: their names. A number behind one, as in ``triggerer-2``, names another of its kind.
-            ``worker`` is Celery's.
-        :param options: of each one's command.
+        :param components: their names. A number at the end, as in ``triggerer-2``, starts another one of the
+            same kind. ``worker`` is a Celery worker.
+        :param options: for each component's command.
         """
         for name in components or COMPONENTS:
             kind = name.rstrip("0123456789").removesuffix("-")
-            # Their own servers of log files are not needed on one machine, and would listen to the network.
+            # Their log servers are not needed on one machine, and would listen on all network interfaces.
             quiet = ["--skip-serve-logs"] if kind in ("scheduler", "triggerer", "worker") else []
             words = ["celery", "worker", "--celery-hostname", name] if kind == "worker" else [kind]
             self._running[name] = self.command(name, *words, *quiet, *options)
             self._options[name] = options
 
     def kill(self, component: str) -> None:
-        """End a component with SIGKILL, and all that it has started."""
+        """Kill a component and all its child processes with SIGKILL."""
         started = self._running.pop(component)
         process = psutil.Process(started.pid)
         family = process.children(recursive=True)
@@ -166,11 +166,11 @@ class RealAirflow:
         return psutil.Process(self._running[component].pid)
 
     def command(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start `airflow ARGUMENTS` in a session of its own, with its output in a log called NAME."""
+        """Start `airflow ARGUMENTS` in a session of its own, with its output in the log NAME."""
         return self._python(name, "-m", "airflow", *arguments)
 
     def _python(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start Python as one who has Airflow's settings."""
+        """Start Python with Airflow's settings in its environment."""
         with self.log_of(name).open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, *arguments],
@@ -183,27 +183,27 @@ class RealAirflow:
             )
 
     def run(self, *arguments: str) -> None:
-        """Run `airflow ARGUMENTS` to its end.
+        """Run `airflow ARGUMENTS`, and return when the command has ended.
 
-        :raises AirflowError: it ended with an error.
+        :raises AirflowError: the command failed.
         """
         name = arguments[0]
         command = self.command(name, *arguments)
         self.wait_for(f"airflow {' '.join(arguments[:2])}", lambda: self.finished(name, command))
 
     def execute(self, code: str) -> str:
-        """Run Python code as one who has Airflow's settings, to its end, and return what it has said last.
+        """Run Python code with Airflow's settings in its environment, and return its last line of output.
 
-        :raises AirflowError: it ended with an error.
+        :raises AirflowError: the code failed.
         """
         command = self._python("code", "-c", code)
         self.wait_for("code", lambda: self.finished("code", command))
         return self.log_of("code").read_text().rstrip().rpartition("\n")[2]
 
     def finished(self, name: str, command: subprocess.Popen[bytes]) -> bool:
-        """Tell whether a command has ended, well.
+        """Return whether a command has ended.
 
-        :raises AirflowError: it has ended with an error.
+        :raises AirflowError: the command failed.
         """
         status = command.poll()
         if status:
@@ -211,9 +211,9 @@ class RealAirflow:
         return status == 0
 
     def check(self) -> None:
-        """Look whether all components still run, and start those anew that do not, if that was asked for.
+        """Check that all components run. With ``restarts``, restart those that have ended.
 
-        :raises AirflowError: one does not, and that was not asked for.
+        :raises AirflowError: a component has ended, and ``restarts`` is off.
         """
         for name, process in list(self._running.items()):
             if (status := process.poll()) is not None:
@@ -223,9 +223,9 @@ class RealAirflow:
                 self.start(name, options=self._options[name])
 
     def wait_for(self, what: str, look: Callable[[], T | None], *, seconds: float = 120) -> T:
-        """Look again and again until there is something to see, and return it.
+        """Call a function until it returns something true, and return that.
 
-        :raises AirflowError: a component has ended, or time is over.
+        :raises AirflowError: a component has ended, or the time is over.
         """
         give_up = min(time.monotonic() + seconds, self.give_up)
         while not (seen := look()):
@@ -236,7 +236,7 @@ class RealAirflow:
         return seen
 
     def end(self) -> None:
-        """End all components and all that they have started: politely, then by force."""
+        """Stop all components and their child processes: with SIGTERM, then with SIGKILL."""
         if self._engine is not None:
             self._engine.dispose()
         give_up = time.monotonic() + 3 * TIME_TO_END
@@ -250,17 +250,20 @@ class RealAirflow:
         self._running.clear()
 
     def log_of(self, name: str) -> Path:
-        """Where the output of a component or command is."""
+        """Return the file that holds the output of a component or command."""
         return self.logs / f"{name}.log"
 
     def _failure(self, name: str, status: int) -> AirflowError:
         how = f"was ended by signal {-status}" if status < 0 else f"ended by itself with status {status}"
         return AirflowError(f"Airflow's {name} {how}; {last_lines(self.log_of(name))}")
 
-    # What is in it
+    # Its state
 
     def healthy(self) -> bool:
-        """Tell whether its components say so. Airflow 2.11 has nobody to ask without its web server."""
+        """Return whether its components report that they are healthy.
+
+        Airflow 2.11 runs here without its web server, and so has no report: then it is always True.
+        """
         if "api-server" not in COMPONENTS:
             return True
         with contextlib.suppress(URLError, OSError, ValueError):
@@ -272,17 +275,17 @@ class RealAirflow:
         return False
 
     def token(self) -> str:
-        """Return a token where everybody is an administrator (``core__simple_auth_manager_all_admins``)."""
+        """Return a token for the REST API. Needs ``core__simple_auth_manager_all_admins``."""
         token: str = self._get("/auth/token", seconds=30)["access_token"]
         return token
 
     def _get(self, path: str, *, seconds: float) -> Any:
-        """Ask the API server, by way of no proxy, and return its JSON."""
-        with build_opener(ProxyHandler({})).open(f"{self.url}{path}", timeout=seconds) as answer:
-            return json.load(answer)
+        """Return JSON from the API server, without a proxy."""
+        with build_opener(ProxyHandler({})).open(f"{self.url}{path}", timeout=seconds) as response:
+            return json.load(response)
 
     def connect(self, uris: Mapping[str, str]) -> None:
-        """Put connections, given as URIs, into the database, instead of those of the same name."""
+        """Put connections, given as URIs, into the database. Existing ones of the same id are replaced."""
         with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
             json.dump(dict(uris), file)
             file.flush()
@@ -293,7 +296,7 @@ class RealAirflow:
         import sqlalchemy
 
         if self._engine is None:
-            # A server may have been restarted meanwhile.
+            # The database server may have been restarted since the last query.
             self._engine = sqlalchemy.create_engine(self.database, pool_pre_ping=True)
         with self._engine.begin() as connection:
             result = connection.execute(sqlalchemy.text(sql), values)
@@ -302,7 +305,7 @@ class RealAirflow:
     def places_of(self, *texts: str) -> tuple[list[str], int, int]:
         """Search all files of this Airflow and all rows of its database for texts, in all their forms.
 
-        :returns: what stands where, how many files were searched, and how many rows.
+        :returns: the places where a text was found, the number of files searched, and the number of rows.
         """
         search = Search(texts)
         in_files, files = search.find_in_files(self.home.parent)
@@ -318,25 +321,25 @@ class RealAirflow:
         return {(task_id, map_index): state for task_id, map_index, state in rows}
 
     def task_log(self, dag_id: str, task_id: str) -> str:
-        """Return all that was logged for a task, by workers and triggerers."""
+        """Return the logs of a task, from workers and triggerers."""
         files = self.task_logs.glob(f"dag_id={dag_id}/*/task_id={task_id}/**/attempt=*")
         return "\n".join(file.read_text(errors="replace") for file in sorted(files))
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on just now."""
+    """Return a port that is free at the moment."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
     return port
 
 
 def descendants() -> list[psutil.Process]:
-    """Return all that this process, and what it has started, has started."""
+    """Return all child processes of this process, and theirs."""
     return psutil.Process().children(recursive=True)
 
 
 def last_lines(log: Path, count: int = 12) -> str:
-    """Return the end of a log, to be shown."""
+    """Return the last lines of a log, to be printed."""
     lines = log.read_text(errors="replace").rstrip().splitlines()[-count:] if log.exists() else []
     return "\n".join([f"the last lines of {log}:", *(f"    {line[:500]}" for line in lines)])
 

@@ -1,4 +1,7 @@
-"""All that Airflow's REST API tells an administrator of connections and runs; Airflow 2.11 has none here."""
+"""Everything that Airflow's REST API returns about connections and runs to an administrator.
+
+The tests search it for secrets. Airflow 2.11 has no such API here, since its web server does not run.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import requests
 
 from tests.leaks import Search
 
-#: What stands for itself.
+#: Paths that need no id and have one page.
 SINGLE = (
     "config",
     "dagWarnings",
@@ -20,15 +23,15 @@ SINGLE = (
     "providers",
     "variables",
 )
-#: As many as Airflow gives at once.
+#: The largest page that Airflow returns.
 PAGE = 100
 
 
 class RestApi:
-    """Asks, and keeps the answers.
+    """A client that keeps every response.
 
     :param url: of the API server.
-    :param token: an administrator's.
+    :param token: of an administrator.
     """
 
     def __init__(self, url: str, token: str) -> None:
@@ -36,11 +39,11 @@ class RestApi:
         self._session = requests.Session()
         self._session.trust_env = False
         self._session.headers["Authorization"] = f"Bearer {token}"
-        #: Path -> the answer.
-        self.answers: dict[str, requests.Response] = {}
+        #: The responses by path.
+        self.responses: dict[str, requests.Response] = {}
 
-    def ask_all(self) -> None:
-        """Ask for all that there is."""
+    def request_all(self) -> None:
+        """Request everything."""
         for path in SINGLE:
             self._get(path)
         self._list("eventLogs", "event_logs")
@@ -52,20 +55,20 @@ class RestApi:
         for dag in self._list("dags", "dags"):
             self._get(f"dags/{quote(dag['dag_id'], safe='')}/details")
         for task in self._list("dags/~/dagRuns/~/taskInstances", "task_instances"):
-            self._ask_for_task(task)
+            self._request_task(task)
 
     def find(self, search: Search) -> list[str]:
-        """Return what stands in which answer."""
+        """Return what was found in which response."""
         return [
             f"{path}: {what}"
-            for path, answer in self.answers.items()
-            for what in search.find(f"{answer.headers}\n".encode() + answer.content)
+            for path, response in self.responses.items()
+            for what in search.find(f"{response.headers}\n".encode() + response.content)
         ]
 
-    def _ask_for_task(self, task: dict[str, Any]) -> None:
+    def _request_task(self, task: dict[str, Any]) -> None:
         dag_id, run_id, task_id = (quote(task[name], safe="") for name in ("dag_id", "dag_run_id", "task_id"))
         path, index = f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}", task["map_index"]
-        # With rendered fields, and the trigger's arguments.
+        # Includes the rendered fields and the trigger's arguments.
         self._get(f"{path}/{index}")
         self._get(f"{path}/state-store?map_index={index}")
         for number in range(1, task["try_number"] + 1):
@@ -74,7 +77,7 @@ class RestApi:
             self._get(f"{path}/xcomEntries/{quote(entry['key'], safe='')}?map_index={index}")
 
     def _list(self, path: str, name: str) -> list[dict[str, Any]]:
-        """Return all pages of a list."""
+        """Request all pages of a list, and return its entries."""
         found: list[dict[str, Any]] = []
         while True:
             mark = "&" if "?" in path else "?"
@@ -84,6 +87,6 @@ class RestApi:
                 return found
 
     def _get(self, path: str) -> requests.Response:
-        answer = self._session.get(f"{self._url}/{path}", timeout=60)
-        self.answers[path] = answer
-        return answer
+        response = self._session.get(f"{self._url}/{path}", timeout=60)
+        self.responses[path] = response
+        return response

@@ -1,5 +1,7 @@
-"""PostgreSQL and Redis of our own: each in a folder that goes with it, on loopback, on a free port, with a
-password. They can be stopped and started again, and then have the same port.
+"""PostgreSQL and Redis servers for tests and benchmarks.
+
+Each server has a temporary folder, listens on loopback on a free port, and has a password. After a stop it
+can be started again, on the same port.
 """
 
 from __future__ import annotations
@@ -21,19 +23,19 @@ from typing import Self
 
 from tests.real_airflow import free_port, last_lines
 
-#: Where distributions put PostgreSQL's programs, of which only clients are on the PATH.
+#: Where distributions install PostgreSQL's server programs. Only its clients are on the PATH.
 PLACES = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/opt/homebrew/opt/postgresql*/bin")
-#: Seconds that a server has to start, or to stop.
+#: Seconds that a server gets to start, or to stop.
 PATIENCE = 30
 
 
 class Server(ABC):
-    """A server that runs between `start` and `stop`, and is gone with its folder after the `with` block."""
+    """A server that runs from `start` to `stop`. The `with` block stops it and deletes its folder."""
 
     name: str
-    #: What Debian calls it.
+    #: The name of its Debian package.
     package: str
-    #: The signal at which it ends soon, without waiting for its clients.
+    #: The signal that stops it without waiting for its clients.
     ends_at: signal.Signals
 
     def __init__(self, programs: Path) -> None:
@@ -50,14 +52,14 @@ class Server(ABC):
 
     @abstractmethod
     def _prepare(self) -> None:
-        """Make what it needs before its first start."""
+        """Create the files that the server needs before its first start."""
 
     @abstractmethod
     def _command(self) -> list[str | Path]:
-        """Return what starts it."""
+        """Return the command that starts the server."""
 
     def _ready(self) -> bool:
-        """Tell whether it takes connections."""
+        """Return whether the server accepts connections."""
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
             return True
         return False
@@ -65,7 +67,7 @@ class Server(ABC):
     @property
     @abstractmethod
     def url(self) -> str:
-        """Where it is reached, and with which password."""
+        """The server's URL, with the password."""
 
     def __enter__(self) -> Self:
         try:
@@ -81,9 +83,9 @@ class Server(ABC):
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def start(self) -> None:
-        """Start it, and return once it takes connections.
+        """Start the server, and return once it accepts connections.
 
-        :raises OSError: it does not.
+        :raises OSError: it does not accept any.
         """
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
@@ -103,7 +105,7 @@ class Server(ABC):
         raise OSError(f"{self.name} does not answer; {last_lines(self.log)}")
 
     def stop(self) -> None:
-        """End it: clients are cut off. Nothing if it does not run."""
+        """Stop the server, and disconnect its clients. Does nothing if it does not run."""
         if self._process is None:
             return
         self._process.send_signal(self.ends_at)
@@ -116,14 +118,14 @@ class Server(ABC):
 
 
 class PostgreSQL(Server):
-    """A PostgreSQL with an empty database."""
+    """A PostgreSQL server with an empty database."""
 
     name = package = "postgresql"
     ends_at = signal.SIGINT
 
     @staticmethod
     def installed() -> Path | None:
-        """Return the folder of its programs; None where there is none that can be run."""
+        """Return the folder of its programs; None if there are none, or if this user cannot run them."""
         if found := shutil.which("initdb"):
             folders = [Path(found).resolve().parent, Path(found).parent]
         else:
@@ -136,14 +138,14 @@ class PostgreSQL(Server):
     @staticmethod
     def version(programs: Path) -> str:
         """Return its version, such as `15.14`."""
-        said = subprocess.run(
+        output = subprocess.run(
             [programs / "postgres", "--version"], text=True, capture_output=True, check=True
         )
-        return said.stdout.split()[2]
+        return output.stdout.split()[2]
 
     @property
     def url(self) -> str:
-        """SQLAlchemy's URL of the database."""
+        """The database's URL for SQLAlchemy."""
         return f"postgresql+psycopg2://airflow:{self.password}@127.0.0.1:{self.port}/postgres"
 
     def _prepare(self) -> None:
@@ -174,14 +176,14 @@ class PostgreSQL(Server):
         return [self.programs / "postgres", "-D", self.folder / "data", *options]
 
     def _ready(self) -> bool:
-        # It listens before it has recovered. pg_ctl looks here, too.
+        # PostgreSQL listens before it has recovered. pg_ctl reads this file for the same reason.
         with contextlib.suppress(OSError):
             return (self.folder / "data" / "postmaster.pid").read_text().rstrip().endswith("\nready")
         return False
 
 
 class Redis(Server):
-    """A Redis that keeps nothing on disk."""
+    """A Redis server that keeps nothing on disk."""
 
     name = "redis"
     package = "redis-server"
@@ -189,7 +191,7 @@ class Redis(Server):
 
     @staticmethod
     def installed() -> Path | None:
-        """Return the folder of its program; None where there is none."""
+        """Return the folder of its program; None if there is none."""
         found = shutil.which("redis-server")
         return Path(found).parent if found else None
 
@@ -217,7 +219,7 @@ class Redis(Server):
 
 
 def unprivileged() -> str | None:
-    """Return a user for servers that root starts; None where there is none."""
+    """Return a user for the servers that root starts; None if there is none."""
     for name in ("postgres", "nobody"):
         with contextlib.suppress(KeyError):
             return pwd.getpwnam(name).pw_name
@@ -225,5 +227,5 @@ def unprivileged() -> str | None:
 
 
 if __name__ == "__main__":
-    # For .ci/find-servers: the packages of those that are not on this machine.
+    # For .ci/find-servers: print the packages of the servers that are not installed.
     sys.stdout.write(" ".join(each.package for each in (PostgreSQL, Redis) if each.installed() is None))

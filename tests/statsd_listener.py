@@ -1,4 +1,4 @@
-"""What a StatsD server gets: a real UDP socket on loopback that keeps each metric, and who sent it."""
+"""A StatsD server for tests: a UDP socket on loopback that keeps every metric and its sender."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import NamedTuple, Self
 
 
 class Metric(NamedTuple):
-    """One line of StatsD.
+    """A line of StatsD.
 
-    :param name: with the tags behind it, if there are any.
+    :param name: the metric's name, followed by its tags if it has any.
     :param kind: ``g`` for a gauge, ``c`` for a counter, ``ms`` for a timer.
-    :param sender: the port that it came from; each process has its own.
+    :param sender: the port that it came from. Each process sends from a port of its own.
     """
 
     name: str
@@ -22,14 +22,14 @@ class Metric(NamedTuple):
 
 
 class StatsdListener:
-    """Listens from ``with`` on until its end."""
+    """A server that listens within a ``with`` block."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("127.0.0.1", 0))
         self.port: int = self._socket.getsockname()[1]
         self._metrics: list[Metric] = []
-        #: All that came, of whoever.
+        #: All packets, from any sender.
         self.packets: list[bytes] = []
         self._thread = threading.Thread(target=self._listen)
 
@@ -38,7 +38,7 @@ class StatsdListener:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Closing it would not wake up who reads from it.
+        # Closing the socket would not wake up the thread that reads from it.
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as last:
             last.sendto(b"", ("127.0.0.1", self.port))
         self._thread.join()
@@ -56,15 +56,15 @@ class StatsdListener:
                 self._metrics.append(Metric(name, float(value), kind, sender))
 
     def settings(self, **more: object) -> dict[str, object]:
-        """Return Airflow's settings for sending metrics here."""
+        """Return Airflow's settings for sending metrics to this server."""
         where = {"statsd_on": True, "statsd_host": "127.0.0.1", "statsd_port": self.port, **more}
         return {f"metrics__{name}": value for name, value in where.items()}
 
     @property
     def ours(self) -> list[Metric]:
-        """The metrics of this package, in the order they came."""
+        """The metrics of this package, in the order of their arrival."""
         return [metric for metric in list(self._metrics) if metric.name.startswith("airflow.stability.")]
 
     def named(self, name: str) -> list[Metric]:
-        """Return the metrics of a name, given without what all begin with."""
+        """Return the metrics of a name, which is given without ``airflow.stability.``."""
         return [metric for metric in self.ours if metric.name == f"airflow.stability.{name}"]

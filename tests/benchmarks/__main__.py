@@ -1,10 +1,11 @@
-"""The benchmark: `make bench`. Its pages, docs/benchmark.md and docs/load.md, say what is measured and how.
+"""The command line of the benchmarks: `make bench`.
 
-`make bench ARGS="--gates 1 20 --window 20"` is a quick look, and so is, at the load,
-`make bench ARGS="--load-only --load-gates 300 --load-organizations 10 --window 20"`. Only what is run in full
-writes its page.
-Exit status: 0 when it has reached its end, else 1; after Ctrl-C 130, after SIGTERM or SIGHUP 143. What it has
-started is gone afterwards in each case.
+The pages docs/benchmark.md and docs/load.md say what is measured, and how. Only a full run writes its page.
+`make bench ARGS="--gates 1 20 --window 20"` is a quick comparison, and
+`make bench ARGS="--load-only --load-gates 300 --load-organizations 10 --window 20"` a quick load test.
+
+The exit status is 0 if the run was completed, else 1. After Ctrl-C it is 130, after SIGTERM or SIGHUP 143. In
+each case all processes that were started are stopped.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from pathlib import Path
 
 from tests.benchmarks import load_report, report
 from tests.benchmarks.contenders import CONTENDERS
-from tests.benchmarks.load import Load
-from tests.benchmarks.measure import Bench
+from tests.benchmarks.load import LoadTest
+from tests.benchmarks.measure import Comparison
 from tests.real_airflow import AirflowError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +35,7 @@ LOAD_GATES, LOAD_ORGANIZATIONS = 5000, 50
 
 
 class Terminated(BaseException):
-    """SIGTERM or SIGHUP has come."""
+    """A SIGTERM or SIGHUP has come."""
 
 
 def say(text: str) -> None:
@@ -43,32 +44,36 @@ def say(text: str) -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="make bench", description="Measure the waiting gates beside others."
+        prog="make bench",
+        description="Compare waiting gates of this package with others, and measure many of them.",
     )
     parser.add_argument("--gates", type=int, nargs="+", default=GATES, help="numbers of gates (1 100 500)")
     parser.add_argument(
-        "--window", type=float, default=WINDOW, help="seconds to watch waiting gates for (60)"
+        "--window", type=float, default=WINDOW, help="seconds for which waiting gates are measured (60)"
     )
     names = [each.dag for each in CONTENDERS]
-    parser.add_argument("--only", nargs="+", choices=names, default=names, help="some of the contenders")
+    parser.add_argument("--only", nargs="+", choices=names, default=names, help="compare only these")
     parser.add_argument(
-        "--database", choices=("postgresql", "sqlite"), help="default: PostgreSQL if it is there"
+        "--database", choices=("postgresql", "sqlite"), help="default: PostgreSQL if it is installed"
     )
     parser.add_argument(
         "--load-only",
         action="store_true",
-        help="only the load, which else comes after a full run of the contenders",
+        help="run only the load test, which otherwise follows a full comparison",
     )
     parser.add_argument(
-        "--load-gates", type=int, default=LOAD_GATES, help="gates of the load, as many for each organization"
+        "--load-gates",
+        type=int,
+        default=LOAD_GATES,
+        help="gates of the load test, a multiple of the organizations",
     )
     parser.add_argument("--load-organizations", type=int, default=LOAD_ORGANIZATIONS)
     parser.add_argument(
-        "--page", action="store_true", help="measure nothing: write the pages of the last full runs again"
+        "--page", action="store_true", help="measure nothing, and write the pages of the last full runs again"
     )
     options = parser.parse_args()
     if options.load_gates % options.load_organizations:
-        parser.error("each organization has the same number of gates")
+        parser.error("--load-gates must be a multiple of --load-organizations")
     return options
 
 
@@ -81,24 +86,24 @@ def bench(options: argparse.Namespace) -> None:
 
 
 def compare(options: argparse.Namespace, full: bool) -> None:
-    kept = RESULT if full else FOLDER / "quick.json"
+    saved = RESULT if full else FOLDER / "quick.json"
     contenders = [each for each in CONTENDERS if each.dag in options.only]
-    tidy_up()
-    with Bench(FOLDER, say, window=options.window, use_postgres=use_postgres(options)) as run:
-        result = run.run(contenders, options.gates, lambda so_far: keep(kept, so_far))
-    keep(kept, result)
+    clean_folder()
+    with Comparison(FOLDER, say, window=options.window, use_postgres=use_postgres(options)) as run:
+        result = run.run(contenders, options.gates, lambda so_far: save(saved, so_far))
+    save(saved, result)
     print(report.text(result))
     if full:
-        tell(report.write(result, PAGES))
+        say_written(report.write(result, PAGES))
     else:
-        say("this was no full run: the page stays as it is")
+        say("this was not a full run: the page is unchanged")
 
 
 def load(options: argparse.Namespace) -> None:
     gates, organizations, window = options.load_gates, options.load_organizations, options.window
     full = (gates, organizations, window) == (LOAD_GATES, LOAD_ORGANIZATIONS, WINDOW)
-    tidy_up()
-    with Load(
+    clean_folder()
+    with LoadTest(
         FOLDER,
         say,
         gates=gates,
@@ -107,28 +112,28 @@ def load(options: argparse.Namespace) -> None:
         use_postgres=use_postgres(options),
     ) as run:
         result = run.run()
-    keep(LOAD_RESULT if full else FOLDER / "quick-load.json", result)
+    save(LOAD_RESULT if full else FOLDER / "quick-load.json", result)
     print(load_report.text(result))
     if full:
-        tell(load_report.write(result, PAGES))
+        say_written(load_report.write(result, PAGES))
     else:
-        say("this was no full load: its page stays as it is")
+        say("this was not a full load test: the page is unchanged")
 
 
 def use_postgres(options: argparse.Namespace) -> bool | None:
     return None if options.database is None else options.database == "postgresql"
 
 
-def tidy_up() -> None:
+def clean_folder() -> None:
     for name in ("airflow", "logs"):
         shutil.rmtree(FOLDER / name, ignore_errors=True)
 
 
-def keep(path: Path, result: report.Result) -> None:
+def save(path: Path, result: report.Result) -> None:
     path.write_text(json.dumps(result, indent=1))
 
 
-def tell(written: list[Path]) -> None:
+def say_written(written: list[Path]) -> None:
     for path in written:
         say(f"written: {path.relative_to(ROOT)}")
 
@@ -136,7 +141,7 @@ def tell(written: list[Path]) -> None:
 def write_again() -> None:
     for path, write in ((RESULT, report.write), (LOAD_RESULT, load_report.write)):
         if path.exists():
-            tell(write(json.loads(path.read_text()), PAGES))
+            say_written(write(json.loads(path.read_text()), PAGES))
 
 
 def terminate(_number: int, _frame: object) -> None:
@@ -146,7 +151,7 @@ def terminate(_number: int, _frame: object) -> None:
 def main() -> int:
     options = arguments()
     if not version("apache-airflow").startswith("3.3."):
-        say("the benchmark needs Airflow 3.3")
+        say("the benchmarks need Airflow 3.3")
         return 1
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup make bench

@@ -1,4 +1,4 @@
-"""Who takes part, and how."""
+"""The contenders of the benchmark: ways to wait for credit, and how each is set up."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ INTERVAL = 5
 class Contender:
     """One way to wait for credit.
 
-    :param dag: the id of its DAG: one gate, run once for each gate that waits.
-    :param name: for tables.
-    :param path: what it asks the server for.
-    :param setup: how it is configured.
+    :param dag: the id of its DAG, which has one gate. Each gate that waits is a run of its own.
+    :param name: in tables.
+    :param path: of its requests to the server.
+    :param setup: its configuration, in Markdown.
     """
 
     dag: str
@@ -24,7 +24,7 @@ class Contender:
 
     @property
     def ours(self) -> bool:
-        """Whether it is this package's."""
+        """Whether it is a gate of this package."""
         return self.dag.startswith("ours")
 
 
@@ -33,43 +33,45 @@ CONTENDERS = (
         "ours_classic",
         "ours, classic",
         "/v1/user/balance",
-        "`StabilityBalanceSensor(deferrable=True)`: looks once on a worker, waits in the triggerer, "
-        "ends on a worker.",
+        "`StabilityBalanceSensor(deferrable=True)`. The first look at the balance is on a worker. The task "
+        "then waits in the triggerer, and ends on a worker.",
     ),
     Contender(
         "ours_end",
         "ours, end_from_trigger",
         "/v1/user/balance",
-        "The same, and it ends in the triggerer.",
+        "The same with `end_from_trigger=True`: the task ends in the triggerer.",
     ),
     Contender(
         "ours_start_end",
         "ours, start and end_from_trigger",
         "/v1/user/balance",
-        "The same, and it starts in the triggerer, too: it never sees a worker.",
+        "The same, with `start_from_trigger=True` as well: the task also starts in the triggerer, and needs "
+        "no worker at all.",
     ),
     Contender(
         "ours_no_xcom",
         "ours, start and end, no XCom",
         "/v1/user/balance",
-        "The same with `do_xcom_push=False`: as little as the others, which hand nothing on.",
+        "The same with `do_xcom_push=False`. The two contenders below push no XCom either.",
     ),
     Contender(
         "http_sensor",
         "HttpSensor",
         "/v1/user/account",
-        "`HttpSensor(deferrable=True)`. Its trigger waits for as long as it is answered 404 and cannot "
-        "look at a balance (with `response_check` it does not defer at all, and holds its worker). So the "
-        "server answers it 404 until the top-up, which the real API does not.",
+        "`HttpSensor(deferrable=True)`. Its trigger waits while the response has status 404, and cannot look "
+        "at a balance. (With `response_check` the sensor does not defer at all, and holds its worker.) So "
+        "the server sends it status 404 until the top-up. The real API does not do that.",
     ),
     Contender(
         "http_event_trigger",
         "hand-written",
         "/v1/user/balance",
-        "A gate on `HttpEventTrigger` that does look at the balance, and starts in the triggerer "
-        "(`start_from_trigger`), as a skilled user writes it. The check stands in a module of its own, "
-        "since the trigger loads that anew at every poll; it is handed no threshold, so that another one "
-        "is another function. It ends on a worker, since the trigger fires no event that ends a task. "
-        "After ten failures in a row, less than a minute of an outage, it fails.",
+        "A gate on Airflow's `HttpEventTrigger`, as an experienced user would write it. It looks at the "
+        "balance, and starts in the triggerer (`start_from_trigger`). Its check is in a module of its own, "
+        "because the trigger reloads that module at every poll. The check gets no threshold as an argument, "
+        "so each threshold needs a function of its own. The task ends on a worker, because the trigger fires "
+        "no event that ends a task. It fails after ten failed polls in a row, less than a minute of an "
+        "outage.",
     ),
 )

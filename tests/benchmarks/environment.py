@@ -1,4 +1,4 @@
-"""What both benchmarks stand on: a real Airflow, its database, and a server that counts."""
+"""The environment of both benchmarks: a real Airflow, its database, and a simulator that counts requests."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from tests.servers import PostgreSQL
 
 HERE = Path(__file__).resolve().parent
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-TOO_LITTLE, ENOUGH = 1.0, 50.0
-#: Seconds between two looks at the database, and so how exact the times of opening and ending are.
+LOW_BALANCE, HIGH_BALANCE = 1.0, 50.0
+#: Seconds between two queries of the database. The times of opening and ending are as exact as this.
 LOOK_EVERY = 0.2
-#: Seconds that gates may take to defer, or to end: 500 of them are a thousand starts of a worker process.
-PATIENCE = 3600
+#: Seconds that gates get to defer, or to end. For 500 gates a thousand worker processes start.
+GATES_TIMEOUT = 3600
 
 SETTINGS: dict[str, object] = {
-    # Most of a worker's second is waiting for others: more at a time than there are cores.
+    # A worker mostly waits for other processes, so more of them run than there are cores.
     "core__parallelism": 4 * CORES,
     "core__dags_are_paused_at_creation": False,
     "core__plugins_folder": HERE / "plugins",
     "core__simple_auth_manager_all_admins": True,
-    # Each gate is a DAG run: none may wait for its turn.
+    # Each gate is a DAG run. No run may wait for another one.
     "core__max_active_runs_per_dag": 10_000,
     "scheduler__max_dagruns_per_loop_to_schedule": 100,
 }
@@ -43,11 +43,11 @@ SETTINGS: dict[str, object] = {
 
 @dataclass
 class Usage:
-    """What processes have used up to now."""
+    """The resources that processes have used up to a moment."""
 
     at: float
     cpu: float  # seconds, user and system
-    memory: float  # MB that nobody else has a share in
+    memory: float  # MB, not shared with other processes (USS)
     processes: int
 
     @classmethod
@@ -61,19 +61,19 @@ class Usage:
         )
 
     def cpu_per_minute(self, before: Usage) -> float:
-        """Return the CPU seconds a minute since they had used that."""
+        """Return the CPU seconds a minute since an earlier moment."""
         return (self.cpu - before.cpu) / (self.at - before.at) * 60
 
 
-class Stage:
-    """Airflow, its database and the server. Enter it; what it has started is gone when it is left.
+class Environment:
+    """Airflow, its database and the server, from the start to the end of a ``with`` block.
 
     :param folder: for Airflow's home and logs.
-    :param say: is told of progress.
+    :param say: called with each line of progress.
     :param dags: the folder of the DAGs.
-    :param count: how many those are.
-    :param window: seconds for which waiting gates are watched.
-    :param settings: of Airflow, besides those that all benchmarks have.
+    :param count: the number of DAGs.
+    :param window: seconds for which waiting gates are measured.
+    :param settings: Airflow's settings, in addition to those of all benchmarks.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Stage:
         self._settings = {**SETTINGS, **settings}
         programs = None if use_postgres is False else PostgreSQL.installed()
         if use_postgres and programs is None:
-            raise OSError("There is no PostgreSQL here, or nobody but root to run it.")
+            raise OSError("PostgreSQL is not installed, or only root could run it.")
         self.postgres = programs
         self._stack = ExitStack()
         self._session = requests.Session()
@@ -102,15 +102,16 @@ class Stage:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            # No limit: the real API's, 150 requests in 10 seconds, would lock the rivals out from 75 gates.
+            # No rate limit. The real one, 150 requests in 10 seconds, would lock out the other contenders
+            # from 75 gates on.
             self.server = stack.enter_context(
-                StabilitySimulator(credits=TOO_LITTLE, rate_limit=RateLimit(requests=10**9))
+                StabilitySimulator(credits=LOW_BALANCE, rate_limit=RateLimit(requests=10**9))
             )
             server = stack.enter_context(PostgreSQL(self.postgres)) if self.postgres else None
             database = server.url if server else None
             self.airflow = RealAirflow(self.folder, self._dags, database=database, settings=self._settings)
             stack.callback(self.airflow.end)
-            stack.callback(_ignore_signals)  # tidying up is not interrupted by a second Ctrl-C
+            stack.callback(_ignore_signals)  # a second Ctrl-C must not interrupt the clean-up
             self._start_airflow()
             self._stack = stack.pop_all()
         return self
@@ -121,7 +122,7 @@ class Stage:
     # Airflow
 
     def _start_airflow(self) -> None:
-        self.say(f"making Airflow's database ({'PostgreSQL' if self.postgres else 'SQLite'})")
+        self.say(f"creating Airflow's database ({'PostgreSQL' if self.postgres else 'SQLite'})")
         self.airflow.run("db", "migrate")
         key, url = self.server.api_key, self.server.url
         self.airflow.connect(
@@ -132,30 +133,30 @@ class Stage:
         )
         self.say("starting Airflow")
         self.airflow.start()
-        self.airflow.wait_for("Airflow is well", self.airflow.healthy)
-        # For as long as this Airflow lives, on loopback, everyone is its administrator.
+        self.airflow.wait_for("Airflow is healthy", self.airflow.healthy)
+        # Everybody is an administrator of this Airflow, which listens on loopback only.
         self._session.headers["Authorization"] = f"Bearer {self.airflow.token()}"
-        self.airflow.wait_for("The DAGs are there", self._dags_there)
+        self.airflow.wait_for("The DAGs are loaded", self._dags_loaded)
 
-    def _dags_there(self) -> bool:
+    def _dags_loaded(self) -> bool:
         errors = self.airflow.query("SELECT filename, stacktrace FROM import_error")
         if errors:
             raise AirflowError(f"{errors[0][0]} cannot be loaded: {errors[0][1]}")
         return self.airflow.query("SELECT count(*) FROM dag")[0][0] == self._count
 
-    def _wait_until_triggerer_rests(self) -> None:
-        # It loads most of itself in a process of its own, after it has said that it is there.
+    def _wait_until_triggerer_is_idle(self) -> None:
+        # The triggerer reports that it is healthy before its child process has loaded most of its modules.
         quiet, give_up = 0, time.monotonic() + 120
         while quiet < 3:
-            before_it = self._usage()
+            before = self._usage()
             self._sleep(1)
             after = self._usage()
-            quiet = quiet + 1 if after.processes > 1 and after.cpu - before_it.cpu < 0.2 else 0
+            quiet = quiet + 1 if after.processes > 1 and after.cpu - before.cpu < 0.2 else 0
             if time.monotonic() > give_up:
-                raise AirflowError("the triggerer does not come to rest")
+                raise AirflowError("the triggerer does not become idle")
 
     def _triggerer(self) -> list[psutil.Process]:
-        """Return its processes: the one that asks the database comes first."""
+        """Return the triggerer's processes. The one that queries the database comes first."""
         process = self.airflow.process("triggerer")
         return [process, *process.children(recursive=True)]
 
@@ -177,24 +178,24 @@ class Stage:
     # Gates
 
     def _start_run(self, dag: str, run: str, conf: Mapping[str, str] = {}) -> None:
-        answer = self._session.post(
+        response = self._session.post(
             f"{self.airflow.url}/api/v2/dags/{dag}/dagRuns",
             json={"dag_run_id": run, "logical_date": None, "conf": dict(conf)},
             timeout=60,
         )
-        answer.raise_for_status()
+        response.raise_for_status()
 
     def _states(self, runs: str) -> dict[str, int]:
-        """Return how many tasks of the runs whose ids begin so are in which state."""
+        """Return the number of tasks in each state, of the runs whose ids begin with this text."""
         rows = self.airflow.query(
             "SELECT state, count(*) FROM task_instance WHERE run_id LIKE :runs GROUP BY state",
             runs=f"{runs}%",
         )
         return {state or "none": number for state, number in rows}
 
-    def _wait_until(self, runs: str, there: Callable[[dict[str, int]], bool]) -> None:
-        give_up = time.monotonic() + PATIENCE
-        while not there(states := self._states(runs)):
+    def _wait_until(self, runs: str, reached: Callable[[dict[str, int]], bool]) -> None:
+        give_up = time.monotonic() + GATES_TIMEOUT
+        while not reached(states := self._states(runs)):
             self.airflow.check()
             wrong = set(states) & {"failed", "skipped", "up_for_retry", "upstream_failed"}
             if wrong or time.monotonic() > give_up:

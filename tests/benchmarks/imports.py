@@ -1,4 +1,4 @@
-"""What importing a sensor costs the DAG file that does it, beyond Airflow's own base sensor."""
+"""The cost of importing a sensor into a DAG file, without the cost of Airflow's own base sensor."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 SENSORS = {
     "ours": "from airflow_stability.sensors.stability import StabilityBalanceSensor",
     "http_sensor": "from airflow.providers.http.sensors.http import HttpSensor",
-    # It names its trigger as a string, and needs nothing else.
+    # The hand-written gate names its trigger as a string, and needs nothing else.
     "http_event_trigger": "from airflow.triggers.base import StartTriggerArgs",
 }
-#: What a DAG file must not load for our sensor. (Airflow itself loads some of it: then it is not for ours.)
+#: Modules that our sensor must not load into a DAG file. What Airflow itself has loaded does not count.
 TOO_HEAVY = ("requests", "tenacity", "airflow_stability.client.models")
 
 SCRIPT = """
@@ -29,10 +29,12 @@ print(json.dumps({{"seconds": took, "modules": sorted(set(sys.modules) - before)
 
 
 def measure(environment: Mapping[str, str], *, rounds: int) -> dict[str, dict[str, Any]]:
-    """Return seconds (the median), modules and their names for each sensor.
+    """Return the median time in seconds, and the modules, for each sensor.
 
-    :param environment: an Airflow's. Each import has a process of its own; they take turns, so that what
-        else the machine does hits all alike.
+    Each import runs in a process of its own. The sensors take turns, so that other load on the machine
+    affects all of them alike.
+
+    :param environment: the environment variables of an Airflow.
     """
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in SENSORS}
     for _ in range(rounds + 1):
@@ -42,7 +44,7 @@ def measure(environment: Mapping[str, str], *, rounds: int) -> dict[str, dict[st
             runs[name].append(json.loads(done.stdout.splitlines()[-1]))
     return {
         name: {
-            # The first round fills the system's file cache.
+            # Without the first round, which fills the system's file cache.
             "seconds": statistics.median(run["seconds"] for run in each[1:]),
             "modules": len(each[-1]["modules"]),
             "names": each[-1]["modules"],

@@ -1,4 +1,4 @@
-"""Thousands of gates on one triggerer: what each costs, and whether they hold up its event loop."""
+"""The load test: what thousands of gates on one triggerer cost, and whether they block its event loop."""
 
 from __future__ import annotations
 
@@ -10,24 +10,34 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.contenders import INTERVAL
-from tests.benchmarks.environment import ENOUGH, HERE, PATIENCE, TOO_LITTLE, Stage, Usage, machine
+from tests.benchmarks.environment import (
+    GATES_TIMEOUT,
+    HERE,
+    HIGH_BALANCE,
+    LOW_BALANCE,
+    Environment,
+    Usage,
+    machine,
+)
 from tests.benchmarks.plugins.loop_watch import FILE
 from tests.real_airflow import AirflowError
 
-#: One gate in so many defers from a worker; the others start in the triggerer.
+#: One gate in so many defers from a worker. The others start in the triggerer.
 CLASSIC_EVERY = 10
-#: Seconds from which on a round of the event loop counts as blocked.
+#: Seconds from which a round of the event loop counts as blocked.
 BLOCKED = 0.1
 PHASES = ("first gate", "loading", "waiting", "opening")
 
 
-class Load(Stage):
-    """Gates on one triggerer, one connection and many organizations. Enter it, ``run`` it.
+class LoadTest(Environment):
+    """Gates on one triggerer, with one connection and many organizations.
+
+    Call ``run`` within its ``with`` block.
 
     :param folder: for Airflow's home and logs.
-    :param say: is told of progress.
-    :param gates: how many, the same number for each organization.
-    :param window: seconds for which waiting gates are watched.
+    :param say: called with each line of progress.
+    :param gates: the number of gates, a multiple of the number of organizations.
+    :param window: seconds for which waiting gates are measured.
     """
 
     def __init__(
@@ -49,7 +59,7 @@ class Load(Stage):
             use_postgres=use_postgres,
             settings={
                 "triggerer__capacity": gates,
-                # Some hundred workers start while all else starts, too: none gives up on Airflow's own API.
+                # Hundreds of workers start at the same time. They must not give up on Airflow's own API.
                 "workers__execution_api_timeout": 60,
             },
         )
@@ -58,9 +68,9 @@ class Load(Stage):
         self._rounds_file = folder / "rounds.jsonl"
 
     def run(self) -> dict[str, Any]:
-        """Measure all of it.
+        """Measure everything.
 
-        :raises AirflowError: something did not go as it should.
+        :raises AirflowError: a gate or a process of Airflow failed.
         """
         result: dict[str, Any] = {
             "began": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -70,26 +80,26 @@ class Load(Stage):
             "gates": self.gates,
             "organizations": self.organizations,
         }
-        self._wait_until_triggerer_rests()
+        self._wait_until_triggerer_is_idle()
         phases = {"first gate": time.monotonic()}
         self._warm_up()
         self.say(f"the triggerer without gates, {self.window:g} s")
-        idle = self._watch_each()
-        memory_before = self._each()
+        idle = self._cpu_by_process()
+        memory_before = self._usage_by_process()
 
         self.say(f"starting {self.gates} gates")
         phases["loading"] = time.monotonic()
-        runs = self._begin(result)
+        runs = self._start_gates(result)
         self.say(f"all gates wait after {time.monotonic() - phases['loading']:.0f} s")
         self._sleep(3 * INTERVAL)
 
         phases["waiting"] = time.monotonic()
         self.server.clear_requests()
-        busy = self._watch_each()
+        busy = self._cpu_by_process()
         asked = [record for record in self.server.requests if record.monotonic >= phases["waiting"]]
-        memory = self._each()
+        memory = self._usage_by_process()
         if self._states(runs) != {"deferred": self.gates}:
-            raise AirflowError("not all gates went on waiting")
+            raise AirflowError("not all gates kept waiting")
         result["requests_per_interval"] = len(asked) / self.window * INTERVAL
         result["idle_cpu_per_minute"] = sum(idle)
         result["cpu_per_minute"] = {
@@ -103,13 +113,13 @@ class Load(Stage):
 
         phases["opening"] = time.monotonic()
         for organization in range(self.organizations):
-            self.server.set_credits(ENOUGH + 2 * self.gates, f"org-{organization}")
+            self.server.set_credits(HIGH_BALANCE + 2 * self.gates, f"org-{organization}")
         self._wait_until(runs, lambda states: states.get("deferred", 0) < self.gates)
         result["seconds_to_first_open"] = time.monotonic() - phases["opening"]
         self._wait_until(runs, lambda states: states.get("success", 0) == self.gates)
         result["seconds_to_last_open"] = time.monotonic() - phases["opening"]
-        result["seconds_to_last_look"] = self._last_look(phases["opening"]) - phases["opening"]
-        self._sleep(1)  # until the last rounds are written down
+        result["seconds_to_last_look"] = self._time_of_last_look(phases["opening"]) - phases["opening"]
+        self._sleep(1)  # until the last rounds are in the file
         result["rounds"] = self._rounds(phases)
         result["minutes"] = (datetime.now(UTC) - datetime.fromisoformat(result["began"])).total_seconds() / 60
         return result
@@ -119,22 +129,24 @@ class Load(Stage):
         self.airflow.environment[FILE] = str(self._rounds_file)
         self.airflow.environment["BENCH_ORGANIZATIONS"] = str(self.organizations)
         for number in range(self.organizations):
-            self.server.add_organization(f"org-{number}", credits=TOO_LITTLE, accounts=["user-1"])
+            self.server.add_organization(f"org-{number}", credits=LOW_BALANCE, accounts=["user-1"])
         super()._start_airflow()
 
     def _warm_up(self) -> None:
-        """Have the loop watched, and a first gate opened: with it the triggerer loads 200 MB of Airflow."""
-        self.server.set_credits(ENOUGH, "org-0")
+        """Start to watch the loop, and run a first gate, with which the triggerer loads 200 MB of Airflow."""
+        self.server.set_credits(HIGH_BALANCE, "org-0")
         for dag in ("watch_the_loop", "gate_0"):
             self._start_run(dag, run := f"warm-up-{dag}")
             self._wait_until(run, lambda states: states.get("success", 0) == 1)
-        self.server.set_credits(TOO_LITTLE, "org-0")
+        self.server.set_credits(LOW_BALANCE, "org-0")
         self._sleep(2 * INTERVAL)
 
-    def _begin(self, result: dict[str, Any]) -> str:
-        """Start the gates, and return what their runs' ids begin with, once all wait in the triggerer.
+    def _start_gates(self, result: dict[str, Any]) -> str:
+        """Start the gates, and return once all of them wait in the triggerer.
 
-        Those that defer from a worker come first: they take as long for each as the machine has cores.
+        The gates that defer from a worker come first. The number of cores limits how fast these start.
+
+        :returns: the text that the ids of their runs begin with.
         """
         runs = "load-"
         gates = range(self.gates)
@@ -160,33 +172,35 @@ class Load(Stage):
     def _wait_until_in_triggerer(self, runs: str, gates: int) -> None:
         self._wait_until(runs, lambda states: states.get("deferred", 0) == gates)
         self.airflow.wait_for(
-            "The triggerer has all gates", lambda: self._triggers() == gates, seconds=PATIENCE
+            "The triggerer has all gates", lambda: self._triggers() == gates, seconds=GATES_TIMEOUT
         )
 
-    def _last_look(self, topped_up: float) -> float:
-        """Return when the last of the organizations was looked at first after the top-up."""
+    def _time_of_last_look(self, topped_up: float) -> float:
+        """Return when every organization had been looked at since the top-up."""
         first: dict[str | None, float] = {}
         for record in self.server.requests:
             if record.monotonic > topped_up:
                 first.setdefault(record.organization, record.monotonic)
         if len(first) < self.organizations:
-            raise AirflowError("not each organization was looked at")
+            raise AirflowError("not every organization was looked at")
         return max(first.values())
 
-    def _each(self) -> tuple[Usage, Usage]:
-        """Return what the process that asks the database has used, and that of the event loop."""
+    def _usage_by_process(self) -> tuple[Usage, Usage]:
+        """Return the usage of the process that queries the database, and of the one with the event loop."""
         first, *others = self._triggerer()
         return Usage.of(first), Usage.of(*others)
 
-    def _watch_each(self) -> tuple[float, float]:
-        """Return the CPU seconds a minute of each during the next window."""
-        before = self._each()
+    def _cpu_by_process(self) -> tuple[float, float]:
+        """Return the CPU seconds a minute of both processes during the next window."""
+        before = self._usage_by_process()
         self._sleep(self.window)
-        database, loop = (now.cpu_per_minute(then) for then, now in zip(before, self._each(), strict=True))
+        database, loop = (
+            now.cpu_per_minute(then) for then, now in zip(before, self._usage_by_process(), strict=True)
+        )
         return database, loop
 
     def _rounds(self, phases: dict[str, float]) -> dict[str, Any]:
-        """Return for each phase how many rounds of the loop were long, the longest, and the one most ours."""
+        """Return for each phase the number of long rounds, the longest, and the one with most of our code."""
         rounds = [json.loads(line) for line in self._rounds_file.read_text().splitlines()]
         ends = [*list(phases.values())[1:], time.monotonic()]
         found: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""What was measured of the load, as a table for the terminal and as a page."""
+"""The report of the load test: tables for the terminal, and a page."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def _targets(result: Result) -> str:
         ["", "goal", "measured", ""],
         [
             f"requests per interval of {INTERVAL} s",
-            f"{wanted}: one per organization",
+            f"{wanted}: one for each organization",
             f"{asked:.1f}",
-            # From call to call it is a little more than the interval. Far fewer are missed looks.
+            # A bit more than the interval passes between two requests. Far fewer are missed looks.
             "met" if abs(asked - wanted) <= 0.05 * wanted else f"missed by {abs(asked - wanted):.1f}",
         ],
         [
-            "event loop blocked by us, in one round of the loop",
-            f"never over {BLOCKED * 1000:.0f} ms",
-            _ms(ours) if ours else "not once long enough to be noted",
+            "longest block of the event loop by our code, in one round",
+            f"at most {BLOCKED * 1000:.0f} ms",
+            _ms(ours) if ours else "never long enough to be recorded",
             "met" if ours <= BLOCKED else f"missed by {_ms(ours - BLOCKED)}",
         ],
     ]
@@ -52,7 +52,7 @@ def _figures(result: Result) -> str:
     rows = [["", ""]]
     rows += [
         [
-            f"start to all waiting, the {loaded[kind]['gates']} gates that {name}",
+            f"start to all waiting, for the {loaded[kind]['gates']} gates that {name}",
             f"{loaded[kind]['seconds']:.0f} s",
         ]
         for kind, name in names.items()
@@ -60,13 +60,13 @@ def _figures(result: Result) -> str:
     rows += [
         ["memory per waiting gate", f"{sum(memory.values()):.0f} kB"],
         ["- of which in the process of the event loop", f"{memory['loop']:.0f} kB"],
-        ["- of which in the process that asks the database", f"{memory['database']:.0f} kB"],
-        ["triggerer CPU a minute while all wait, over its idle", f"{sum(cpu.values()):.1f} s"],
+        ["- of which in the process that queries the database", f"{memory['database']:.0f} kB"],
+        ["triggerer CPU a minute while all gates wait, above idle", f"{sum(cpu.values()):.1f} s"],
         ["- of which in the process of the event loop", f"{cpu['loop']:.1f} s"],
-        ["- of which in the process that asks the database", f"{cpu['database']:.1f} s"],
-        ["top-up to first gate open", f"{result['seconds_to_first_open']:.1f} s"],
-        ["top-up to the first look at the last organization", f"{result['seconds_to_last_look']:.1f} s"],
-        ["top-up to last gate open, and its task ended", f"{result['seconds_to_last_open']:.1f} s"],
+        ["- of which in the process that queries the database", f"{cpu['database']:.1f} s"],
+        ["top-up until the first gate is open", f"{result['seconds_to_first_open']:.1f} s"],
+        ["top-up until every organization was looked at", f"{result['seconds_to_last_look']:.1f} s"],
+        ["top-up until the last gate is open and its task ended", f"{result['seconds_to_last_open']:.1f} s"],
     ]
     return table(rows)
 
@@ -76,12 +76,12 @@ def _rounds(result: Result) -> str:
         [
             "",
             f"rounds over {BLOCKED * 1000:.0f} ms",
-            "the longest",
-            "CPU in it",
-            "collecting garbage",
-            "ours",
-            "what ran in it most",
-            "most of ours in any round",
+            "longest round",
+            "its CPU time",
+            "its garbage collection",
+            "its time in our code",
+            "code that ran most in it",
+            "most time in our code, any round",
         ]
     ]
     for phase in PHASES:
@@ -111,11 +111,11 @@ def _ms(seconds: float) -> str:
 def _page(result: Result) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     gates, organizations = result["gates"], result["organizations"]
-    each, settles = gates // organizations, 3 * INTERVAL
+    each, loading_margin = gates // organizations, 3 * INTERVAL
     return f"""# Load: {gates} gates on one triggerer
 
-Written by `make bench`, after [the benchmark](benchmark.md), or by `make bench ARGS=--load-only`, in
-{result["minutes"]:.0f} minutes then.
+`make bench` has written this page, after [the benchmark](benchmark.md). `make bench ARGS=--load-only`
+writes only this page. The load test took {result["minutes"]:.0f} minutes.
 
 {result["began"][:10]}, {result["machine"]}.
 {versions}.
@@ -126,42 +126,43 @@ Written by `make bench`, after [the benchmark](benchmark.md), or by `make bench 
 
 {_figures(result)}
 
-A gate that opens is an XCom and an event. The triggerer writes them to Airflow's database one after
-another, which is what the last gate waits for: see [the benchmark](benchmark.md).
+Each gate that opens has an XCom and an event. The triggerer writes them to Airflow's database one after
+another. The last gate waits for all of them: see [the benchmark](benchmark.md).
 
 ## The event loop
 
-What the loop did in one round, while everything else in it waited:
+While one round of the event loop runs, everything else in the loop waits. The rounds took this long:
 
 {_rounds(result)}
 
-- A round is what the loop does between two looks at its sockets and clocks. Each of them is timed where it
-  begins and ends, in the loop itself; those under 20 ms are not noted.
-- Ours is the time in which a frame of this package is on the loop's stack, whatever it has called, added
-  up over the round. It is sampled: every 10 ms of a round a signal has the loop's thread look at its
-  own stack, as soon as what runs in C has ended. So each sample stands for all the time since the one
-  before, and half a sample at either end may be counted wrongly.
-- Collections of garbage are counted apart. They stop all threads of the process, and come in the code that
-  happens to make one object too many.
-- A round with less CPU than it is long has waited: for another thread with the global lock, such as one
-  that makes a call, for a core that another process has, or for a lock or a socket.
-- The first gate opens before all others start: with it the triggerer loads what it needs for any. Loading
-  lasts from the start of the others until {settles} s after the last one waits, opening from the top-up
-  until all tasks have ended.
+- A round is what the loop does between two looks at its sockets and timers. Each round is timed in the loop
+  itself, at its beginning and its end. Rounds under 20 ms are not recorded.
+- The time in our code is the time in which a function of this package is on the loop's stack, even if it
+  has called other code. It is the sum over the round, and it is sampled: every 10 ms of a round, a signal
+  makes the loop's thread read its own stack, as soon as running C code has returned. Each sample stands for
+  all the time since the sample before. So half a sample at either end may be wrong.
+- The time of garbage collections is not part of the time in our code. A collection stops all threads of the
+  process. It starts in whatever code happens to create one object too many.
+- A round whose CPU time is less than its length has waited. It may have waited for another thread that held
+  the global lock, such as one that sends a request, for a core that another process used, or for a lock or a
+  socket.
+- "First gate" is one gate that opens before all others start, because the triggerer loads with it what it
+  needs for any gate. "Loading" lasts from the start of the other gates until {loading_margin} s after the
+  last one waits. "Opening" lasts from the top-up until all tasks have ended.
 
 ## How it is measured
 
-- One Airflow (scheduler, dag-processor, api-server, one triggerer, LocalExecutor, compiled modules), its
-  database and the server on one machine, as in [the benchmark](benchmark.md). The triggerer has a capacity
-  of {gates} gates. All other settings that concern it are Airflow's defaults.
-- {gates} gates on one connection, {each} for each of {organizations} organizations, each in a DAG run of
-  its own, look every {INTERVAL} s. All end in the triggerer (`end_from_trigger`) and push their XCom. One
-  in ten is deferred by a worker, the others start in the triggerer (`start_from_trigger`). Those of every
-  second organization that start there are paced (`expected_credits`).
-- Requests, CPU (user and system) and memory (USS) are those of {result["window"]:.0f} s in which all gates
-  wait. CPU and memory are those of the triggerer's two processes, less those of the same triggerer without
-  gates (CPU: {result["idle_cpu_per_minute"]:.2f} s a minute), after a first one. The loop is watched all
-  the time, with and without gates.
-- The top-up of all organizations comes at once, at any time between their polls. A gate is open when its
-  state is no longer `deferred`; the database is asked every 0.2 s.
+- Airflow, its database and the server run on one machine, as in [the benchmark](benchmark.md). The
+  triggerer has a capacity of {gates} gates. All its other settings are Airflow's defaults.
+- {gates} gates use one connection: {each} gates for each of {organizations} organizations. Each gate runs
+  in a DAG run of its own, and looks at the balance every {INTERVAL} s. All gates end in the triggerer
+  (`end_from_trigger`), and push their XCom. One gate in ten is deferred by a worker. The others start in
+  the triggerer (`start_from_trigger`). Of these, the gates of every second organization are paced
+  (`expected_credits`).
+- Requests, CPU time (user and system) and memory (USS) are measured during {result["window"]:.0f} s in
+  which all gates wait. CPU time and memory are those of the triggerer's two processes, minus those of the
+  same triggerer without gates (CPU: {result["idle_cpu_per_minute"]:.2f} s a minute), after a first gate.
+  The loop is watched all the time, with and without gates.
+- All organizations are topped up at once, at any time between their polls. A gate is open when its state is
+  no longer `deferred`. The database is queried every 0.2 s.
 """

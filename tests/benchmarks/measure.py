@@ -1,4 +1,4 @@
-"""Runs the contenders on a real Airflow against one counting server, and returns what was measured."""
+"""The comparison of the contenders, on a real Airflow against one server that counts requests."""
 
 from __future__ import annotations
 
@@ -12,13 +12,21 @@ from typing import Any
 from airflow_stability.simulator import Fault
 from tests.benchmarks import imports
 from tests.benchmarks.contenders import CONTENDERS, INTERVAL, Contender
-from tests.benchmarks.environment import ENOUGH, HERE, PATIENCE, SETTINGS, TOO_LITTLE, Stage, machine
+from tests.benchmarks.environment import (
+    GATES_TIMEOUT,
+    HERE,
+    HIGH_BALANCE,
+    LOW_BALANCE,
+    SETTINGS,
+    Environment,
+    machine,
+)
 from tests.real_airflow import AirflowError
 
 
 @dataclass
 class Measured:
-    """One contender with one number of gates."""
+    """The figures of one contender with one number of gates."""
 
     dag: str
     gates: int
@@ -31,12 +39,12 @@ class Measured:
     worker_starts_per_gate: float
 
 
-class Bench(Stage):
-    """The contenders, side by side. Enter it, ``run`` it.
+class Comparison(Environment):
+    """A comparison of the contenders. Call ``run`` within its ``with`` block.
 
     :param folder: for Airflow's home and logs.
-    :param say: is told of progress.
-    :param window: seconds for which waiting gates are watched.
+    :param say: called with each line of progress.
+    :param window: seconds for which waiting gates are measured.
     """
 
     def __init__(
@@ -51,12 +59,12 @@ class Bench(Stage):
         self,
         contenders: Sequence[Contender],
         gates: Sequence[int],
-        keep: Callable[[dict[str, Any]], None],
+        save: Callable[[dict[str, Any]], None],
     ) -> dict[str, Any]:
-        """Measure all of it.
+        """Measure everything.
 
-        :param keep: is handed what there is after each measurement, since all of them take an hour.
-        :raises AirflowError: something did not go as it should.
+        :param save: called with the result so far after each measurement, since all of them take an hour.
+        :raises AirflowError: a gate or a process of Airflow failed.
         """
         result: dict[str, Any] = {
             "began": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -77,22 +85,22 @@ class Bench(Stage):
             for contender in contenders:
                 measured = self._measure(contender, count, idle)
                 result["measured"].append(asdict(measured))
-                keep(result)
+                save(result)
         result["minutes"] = (datetime.now(UTC) - datetime.fromisoformat(result["began"])).total_seconds() / 60
         return result
 
     def _new_triggerer(self, contender: Contender) -> None:
-        """Start the triggerer anew, so that it has nothing left of the contender before.
+        """Restart the triggerer, so that nothing of the contender before is left in it.
 
-        Let it have one gate at once: with its first trigger it loads 200 MB of Airflow.
+        Run one gate at once, because the triggerer loads 200 MB of Airflow with its first trigger.
         """
         sql = "SELECT max(id) FROM job WHERE job_type = 'TriggererJob'"
         before = self.airflow.query(sql)[0][0]
         self.airflow.kill("triggerer")
         self.airflow.start("triggerer")
         self.airflow.wait_for("A new triggerer", lambda: self.airflow.query(sql)[0][0] != before)
-        self._wait_until_triggerer_rests()
-        runs = self._begin(contender, 1)
+        self._wait_until_triggerer_is_idle()
+        runs = self._start_gates(contender, 1)
         self._top_up()
         self._wait_until(runs, lambda states: states.get("success", 0) == 1)
         self._sleep(INTERVAL)
@@ -104,17 +112,17 @@ class Bench(Stage):
         self._new_triggerer(contender)
         memory_before = self._usage().memory
         started = time.monotonic()
-        runs = self._begin(contender, count)
+        runs = self._start_gates(contender, count)
         to_all_waiting = time.monotonic() - started
         self._sleep(2 * INTERVAL)
 
         self.server.clear_requests()
         watched_from = time.monotonic()
         cpu = self._watch() - idle
-        asked = self._asked(contender, watched_from, time.monotonic())
+        asked = self._count_requests(contender, watched_from, time.monotonic())
         memory = self._usage().memory - memory_before
         if self._states(runs) != {"deferred": count}:
-            raise AirflowError(f"{contender.name}: not all gates went on waiting")
+            raise AirflowError(f"{contender.name}: not all gates kept waiting")
 
         topped_up = self._top_up()
         self._wait_until(runs, lambda states: "deferred" not in states)
@@ -132,7 +140,7 @@ class Bench(Stage):
             seconds_to_all_ended=to_all_ended,
             worker_starts_per_gate=self._worker_starts(runs) / count,
         )
-        self._wait_until_scheduler_is_done(contender)
+        self._wait_until_runs_have_ended(contender)
         self.say(
             f"{contender.name}, {count} gates, {time.monotonic() - began:.0f} s: "
             f"{measured.requests_per_minute:.0f} requests a minute, {cpu:.2f} s CPU a minute, "
@@ -141,9 +149,12 @@ class Bench(Stage):
         )
         return measured
 
-    def _begin(self, contender: Contender, count: int) -> str:
-        """Start gates, and return what their runs' ids begin with, once all of them wait in the triggerer."""
-        self.server.set_credits(TOO_LITTLE)
+    def _start_gates(self, contender: Contender, count: int) -> str:
+        """Start gates, and return once all of them wait in the triggerer.
+
+        :returns: the text that the ids of their runs begin with.
+        """
+        self.server.set_credits(LOW_BALANCE)
         self.server.clear_faults()
         self.server.inject(Fault.status(404), path="/v1/user/account")
         runs = f"{contender.dag}-{count}-gates-{time.time():.0f}-"
@@ -154,27 +165,27 @@ class Bench(Stage):
         return runs
 
     def _top_up(self) -> float:
-        """Top up just after a poll, the worst moment: luck shall have no part in how soon it is seen."""
+        """Top up right after a poll. At this worst moment the result does not depend on luck."""
         seen = len(self.server.requests)
         self.airflow.wait_for("A poll", lambda: any(record.status for record in self.server.requests[seen:]))
-        self.server.set_credits(ENOUGH)
+        self.server.set_credits(HIGH_BALANCE)
         self.server.clear_faults()
         return time.monotonic()
 
-    def _asked(self, contender: Contender, after: float, before: float) -> int:
+    def _count_requests(self, contender: Contender, after: float, before: float) -> int:
         return sum(
             record.path == contender.path and after < record.monotonic < before
             for record in self.server.requests
         )
 
     def _worker_starts(self, runs: str) -> int:
-        """Count the starts: each process of a task says `running` to Airflow first, which writes it down."""
+        """Count the worker processes. Each reports `running` at first, which Airflow writes into a table."""
         [(count,)] = self.airflow.query(
             "SELECT count(*) FROM log WHERE event = 'running' AND run_id LIKE :runs", runs=f"{runs}%"
         )
         return int(count)
 
-    def _wait_until_scheduler_is_done(self, contender: Contender) -> None:
+    def _wait_until_runs_have_ended(self, contender: Contender) -> None:
         self.airflow.wait_for(
             "The runs have ended",
             lambda: (
@@ -183,5 +194,5 @@ class Bench(Stage):
                     dag=contender.dag,
                 )
             ),
-            seconds=PATIENCE,
+            seconds=GATES_TIMEOUT,
         )

@@ -1,4 +1,4 @@
-"""The plot: how each contender grows with the number of gates."""
+"""The plot of each contender's figures against the number of gates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, ScalarForma
 from tests.benchmarks.contenders import CONTENDERS
 from tests.benchmarks.report import MEASURES
 
-#: Told apart on white and on black, and by those who do not see red and green alike.
+#: Colours that can be told apart on white and on black, and with red-green colour blindness.
 STYLES = {
     "ours_classic": ("#2b83ba", "o", "-"),
     "ours_end": ("#2b83ba", "s", "--"),
@@ -24,12 +24,12 @@ STYLES = {
     "http_event_trigger": ("#b2559b", "s", "--"),
 }
 GREY = "#808080"
-#: Where a logarithmic axis ends below: less is drawn there.
+#: The lower ends of logarithmic axes. Smaller figures are drawn there.
 FLOORS = {"triggerer_cpu_per_minute": 0.1, "triggerer_memory": 1.0}
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Draw it as SVG, without a background, so that it can be read on light and dark pages."""
+    """Draw an SVG without a background, which can be read on light and dark pages."""
     plt.rcParams.update(
         {
             "svg.hashsalt": "benchmark",  # the same figures make the same file

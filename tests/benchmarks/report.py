@@ -1,4 +1,4 @@
-"""What was measured, as a table for the terminal and as a page with a plot."""
+"""The report of the comparison: tables for the terminal, and a page with a plot."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Result = dict[str, Any]
 
 NAMES = {each.dag: each.name for each in CONTENDERS}
 OURS = [each.dag for each in CONTENDERS if each.ours]
-RIVALS = [each.dag for each in CONTENDERS if not each.ours]
+OTHERS = [each.dag for each in CONTENDERS if not each.ours]
 
-#: What is measured of waiting gates: the field, what it is called, and how it is written.
+#: The measures of waiting gates: the field, its name, and its format.
 MEASURES: dict[str, tuple[str, Callable[[float], str]]] = {
     "requests_per_minute": ("requests a minute", "{:.0f}".format),
     "worker_starts_per_gate": ("worker starts a gate", "{:.3g}".format),
@@ -26,22 +26,23 @@ MEASURES: dict[str, tuple[str, Callable[[float], str]]] = {
     "seconds_to_all_waiting": ("start to all gates waiting, s", "{:.1f}".format),
 }
 
-#: Why a target is missed, by its number, for the page: to be written by whoever has found out.
+#: The reasons for missed targets, by the target's number, for the page. They are written by hand.
 EVENTS = (
-    "All our gates see the same balance at the same moment, but the triggerer hands their events to "
-    "Airflow's database one after another, and a gate counts as open when that is done. This comes on top "
-    "of the interval, since the top-up is at the worst moment; those who poll for themselves spread over it."
+    "All our gates see the same balance at the same moment. But the triggerer writes their events to "
+    "Airflow's database one after another, and a gate counts as open only after that. This time comes on top "
+    "of the poll interval, because the top-up is at the worst moment. The gates of the other contenders poll "
+    "for themselves, at moments spread over the interval."
 )
 XCOM = (
-    "Each XCom has to be written before the event, and is a round of the triggerer's main loop with all of "
-    "that loop's queries. `do_xcom_push=False` saves it."
+    "Each XCom is written before the event, in a round of its own of the triggerer's main loop, with all "
+    "queries of such a round. `do_xcom_push=False` saves that."
 )
 WHY: dict[int, str] = {4: f"{EVENTS} {XCOM}", 5: XCOM}
 
 
 @dataclass(frozen=True)
 class Target:
-    """One goal, and what became of it."""
+    """A goal, and whether it is met."""
 
     name: str
     goal: str
@@ -67,9 +68,9 @@ def write(result: Result, folder: Path) -> list[Path]:
 
 
 def targets(result: Result) -> list[Target]:
-    """Return what the project has set itself, and what was measured of it. It needs a full run."""
+    """Return the project's goals, and what was measured for each. The result must be of a full run."""
     most = max(_gates(result))
-    at_most = {dag: _row(result, dag, most) for dag in (*OURS, *RIVALS)}
+    at_most = {dag: _row(result, dag, most) for dag in (*OURS, *OTHERS)}
     ours = [at_most[dag] for dag in OURS]
     http = at_most["http_sensor"]
 
@@ -84,39 +85,39 @@ def targets(result: Result) -> list[Target]:
     return [
         Target(
             f"requests a minute while gates wait, interval {INTERVAL} s",
-            "12, whatever their number",
+            "12 for any number of gates",
             f"{asked:.0f} (HttpSensor: {http['requests_per_minute']:.0f} for {most} gates)",
             _over(asked, 12, "{:.0f}"),
         ),
         Target(
-            "worker process starts per gate that has to wait",
-            "2 classic, 1 end_from_trigger, 0 start_from_trigger, too",
+            "worker process starts for each gate that waits",
+            "2 classic, 1 with end_from_trigger, 0 with start_from_trigger as well",
             ", ".join(f"{each:.3g}" for each in starts)
             + f" (HttpSensor: {http['worker_starts_per_gate']:.3g})",
             None if starts == [2, 1, 0, 0] else "another number",
         ),
         Target(
-            f"triggerer CPU a minute over its idle, {most} gates",
+            f"triggerer CPU a minute above idle, {most} gates",
             f"under a tenth of HttpSensor's {http['triggerer_cpu_per_minute']:.1f} s",
             f"{cpu:.2f} s",
             _over(cpu, http["triggerer_cpu_per_minute"] / 10, "{:.2f} s"),
         ),
         Target(
             f"top-up to last gate open, {most} gates",
-            f"one interval and 2 s: {INTERVAL + 2} s",
+            f"within one interval and 2 s: {INTERVAL + 2} s",
             f"at worst {last:.1f} s, classic {ours[0]['seconds_to_last_open']:.1f} s "
             f"(HttpSensor: {http['seconds_to_last_open']:.1f} s)",
             _over(last, INTERVAL + 2, "{:.1f} s"),
         ),
         Target(
-            f"top-up to all {most} tasks ended, start and end in the trigger",
+            f"top-up to all {most} tasks ended, start and end in the triggerer",
             "under 15 s",
             f"{ended:.1f} s, without XCom {bare:.1f} s (HttpSensor: {http['seconds_to_all_ended']:.0f} s)",
             _over(ended, 15, "{:.1f} s"),
         ),
         Target(
-            "modules that a DAG file loads for the sensor beyond Airflow's base sensor",
-            "under 15; no requests, tenacity or pydantic model of ours",
+            "modules that a DAG file loads for the sensor, besides Airflow's base sensor",
+            "under 15; not requests, tenacity or our pydantic models",
             f"{imported['modules']} (HttpSensor: {result['imports']['http_sensor']['modules']})",
             f"it loads {heavy}" if heavy else _over(imported["modules"], 14, "{:.0f}"),
         ),
@@ -131,11 +132,11 @@ def _tables(result: Result) -> list[tuple[str, str]]:
     most = max(_gates(result))
     tables = []
     there = {row["dag"] for row in result["measured"]}
-    for rival in RIVALS:
+    for other in OTHERS:
         ours = [dag for dag in OURS if dag in there]
-        if rival in there and ours:
-            title = f"Ours : {NAMES[rival]}, {most} gates"
-            tables.append((title, _ratios(result, ours, rival, most)))
+        if other in there and ours:
+            title = f"Ours compared with {NAMES[other]}, {most} gates"
+            tables.append((title, _ratios(result, ours, other, most)))
     if there == set(NAMES):
         head = ["", "goal", "measured", ""]
         rows = [
@@ -144,26 +145,26 @@ def _tables(result: Result) -> list[tuple[str, str]]:
         ]
         tables.append(("Targets", table([head, *rows])))
     tables.append(("Measured", _figures(result)))
-    tables.append(("Importing it into a DAG file, beyond Airflow's base sensor", _imports(result)))
+    tables.append(("Importing the sensor into a DAG file", _imports(result)))
     return tables
 
 
-def _ratios(result: Result, ours: Sequence[str], rival: str, gates: int) -> str:
+def _ratios(result: Result, ours: Sequence[str], other: str, gates: int) -> str:
     rows = [["", *(NAMES[dag] for dag in ours)]]
     for field, (name, _) in MEASURES.items():
-        theirs = _row(result, rival, gates)[field]
+        theirs = _row(result, other, gates)[field]
         rows.append(
             [name.partition(",")[0], *(_ratio(_row(result, dag, gates)[field], theirs) for dag in ours)]
         )
     imports = result["imports"]
     for field, name, scale in (("seconds", "import time", 1000), ("modules", "imported modules", 1)):
-        ratio = _ratio(imports["ours"][field] * scale, imports[rival][field] * scale)
+        ratio = _ratio(imports["ours"][field] * scale, imports[other][field] * scale)
         rows.append([name, *[ratio] * len(ours)])
     return table(rows)
 
 
 def _ratio(ours: float, theirs: float) -> str:
-    """Return such as `1 : 40`; the figures themselves where one of them is nothing."""
+    """Return a ratio such as `1 : 40`; the figures themselves if one of them is zero."""
     if min(ours, theirs) <= 0.005:
         return f"{max(ours, 0):.2g} : {max(theirs, 0):.3g}"
     if ours > theirs:
@@ -195,7 +196,7 @@ def _imports(result: Result) -> str:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table whose columns stand below each other. The first row is its head."""
+    """Return a Markdown table with aligned columns. The first row is its header."""
     widths = [max(3, *(len(row[column]) for row in rows)) for column in range(len(rows[0]))]
 
     def line(cells: Iterable[str]) -> str:
@@ -223,39 +224,48 @@ def _page(result: Result, picture: str) -> str:
     compared = "\n".join(f"- **{each.name}**: {each.setup}" for each in CONTENDERS)
     return f"""# Benchmark: gates that wait for credit
 
-Written by `make bench`, which runs all of it anew, in {result["minutes"]:.0f} minutes then.
+`make bench` has written this page. The whole benchmark took {result["minutes"]:.0f} minutes.
 
 {result["began"][:10]}, {result["machine"]}.
 {", ".join(f"{name} {number}" for name, number in versions.items())}.
 
+"Ours" are gates of this package. A ratio gives our figure first: 1 : 40 means that the other contender's
+figure is 40 times as high. Lower is better for all figures.
+
 {chr(10).join([sections[0], "", sections[1]])}
 
-![How each grows with the number of gates]({picture})
+![The figures of each contender against the number of gates]({picture})
 
 {(chr(10) * 2).join(sections[2:3] + missed + sections[3:])}
 
 ## What is compared
 
-Every gate waits for more than 10 credits and looks every {INTERVAL} s. All wait on one connection and
-organization, each in a DAG run of its own. What thousands of gates cost has [a page of its own](load.md).
+Every gate waits for more than 10 credits, and looks at the balance every {INTERVAL} s. All gates use the
+same connection and organization. Each runs in a DAG run of its own. [Another page](load.md) shows what
+thousands of gates cost.
 
 {compared}
 
 ## How it is measured
 
-- One Airflow (scheduler, dag-processor, api-server, one triggerer, LocalExecutor with
-  {result["parallelism"]} workers, compiled modules), one database and one counting server for all, who take
-  turns on the same machine. The triggerer is started anew for each line of the table. Settings are Airflow's
-  defaults, except that no limit on runs binds, and that a worker looks every second whether its task is over.
-- The server is this package's simulator without its rate limit. With the real one, 150 requests in 10
-  seconds, more than 75 gates that poll for themselves every {INTERVAL} s lock their key out.
-- Requests, CPU (user and system) and memory (USS) are those of {result["window"]:.0f} s in which all gates
-  wait. CPU and memory are those of the triggerer and its children, less those of the same
-  triggerer without gates (CPU: {result["idle_cpu_per_minute"]:.2f} s a minute), after a first one: with that
-  it loads 200 MB of Airflow, whoever waits.
-- Worker starts are the processes of tasks that have told Airflow that they run, from its table `log`.
-- The top-up comes just after a poll is answered, the worst moment for one poll. A gate is open when its state
-  is no longer `deferred`, a task has ended when it is `success`; the database is asked for both every 0.2 s.
-- Imports: in processes of their own that have loaded Airflow's `DAG` and `BaseSensorOperator`; the median of
-  9, in turns. The hand-written gate names its trigger as a string, and loads only `StartTriggerArgs`.
+- The contenders take turns on one machine, with one Airflow, one database and one server that counts
+  requests. Airflow has a scheduler, a dag-processor, an api-server, a triggerer and LocalExecutor with
+  {result["parallelism"]} workers. Its modules are compiled. The triggerer is restarted for each line of the
+  table. The settings that matter are Airflow's defaults with two exceptions: the limits on runs are higher
+  than the number of gates, and a worker checks every second whether its task has ended.
+- The server is this package's simulator, without a rate limit. The real limit is 150 requests in 10
+  seconds. It would lock out the key of more than 75 gates that each poll every {INTERVAL} s.
+- Requests, CPU time (user and system) and memory (USS) are measured during {result["window"]:.0f} s in
+  which all gates wait. CPU time and memory are those of the triggerer and its child processes, minus those
+  of the same triggerer without gates (CPU: {result["idle_cpu_per_minute"]:.2f} s a minute). One gate has
+  run before, because the triggerer loads 200 MB of Airflow with its first trigger, for each of the
+  contenders.
+- A worker start is a process of a task that has reported to Airflow that it runs. They are counted in
+  Airflow's table `log`.
+- The top-up comes right after the response to a poll, which is the worst moment. A gate is open when its
+  state is no longer `deferred`. A task has ended when its state is `success`. The database is queried for
+  both every 0.2 s.
+- Each import runs in a new process, which has already loaded Airflow's `DAG` and `BaseSensorOperator`. The
+  time is the median of 9 imports, with the sensors in turns. The hand-written gate names its trigger as a
+  string, and loads only `StartTriggerArgs`.
 """

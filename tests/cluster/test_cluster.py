@@ -409,12 +409,12 @@ def test_no_key_stands_anywhere(cluster):
 def test_neither_the_rest_api_nor_the_credits_page_tell_a_key(cluster):
     search, url, token = Search(cluster.every_key), cluster.airflow.url, cluster.airflow.token()
     api = RestApi(url, token)
-    api.ask_all()
+    api.request_all()
     page = requests.get(f"{url}/stability/", headers={"Authorization": f"Bearer {token}"}, timeout=60)
 
     assert not api.find(search)
     assert not search.find(page.content)
-    assert len(api.answers) > 400
+    assert len(api.responses) > 400
     assert "gates_deferrable" in page.text
 
 

@@ -117,7 +117,7 @@ class Story:
         airflow.wait_for("the first polls", self._is_quiet)
         # Once a trigger cannot be read, Airflow no longer lists tasks.
         self.api = RestApi(self.url, self.tokens["admin"])
-        self.api.ask_all()
+        self.api.request_all()
         for component in ("scheduler", "triggerer", "dag-processor"):
             airflow.kill(component)
         at = datetime.now(UTC) - APART
@@ -399,7 +399,7 @@ def test_no_key_is_in_any_answer(story):
     assert Search(["The API answered with status 429."]).find(b"\n".join(story.pages))
     waits = Search(["default organization has 31.5 credits"])
     assert any("/logs/" in place for place in story.api.find(waits))
-    told = {path.partition("?")[0] for path, answer in story.api.answers.items() if answer.ok}
+    told = {path.partition("?")[0] for path, response in story.api.responses.items() if response.ok}
     assert told >= {
         "eventLogs",
         "connections/wallet",

@@ -191,7 +191,7 @@ class Story:
         airflow.wait_for("all gates have ended", self._all_ended, seconds=240)
         if HAS_REST_API:
             self.api = RestApi(airflow.url, airflow.token())
-            self.api.ask_all()
+            self.api.request_all()
 
     def _waiting(self, dag_id: str) -> set[str]:
         return {name for (name, _), state in self.airflow.states(dag_id).items() if state == "deferred"}
@@ -521,7 +521,7 @@ def test_the_search_for_keys_would_find_one(story):
         found = story.api.find(Search(texts))
         for number in range(len(texts)):
             assert [place for place in found if place.endswith(f"secret {number}: itself")]
-        assert max(answer.status_code for answer in story.api.answers.values()) < 500
+        assert max(response.status_code for response in story.api.responses.values()) < 500
     # What was sought is there, encrypted.
     fernet = Fernet(story.airflow.fernet_key)
     passwords = dict(story.airflow.query("SELECT conn_id, password FROM connection"))

@@ -1,4 +1,4 @@
-"""What the tests look for where no secret may stand."""
+"""The search for secrets, with which other tests check that none is where it must not be."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import sqlalchemy
 from tests.leaks import SHORTEST, Search, forms_of
 
 SECRET = "sk-sim-0123456789abcdef0123456789ABCDEF01234567"
-#: With all that some coding changes.
+#: Holds the characters that an encoding changes.
 HOSTILE = "sk-q\"'<&/+ %\\\u00fc\t~?>" + "Zx9~?>" * 5
 
 SURROUNDINGS = {
@@ -53,7 +53,7 @@ def test_a_secret_is_found_in(name, secret):
     found = Search([other, secret]).find(data)
 
     if name in ("page", "JSON body as it is") and secret is HOSTILE:
-        # They escape less than others do: only what no coding changes is left of it.
+        # These escape other characters than the forms do. Only the half without such characters is found.
         assert found == ["secret 1: second half"]
     else:
         assert found
@@ -77,7 +77,7 @@ def test_a_form_is_found_wherever_it_stands_within_a_word(secret):
             assert f"secret 0: {name}" in search.find(b"a" * before + form + b"z" * (before % 7))
 
 
-def test_forms_that_look_alike_stand_once_and_none_is_short():
+def test_equal_forms_are_listed_once_and_none_is_short():
     forms = forms_of(SECRET)
 
     assert list(forms) == [
@@ -94,18 +94,18 @@ def test_forms_that_look_alike_stand_once_and_none_is_short():
         assert min(map(len, forms_of(secret).values())) >= SHORTEST
 
 
-def test_a_secret_of_which_a_half_could_stand_anywhere_is_refused():
+def test_a_secret_whose_half_is_too_short_is_refused():
     forms_of("x" * 2 * SHORTEST)
     with pytest.raises(AssertionError, match="by accident"):
         forms_of("x" * (2 * SHORTEST - 1))
 
 
-def test_a_search_for_nothing_is_refused():
+def test_a_search_without_secrets_is_refused():
     with pytest.raises(AssertionError, match="no secret"):
         Search([])
 
 
-def test_what_is_found_is_told_without_the_secret():
+def test_a_finding_does_not_repeat_the_secret():
     found = " ".join(Search([SECRET]).find(SECRET.encode()))
 
     assert found == "secret 0: first half secret 0: itself secret 0: second half"
@@ -115,7 +115,7 @@ def test_random_text_holds_no_form():
     assert Search([SECRET, HOSTILE]).find(b64encode(os.urandom(100_000))) == []
 
 
-def test_files_are_searched_with_their_names_and_those_that_are_compressed_too(tmp_path):
+def test_names_and_contents_of_files_are_searched_also_of_compressed_ones(tmp_path):
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "task.log").write_text(f"\nthe key is {SECRET}\n")
     (tmp_path / "logs" / "task.log.gz").write_bytes(gzip.compress(b64encode(SECRET.encode())))
@@ -138,7 +138,7 @@ def test_files_are_searched_with_their_names_and_those_that_are_compressed_too(t
 def test_all_rows_of_all_tables_are_searched(tmp_path):
     engine = sqlalchemy.create_engine(f"sqlite:///{tmp_path / 'database'}")
     with engine.begin() as connection:
-        # A name that has to be quoted.
+        # A name that must be quoted.
         connection.execute(sqlalchemy.text('CREATE TABLE "order" (number INTEGER, data BLOB, value JSON)'))
         connection.execute(
             sqlalchemy.text('INSERT INTO "order" VALUES (1, :data, :value), (2, NULL, NULL)'),

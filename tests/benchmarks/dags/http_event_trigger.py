@@ -1,7 +1,7 @@
-"""What a skilled user writes today: a gate on HttpEventTrigger, which looks at the balance.
+"""A gate on HttpEventTrigger, as an experienced user would write it today.
 
-It starts in the triggerer, which saves a worker process, and loads nothing when the DAG is parsed. It has to
-end on a worker, since the trigger fires nothing that ends a task.
+It looks at the balance. It starts in the triggerer, which saves a worker process, and loads no other module
+when the DAG is parsed. It ends on a worker, because the trigger fires no event that ends a task.
 """
 
 from __future__ import annotations

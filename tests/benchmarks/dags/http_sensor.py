@@ -1,4 +1,4 @@
-"""Airflow's HttpSensor. Its trigger waits for as long as it is answered 404, and looks at nothing else."""
+"""Airflow's HttpSensor. Its trigger waits while the status is 404, and looks at nothing else."""
 
 from __future__ import annotations
 

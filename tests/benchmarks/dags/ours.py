@@ -1,4 +1,4 @@
-"""Our gate, in its ways to wait in a triggerer."""
+"""Our gate, in each of the ways in which it can wait in a triggerer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The gate of the load that looks at the balance on a worker first. Each worker reads this whole file."""
+"""The gate of the load test that looks at the balance on a worker first.
+
+It has a file of its own, because each worker parses the whole file.
+"""
 
 from __future__ import annotations
 

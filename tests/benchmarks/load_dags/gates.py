@@ -1,4 +1,7 @@
-"""The load's gates that start in the triggerer, a DAG for each organization, and what watches its loop."""
+"""The gates of the load test that start in the triggerer, a DAG for each organization.
+
+Another DAG starts to watch the triggerer's event loop.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from airflow_stability.sensors.stability import StabilityBalanceSensor
 
 
 class WatchTheLoop(BaseOperator):
-    """Has the triggerer's event loop watched from now on: see plugins/loop_watch.py."""
+    """A task that starts to watch the triggerer's event loop: see plugins/loop_watch.py."""
 
     start_from_trigger = True
     start_trigger_args = StartTriggerArgs(
@@ -32,7 +35,7 @@ for number in range(int(os.environ["BENCH_ORGANIZATIONS"])):
             task_id="gate",
             organization=f"org-{number}",
             minimum_credits=10,
-            # Those of every second organization are paced.
+            # The gates of every second organization are paced.
             expected_credits=1 if number % 2 else None,
             deferrable=True,
             start_from_trigger=True,

@@ -1,4 +1,4 @@
-"""The check that HttpEventTrigger calls. It loads this module anew at every poll: it is kept small."""
+"""The check that HttpEventTrigger calls. The module is small: the trigger reloads it at every poll."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from typing import Any
 
 
 async def enough(response: Any) -> bool:
-    # It is handed nothing but the answer: another threshold is another function.
+    # It gets nothing but the response, so that each threshold needs a function of its own.
     return bool(response.json()["credits"] > 10)

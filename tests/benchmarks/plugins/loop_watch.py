@@ -1,13 +1,14 @@
-"""Notes how long each round of a triggerer's event loop takes, and whose code runs in it meanwhile.
+"""A watch that records how long each round of a triggerer's event loop takes, and whose code runs in it.
 
-A round is what the loop does between two looks at its sockets and clocks: whatever comes in meanwhile waits
-for its end. It is timed where it begins and ends, so none is missed. Whose code runs is sampled: every 10 ms
-of a round a signal has the loop's thread look at its own stack, which takes some microseconds. That waits
-for the end of what runs in C just then; so each sample stands for all the time since the one before.
+A round is what the loop does between two looks at its sockets and timers. Everything that arrives meanwhile
+waits for the end of the round. The watch is called at the beginning and end of each round, so it misses none.
+It samples whose code runs: every 10 ms of a round, a signal makes the loop's thread read its own stack, which
+takes some microseconds. The signal waits until running C code has returned, so each sample stands for all the
+time since the sample before.
 
-A round can be long without anybody's code running: Python collects garbage, other threads have the lock,
-other processes the cores. So the time of collections is noted apart, and is nobody's, and so is the CPU time
-of the loop's thread.
+A round can also be long although no code of the loop runs. Python may collect garbage, another thread may
+hold the global lock, and other processes may use the cores. So the watch also records the time of garbage
+collections, which counts as nobody's, and the CPU time of the loop's thread.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TaskSuccessEvent
 
-#: Names the file that the rounds are written to, a JSON object a line.
+#: The environment variable with the file that the rounds are written to, a JSON object a line.
 FILE = "BENCH_LOOP_WATCH"
-#: Seconds from which on a round is written down.
-WORTH_NOTING = 0.02
+#: Seconds from which a round is recorded.
+RECORDED_FROM = 0.02
 SAMPLE_EVERY = 0.01
 OURS = "airflow_stability"
 
 
 class LoopWatch(BaseTrigger):
-    """Sets the watch up in the process that it runs in, and is done. The watch ends with the process."""
+    """A trigger that starts the watch in its process, and ends. The watch ends with the process."""
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         return "loop_watch.LoopWatch", {}
@@ -50,33 +51,33 @@ class _Watch:
     def __init__(self, loop: asyncio.AbstractEventLoop, file: Path) -> None:
         self._file = file
         self._thread = threading.get_ident()
-        #: When the round that is under way began; None while the loop waits.
+        #: When the current round began; None while the loop waits.
         self._began: float | None = None
         self._cpu = 0.0
-        #: Seconds of all collections of garbage that have ended, and when the one under way began, if one is.
+        #: Seconds of all ended garbage collections, and when the current one began, if there is one.
         self._collected = 0.0
         self._collects_since: float | None = None
-        #: Seconds of all when the round began.
+        #: Seconds of all garbage collections before the current round.
         self._collected_before = 0.0
-        #: Of that round: seconds since the sample before, and the stack's modules and functions.
+        #: The samples of the current round: seconds since the sample before, and the stack.
         self._samples: list[tuple[float, list[str]]] = []
         self._done: list[dict[str, Any]] = []
         self._selector: Any = loop._selector  # type: ignore[attr-defined]
         self._wait = self._selector.select
         self._selector.select = self._select
-        #: When the last sample was taken, and how many seconds had been collected till then.
+        #: When the last sample was taken, and the seconds of garbage collections before it.
         self._sampled = (0.0, 0.0)
-        gc.callbacks.append(self._collects)
-        # The loop's thread looks at itself. From another one, with sys._current_frames, that is not safe: it
-        # has stopped the process for good (python/cpython#106883).
+        gc.callbacks.append(self._on_collection)
+        # The loop's thread reads its own stack. Reading it from another thread, with sys._current_frames, can
+        # deadlock the process (python/cpython#106883).
         signal.signal(signal.SIGVTALRM, self._sample)
         threading.Thread(target=self._ask_for_samples, name="loop-watch", daemon=True).start()
 
     def _select(self, timeout: float | None = None) -> Any:
         if self._began is not None:
             seconds = time.monotonic() - self._began
-            if seconds >= WORTH_NOTING:
-                self._note(seconds)
+            if seconds >= RECORDED_FROM:
+                self._record(seconds)
             self._samples = []
         self._began = None
         try:
@@ -85,7 +86,7 @@ class _Watch:
             self._cpu, self._collected_before = time.thread_time(), self._collected
             self._began = time.monotonic()
 
-    def _collects(self, phase: str, _info: dict[str, int]) -> None:
+    def _on_collection(self, phase: str, _info: dict[str, int]) -> None:
         if phase == "start":
             self._collects_since = time.monotonic()
         elif (since := self._collects_since) is not None:
@@ -93,11 +94,14 @@ class _Watch:
             self._collects_since = None
 
     def _collecting(self, now: float) -> float:
-        """Return the seconds of all. Python code may run in one: the callbacks of weak references."""
+        """Return the seconds of all garbage collections, up to now.
+
+        The current one counts too: Python code may run in it, in callbacks of weak references.
+        """
         since = self._collects_since
         return self._collected + (0.0 if since is None else now - since)
 
-    def _note(self, seconds: float) -> None:
+    def _record(self, seconds: float) -> None:
         ours = [(took, stack) for took, stack in self._samples if any(map(_is_ours, stack))]
         innermost = Counter(" < ".join(stack[:3]) for _, stack in self._samples)
         innermost_with_ours = Counter(
@@ -125,7 +129,7 @@ class _Watch:
                     file.write(json.dumps(self._done.pop(0)) + "\n")
 
     def _sample(self, _signal: int, frame: FrameType | None) -> None:
-        if self._began is None:  # the round has ended meanwhile
+        if self._began is None:  # the round has ended in the meantime
             return
         now = time.monotonic()
         garbage = self._collecting(now)

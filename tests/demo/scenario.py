@@ -1,0 +1,36 @@
+"""The scenario: which DAGs run, with which prompts and how many credits."""
+
+from __future__ import annotations
+
+from airflow_stability.simulator import StabilitySimulator
+
+PIPELINE_DAG = "stability_image_pipeline"
+ACCOUNT_DAG = "stability_account"
+#: The id of the demo's run of each DAG.
+RUN_ID = "demo"
+
+PROMPTS = (
+    "a lighthouse in a storm",
+    "a paper boat on a calm lake",
+    "a fox reading a newspaper",
+    "an owl with a lantern",
+    "a tram in the rain",
+)
+CREDITS_PER_IMAGE = 3
+#: The number of images that the example DAG requests at the same time.
+PARALLEL_IMAGES = 2
+IMAGE_PATH = "/v2beta/stable-image/generate/core"
+
+#: Too few credits for the gate.
+INITIAL_CREDITS = 2.0
+#: Enough for the gate and three images: one of the second two requests is refused.
+FIRST_TOP_UP = 8.0
+#: More than the remaining images cost. A triggerer that has let a task continue counts the task's credits as
+#: spent for a minute, even if the balance already shows that they are.
+SECOND_TOP_UP = 12.0
+FINAL_CREDITS = INITIAL_CREDITS + FIRST_TOP_UP + SECOND_TOP_UP - len(PROMPTS) * CREDITS_PER_IMAGE
+
+
+def image_statuses(simulator: StabilitySimulator) -> list[int | None]:
+    """Return the status of each image request so far; None for a request without a response yet."""
+    return [request.status for request in simulator.requests if request.path == IMAGE_PATH]

@@ -11,7 +11,8 @@ import pytest
 from airflow_stability.compat import AIRFLOW_VERSION
 from airflow_stability.simulator import Fault
 
-PUBLIC = "airflow_stability.triggers.stability"
+PUBLIC = "airflow_stability.triggers.events"
+ALIAS = "airflow_stability.triggers.stability"
 
 pytestmark = pytest.mark.usefixtures("connection")
 airflow_3 = pytest.mark.skipif(AIRFLOW_VERSION < (3, 0), reason="Airflow 2.11 has no asset watchers")
@@ -30,12 +31,12 @@ def logged(capfd):
     return logged
 
 
-def trigger(*, ask_refused_every=300.0, **changes):
-    from airflow_stability.triggers.stability import StabilityBalanceEventTrigger
+def trigger(*, interval_when_refused=300.0, **changes):
+    from airflow_stability.triggers.events import StabilityBalanceEventTrigger
 
     arguments = {"threshold": 50, "direction": "above", "poke_interval": 0.1}
     made = StabilityBalanceEventTrigger(**arguments | changes)
-    made.ask_refused_every = ask_refused_every
+    made.poll_interval_after_permanent_failure = interval_when_refused
     return made
 
 
@@ -95,9 +96,9 @@ class Store:
 
 
 @pytest.mark.skipif(AIRFLOW_VERSION >= (3, 0), reason="it is there on Airflow 3")
-@pytest.mark.parametrize("module", [PUBLIC, "airflow_stability.triggers.events"])
+@pytest.mark.parametrize("module", [PUBLIC, ALIAS])
 def test_on_airflow_2_it_says_what_it_needs(module):
-    importlib.import_module(PUBLIC)  # what else is in there has to be importable
+    importlib.import_module(ALIAS)  # what else is in there has to be importable
 
     with pytest.raises(ImportError) as refusal:
         exec(f"from {module} import StabilityBalanceEventTrigger")
@@ -125,7 +126,7 @@ def test_it_is_made_anew_from_what_it_serializes():
         "organization": "org-1",
         "stability_conn_id": "c",
         "poke_interval": 0.1,
-        "arguments_version": 1,
+        "stored": True,
     }
 
 
@@ -233,7 +234,7 @@ def test_trouble_neither_ends_it_nor_hides_a_crossing(simulator, trouble):
     simulator.set_credits(2.0)
 
     async def main():
-        async with Watch(simulator, trigger(ask_refused_every=0.3)) as watch:
+        async with Watch(simulator, trigger(interval_when_refused=0.3)) as watch:
             await watch.polls()
             simulator.inject(trouble)
             await watch.polls(3)
@@ -253,7 +254,7 @@ def test_a_missing_connection_does_not_end_it(simulator, monkeypatch, connection
     monkeypatch.delenv("AIRFLOW_CONN_STABILITY_DEFAULT")
 
     async def main():
-        async with Watch(simulator, trigger(ask_refused_every=0.1)) as watch:
+        async with Watch(simulator, trigger(interval_when_refused=0.1)) as watch:
             await watch.until(lambda: "stability_default" in logged())
             connection()
             await watch.polls()
@@ -266,7 +267,7 @@ def test_a_refused_key_is_tried_less_often_and_a_new_one_is_found(simulator, con
     key = simulator.api_key
 
     async def main():
-        async with Watch(simulator, trigger(ask_refused_every=1.0)) as watch:
+        async with Watch(simulator, trigger(interval_when_refused=1.0)) as watch:
             await watch.polls()
             new = simulator.rotate_key(key)
             await watch.until(lambda: simulator.requests[-1].status == 401)
@@ -283,7 +284,7 @@ def test_a_refused_key_is_tried_less_often_and_a_new_one_is_found(simulator, con
     (said,) = [line for line in log.splitlines() if "is unknown" in line]
     assert "warning" in said.lower()
     assert "Check the API key" in said
-    assert "asked for less often" in said
+    assert "the balance is polled less often" in said
     assert key not in log
 
 
@@ -324,7 +325,7 @@ def test_what_nobody_thought_of_does_not_end_it(simulator, logged):
 
         def refuse_once(loop, coroutine, **options):
             # The feed's own task is the first that the trigger has made.
-            if "_Feed._run" in repr(coroutine) and next(refusals, False):
+            if "Feed._run" in repr(coroutine) and next(refusals, False):
                 coroutine.close()
                 raise RuntimeError("no more tasks")
             return asyncio.Task(coroutine, loop=loop, **options)
@@ -470,7 +471,7 @@ def test_a_store_that_cannot_be_written_neither_ends_it_nor_loses_an_event(simul
             return watch.fired
 
     assert len(asyncio.run(main())) == 1
-    assert logged().count("could not be written (RuntimeError: the API server is gone)") == 1
+    assert logged().count("could not be stored (RuntimeError: the API server is gone)") == 1
 
 
 @airflow_3
@@ -511,4 +512,4 @@ def test_several_assets_with_one_trigger_have_no_memory_and_are_told_so(simulato
 
     asyncio.run(main())
 
-    assert "Several assets with the same trigger have no memory." in logged()
+    assert "Several assets with the same trigger have no state store." in logged()

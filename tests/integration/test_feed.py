@@ -19,6 +19,7 @@ import pytest
 from airflow.triggers.base import TaskSuccessEvent
 
 from airflow_stability.compat import AIRFLOW_VERSION, success_event
+from airflow_stability.deferral import MIN_DEFERRAL_SECONDS
 from airflow_stability.errors import (
     StabilityAuthenticationError,
     StabilityConfigurationError,
@@ -26,7 +27,7 @@ from airflow_stability.errors import (
 )
 from airflow_stability.simulator import Fault, RateLimit, StabilitySimulator
 from airflow_stability.triggers.feed import AT_A_TIME, observations
-from airflow_stability.triggers.stability import MIN_DEFERRAL_SECONDS, StabilityBalanceTrigger
+from airflow_stability.triggers.stability import StabilityBalanceTrigger
 from tests.versions import OLDEST_OR_NEWEST
 
 pytestmark = pytest.mark.usefixtures("connection")
@@ -541,7 +542,7 @@ def test_ten_thousand_feeds_leak_neither_memory_nor_threads(patient_simulator, n
             simulator.clear_requests()
         gc.collect()
         # Other tests' clients may live on in this process.
-        ours = [each for each in gc.get_objects() if type(each).__name__ in ("_Feed", "StabilityClient")]
+        ours = [each for each in gc.get_objects() if type(each).__name__ in ("Feed", "StabilityClient")]
         return sys.getallocatedblocks(), threading.active_count(), len(ours)
 
     async def main():

@@ -6,9 +6,10 @@ import json
 
 import pytest
 
-from airflow_stability.compat import AIRFLOW_VERSION, AirflowNotFoundException
+from airflow_stability.compat import AIRFLOW_VERSION
 from airflow_stability.errors import (
     StabilityAuthenticationError,
+    StabilityConnectionNotFoundError,
     StabilityPermissionError,
     StabilityUnavailableError,
 )
@@ -150,7 +151,7 @@ def test_key_and_proxy_password_are_masked_in_airflows_logs(connect):
 
 
 def test_a_missing_connection_is_airflows_own_error():
-    with pytest.raises(AirflowNotFoundException, match="nowhere"):
+    with pytest.raises(StabilityConnectionNotFoundError, match="nowhere"):
         StabilityHook("nowhere").get_conn()
 
 
@@ -211,7 +212,9 @@ def test_test_connection_names_an_organization_that_the_account_has_not(connect)
     works, text = connect(organization="org-nobody").test_connection()
 
     assert not works
-    assert "no member of the organization org-nobody" in text
+    assert (
+        "The account user-1 is not a member of the organization org-nobody that the connection names." in text
+    )
     assert "Default Organization (org-default, default), Other Organization (org-other)" in text
 
 
@@ -219,7 +222,7 @@ def test_test_connection_names_fields_that_mean_nothing(connect):
     works, text = connect(organisation="org-other").test_connection()
 
     assert works
-    assert "Warning: extra has fields that mean nothing here: organisation." in text
+    assert "Warning: extra has fields that have no meaning here: organisation." in text
 
 
 @pytest.mark.filterwarnings("ignore:Encountered")  # Airflow 2.11 says so, and takes the extra

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from airflow_stability.sensors.stability import StabilityBalanceSensor
-from airflow_stability.triggers.feed import observations
+from airflow_stability.triggers.feed import loop_state, observations
 from airflow_stability.triggers.stability import StabilityBalanceTrigger
 from tests.versions import TaskDeferred
 
@@ -155,7 +155,7 @@ def test_a_newcomer_does_not_get_what_was_let_go_a_moment_ago(simulator):
 def test_a_pause_is_waited_out_and_costs_no_call(simulator):
     async def main():
         again = datetime.now(UTC) + timedelta(seconds=1)
-        async with Waiters(trigger(join_at=again.isoformat())) as waiters:
+        async with Waiters(trigger(paused_until=again.isoformat())) as waiters:
             await waiters.until(1)
         return again
 
@@ -168,7 +168,9 @@ def test_a_pause_does_not_outlast_the_deadline(simulator):
     async def main():
         now = datetime.now(UTC)
         late, deadline = (now + timedelta(seconds=60)).isoformat(), (now + timedelta(seconds=0.3)).isoformat()
-        waiting = trigger(join_at=late, deadline=deadline, last_credits=9.0, last_credits_at=now.isoformat())
+        waiting = trigger(
+            paused_until=late, deadline=deadline, last_credits=9.0, last_credits_at=now.isoformat()
+        )
         return [event.payload async for event in waiting.run()]
 
     (payload,) = asyncio.run(asyncio.wait_for(main(), 5))
@@ -193,7 +195,7 @@ def test_a_trigger_that_times_out_without_a_look_names_the_organization_of_its_c
         arguments["deadline"] = (now - timedelta(seconds=1)).isoformat()
     else:
         arguments["deadline"] = (now + timedelta(seconds=0.3)).isoformat()
-        arguments["join_at"] = (now + timedelta(seconds=60)).isoformat()
+        arguments["paused_until"] = (now + timedelta(seconds=60)).isoformat()
 
     async def main():
         return [event.payload async for event in StabilityBalanceTrigger(**arguments).run()]
@@ -222,7 +224,7 @@ def test_what_is_older_than_its_own_look_is_no_news(simulator):
 
 def test_a_killed_triggerer_loses_neither_turn_nor_memory(simulator):
     simulator.set_credits(0.0)
-    memory = {"refusals": 2, "waited": 12.5, "since": None}
+    memory = {"refusals": 2, "seconds_waited": 12.5, "since": None}
 
     async def wait_and_die(waiting):
         async with Waiters(waiting):
@@ -242,11 +244,8 @@ def test_a_killed_triggerer_loses_neither_turn_nor_memory(simulator):
     assert (payload["verdict"], payload["credits"], payload["memory"]) == ("open", 5.0, memory)
 
 
-def test_paces_that_are_settled_are_forgotten(simulator):
-    from airflow_stability.triggers import feed
-
+def test_pacers_that_are_idle_are_forgotten(simulator):
     async def main():
-        hub = feed._hubs.setdefault(asyncio.get_running_loop(), feed._Hub())
         for number in range(20):
             simulator.add_organization(f"org-{number}", credits=10.0, accounts=["user-1"])
             async with Waiters(trigger(organization=f"org-{number}", reservation_seconds=0.1)) as waiters:
@@ -254,6 +253,6 @@ def test_paces_that_are_settled_are_forgotten(simulator):
         await asyncio.sleep(0.2)
         async with Waiters(trigger()):
             await polls(simulator, 0)
-        return len(hub.pacers)
+        return len(loop_state().pacers)
 
     assert asyncio.run(main()) <= 2

@@ -278,8 +278,8 @@ def test_a_timeout_while_others_had_reserved_it_sends_nobody_shopping():
     gate.observe_balance(5.0, START, reserved=3.0)
 
     assert gate.timeout_text(60) == (
-        "Timed out after 60 s: the key's default organization has 5 credits, of which 3 are reserved for other tasks, "
-        "needs 3."
+        "Timed out after 60 s: the key's default organization has 5 credits, of which 3 are reserved for "
+        "other tasks, needs 3."
     )
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
+import pkgutil
 import subprocess
 import sys
 from importlib.metadata import distribution
 from importlib.resources import files
+from pathlib import Path
 
 import airflow
 import jsonschema
 import pytest
 
 import airflow_stability
+from airflow_stability import rules as rules_package
+from airflow_stability.compat import AIRFLOW_VERSION
 from airflow_stability.provider import get_provider_info
 
 
@@ -68,11 +73,76 @@ def test_a_dag_file_loads_neither_the_client_nor_what_it_stands_on(module):
     assert len(ours) < 15
 
 
-def test_the_client_knows_no_airflow():
-    script = (
-        "import sys, airflow_stability.client, airflow_stability.rules.gate\n"
-        "print(*[name for name in sys.modules if name.split('.')[0] == 'airflow'])"
-    )
-    loaded = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+def test_a_class_is_also_found_where_the_others_of_its_kind_are():
+    aliases = {"operators.stability": "StabilitySpendOperator"}
+    if AIRFLOW_VERSION >= (3, 0):
+        aliases["triggers.stability"] = "StabilityBalanceEventTrigger"
+    for path, name in aliases.items():
+        defined = getattr(importlib.import_module(f"airflow_stability.{path}"), name)
+        assert defined.__module__ != f"airflow_stability.{path}"
 
-    assert loaded.stdout.split() == []
+
+def modules_after(statement):
+    """Return the top-level names of the modules that a fresh process has loaded after a statement."""
+    script = f"import sys\n{statement}\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    loaded = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    return set(loaded.stdout.split())
+
+
+def test_the_client_knows_no_airflow():
+    assert "airflow" not in modules_after("import airflow_stability.client")
+
+
+def test_the_rules_know_neither_http_nor_airflow():
+    rules = [
+        f"airflow_stability.rules.{module.name}" for module in pkgutil.iter_modules(rules_package.__path__)
+    ]
+    assert len(rules) >= 6
+
+    assert not {"airflow", "requests", "urllib3", "tenacity", "pydantic"} & modules_after(
+        f"import {', '.join(rules)}"
+    )
+
+
+#: The layers of the package: a module imports only from its own layer and from those before it.
+LAYERS = (
+    ("errors", "validation", "__init__"),
+    ("rules",),
+    ("compat", "client"),
+    ("metrics",),
+    ("hooks",),
+    ("polling", "deferral"),
+    ("triggers",),
+    ("sensors", "operators"),
+    ("decorators", "page", "cli"),
+    ("provider", "plugin", "__main__"),
+)
+HOME = Path(airflow_stability.__file__).parent
+
+
+def imports_of(file):
+    """Return the modules of this package that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("airflow_stability"):
+            parts = node.module.split(".")[1:] or [alias.name for alias in node.names]
+            yield parts[0]
+
+
+def test_imports_run_one_way():
+    level = {name: number for number, layer in enumerate(LAYERS) for name in layer}
+    files = [file for file in HOME.rglob("*.py") if "simulator" not in file.parts]
+    assert len(files) > 40
+
+    upward = [
+        f"{file.relative_to(HOME)} imports {name}"
+        for file in files
+        for name in imports_of(file)
+        if name != "__version__" and level[name] > level[file.relative_to(HOME).parts[0].removesuffix(".py")]
+    ]
+    assert upward == []
+
+
+def test_the_simulator_knows_nothing_of_the_rest():
+    names = {name for file in (HOME / "simulator").glob("*.py") for name in imports_of(file)}
+
+    assert names == {"simulator"}

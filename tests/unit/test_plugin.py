@@ -8,7 +8,8 @@ import pytest
 
 from airflow_stability.compat import AIRFLOW_VERSION
 from airflow_stability.decorators.stability import stability_task
-from airflow_stability.operators.stability import StabilityBalanceOperator, StabilitySpendOperator
+from airflow_stability.operators.spend import StabilitySpendOperator
+from airflow_stability.operators.stability import StabilityBalanceOperator
 from airflow_stability.sensors.stability import StabilityBalanceSensor
 
 if AIRFLOW_VERSION >= (3, 0):

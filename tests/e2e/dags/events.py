@@ -10,7 +10,7 @@ from tests.e2e.gates import MINIMUM, POKE_INTERVAL
 if AIRFLOW_VERSION >= (3, 0):
     from airflow.sdk import DAG, Asset, AssetWatcher, task
 
-    from airflow_stability.triggers.stability import StabilityBalanceEventTrigger
+    from airflow_stability.triggers.events import StabilityBalanceEventTrigger
 
     for dag_id, direction in (("restored", "above"), ("low", "below")):
         trigger = StabilityBalanceEventTrigger(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from airflow_stability.operators.stability import StabilitySpendOperator
+from airflow_stability.operators.spend import StabilitySpendOperator
 from tests.integration.decision_table import FAILURES
 
 try:

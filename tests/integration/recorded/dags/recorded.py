@@ -6,13 +6,13 @@ from datetime import datetime
 from typing import Any
 
 from airflow_stability.compat import AIRFLOW_VERSION
-from airflow_stability.operators.stability import StabilitySpendOperator
+from airflow_stability.operators.spend import StabilitySpendOperator
 from airflow_stability.sensors.stability import StabilityBalanceSensor
 
 if AIRFLOW_VERSION >= (3, 0):
     from airflow.sdk import DAG, Asset, AssetWatcher, task
 
-    from airflow_stability.triggers.stability import StabilityBalanceEventTrigger
+    from airflow_stability.triggers.events import StabilityBalanceEventTrigger
 else:
     from airflow import DAG
     from airflow.decorators import task

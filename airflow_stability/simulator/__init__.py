@@ -1,4 +1,6 @@
-"""A Stability API to run at home: a real HTTP server for tests, demos and the tests of users' own DAGs.
+"""A local Stability API for tests, demos and the tests of your own DAGs: a real HTTP server.
+
+::
 
     from airflow_stability.simulator import Fault, StabilitySimulator
 
@@ -7,19 +9,21 @@
         simulator.inject(Fault.status(503, retry_after=5), times=2)
         simulator.top_up(10.0)
 
-Or on the command line: ``python -m airflow_stability.simulator``.
+On the command line: ``python -m airflow_stability.simulator``.
 
-It knows nothing of Airflow and nothing of the client that it is used to test, so that neither's mistakes can
-repeat themselves here. How the modules stand on each other:
+Knows no Airflow and nothing of the client that it tests, so that it cannot repeat their mistakes. Each of its
+modules imports only from those above it:
 
-    world    accounts, organizations, keys, credits, the rate limit (no HTTP)
-    faults   what can go wrong, and whose turn it is (no HTTP)
-    journal  what was asked, without keys (no HTTP)
-    answers  the error bodies of each API version; the picture that is sold
-    api      the Stability API's routes
-    front    what every API request meets first: the journal, the rate limit, faults
-    controls everything that can be done to a simulator, from Python and over HTTP
-    server   StabilitySimulator: all of it, on a socket
+- ``rate_limit``: the rate limit of a key
+- ``faults``: what goes wrong, and which request gets it
+- ``request_log``: the requests, without keys
+- ``state``: accounts, organizations, keys and credits, and what a test does to them
+- ``images``: the images that are generated
+- ``error_bodies``: the errors of each API version
+- ``api``: the routes of the Stability API
+- ``controls``: the methods of ``state`` over HTTP
+- ``middleware``: what every API request passes first: the request log, the rate limit, faults
+- ``server``: StabilitySimulator, all of it on a socket
 """
 
 from __future__ import annotations
@@ -33,8 +37,8 @@ except ImportError as error:
     ) from error
 
 from airflow_stability.simulator.faults import Fault
+from airflow_stability.simulator.rate_limit import RateLimit
 from airflow_stability.simulator.request_log import RequestRecord
 from airflow_stability.simulator.server import StabilitySimulator
-from airflow_stability.simulator.state import RateLimit
 
 __all__ = ["Fault", "RateLimit", "RequestRecord", "StabilitySimulator"]

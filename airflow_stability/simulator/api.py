@@ -1,23 +1,31 @@
-"""The Stability API's routes. They decide what is asked and answered; the state behind them is the `World`.
+"""The routes of the Stability API: which requests they accept, and their responses.
 
-The rate limit, faults and versions that are switched off are no concern of theirs: see `front`.
+The rate limit, faults and versions that are switched off are handled before them, in the module
+``middleware``.
 """
 
+from __future__ import annotations
+
 import base64
-from typing import Literal
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from airflow_stability.simulator.error_bodies import error, picture, version_of
-from airflow_stability.simulator.state import NotAMemberError, NotEnoughCreditsError, World
+from airflow_stability.simulator.error_bodies import error, version_of
+from airflow_stability.simulator.images import make_image
+from airflow_stability.simulator.request_log import Authorization
+from airflow_stability.simulator.state import Account, ApiKey, SimulatorState
 
-EXPECTED_FORM = {"v1alpha": "raw", "v1": "bearer", "v2beta": "bearer"}
+#: Price of an image of ``stable-image/generate/core``, in credits.
+GENERATE_CORE_CREDITS = 3.0
+
+#: The form in which each API version takes a key.
+KEY_FORMS = {"v1alpha": "raw", "v1": "bearer", "v2beta": "bearer"}
 
 
 class ApiError(Exception):
-    """Ends a request with an error in the shape of the version that was asked."""
+    """Ends a request with an error in the format of the API version that was called."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -25,35 +33,58 @@ class ApiError(Exception):
         self.message = message
 
 
-def read_authorization(header: str | None) -> tuple[Literal["raw", "bearer", "none"], str]:
-    """The form in which a key was sent, and the key."""
+def read_authorization(header: str | None) -> tuple[Authorization, str]:
+    """Return the form in which a key was sent, and the key."""
     if not header:
         return "none", ""
     scheme, _, token = header.partition(" ")
-    # Whatever the scheme's letters, as HTTP has it.
+    # HTTP ignores the case of the scheme.
     if scheme.lower() == "bearer":
         return "bearer", token.strip()
     return "raw", header
 
 
-def authenticated(request: Request, world: World) -> str:
-    """The key of a request that may go on.
+def authenticate(request: Request, state: SimulatorState) -> ApiKey:
+    """Return the key of a request.
 
-    :raises ApiError: 401 for no key, an unknown one, or one in the other version's form.
+    :raises ApiError: 401 for no key, one that is unknown or revoked, or one in another version's form.
     """
     form, key = read_authorization(request.headers.get("authorization"))
     if form == "none":
         raise ApiError(401, "The Authorization header is missing.")
-    if form != EXPECTED_FORM[version_of(request.url.path)] or not world.knows_key(key):
+    found = state.find_key(key)
+    if form != KEY_FORMS[version_of(request.url.path)] or found is None or found.revoked:
         raise ApiError(401, "The API key is not valid.")
-    return key
+    return found
 
 
-def wants_json(accept: str) -> bool:
-    """Whether the picture is asked for inside JSON, rather than as it is.
+def account_body(account: Account) -> dict[str, object]:
+    """Return an account as JSON, with exactly the documented fields."""
+    default = account.organizations[0]
+    body: dict[str, object] = {
+        "id": account.id,
+        "email": account.email,
+        "organizations": [
+            {
+                "id": organization.id,
+                "name": organization.name,
+                "role": account.role,
+                "is_default": organization is default,
+            }
+            for organization in account.organizations
+        ],
+    }
+    if account.profile_picture is not None:
+        body["profile_picture"] = account.profile_picture
+    return body
 
-    :raises ApiError: 400 for neither. (An assumption: which of the client errors it is, is not documented.)
+
+def wants_json(request: Request) -> bool:
+    """Tell whether the ``Accept`` header asks for an image inside JSON, rather than as bytes.
+
+    :raises ApiError: 400 for neither. (An assumption: the vendor does not document which status it is.)
     """
+    accept = request.headers.get("accept", "*/*")
     types = [part.partition(";")[0].strip().lower() for part in accept.split(",")]
     if "application/json" in types:
         return True
@@ -62,58 +93,69 @@ def wants_json(accept: str) -> bool:
     raise ApiError(400, "Accept must be image/* or application/json.")
 
 
-def create_api(world: World) -> FastAPI:
-    """The Stability API over a world, as an ASGI application."""
+async def read_prompt(request: Request) -> str:
+    """Return the prompt of a form.
+
+    :raises ApiError: 400 for a body that is not a multipart form, and for a form without a prompt.
+    """
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise ApiError(400, "The request must be multipart/form-data.")
+    async with request.form() as form:
+        prompt = form.get("prompt")
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ApiError(400, "prompt is required.")
+    return prompt
+
+
+def image_response(prompt: str, *, as_json: bool) -> Response:
+    """Return the image for a prompt."""
+    png, seed = make_image(prompt)
+    if as_json:
+        image = base64.b64encode(png).decode()
+        return JSONResponse({"image": image, "finish_reason": "SUCCESS", "seed": seed})
+    return Response(png, media_type="image/png")
+
+
+def create_api(state: SimulatorState) -> FastAPI:
+    """Return the Stability API over a state, as an ASGI application."""
     api = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
 
     @api.exception_handler(ApiError)
-    async def refuse(request: Request, refusal: ApiError) -> Response:
-        return error(request.url.path, refusal.status, refusal.message)
+    async def api_error(request: Request, failure: ApiError) -> Response:
+        return error(request.url.path, failure.status, failure.message)
 
     @api.exception_handler(HTTPException)
-    async def refuse_by_framework(request: Request, refusal: HTTPException) -> Response:
+    async def framework_error(request: Request, failure: HTTPException) -> Response:
         messages = {404: "There is no such endpoint.", 405: "This endpoint does not take that method."}
-        message = messages.get(refusal.status_code, "The request could not be read.")
-        return error(request.url.path, refusal.status_code, message, headers=refusal.headers)
+        message = messages.get(failure.status_code, "The request could not be read.")
+        return error(request.url.path, failure.status_code, message, headers=failure.headers)
 
     @api.get("/v1alpha/user/account")
     @api.get("/v1/user/account")
     async def account(request: Request) -> Response:
-        return JSONResponse(world.account_of(authenticated(request, world)))
+        return JSONResponse(account_body(authenticate(request, state).account))
 
     @api.get("/v1alpha/user/balance")
     @api.get("/v1/user/balance")
     async def balance(request: Request) -> Response:
-        key = authenticated(request, world)
-        organization = request.headers.get("organization")
-        if organization == "":
+        organizations = authenticate(request, state).account.organizations
+        wanted = request.headers.get("organization", organizations[0].id)
+        if wanted == "":
             raise ApiError(400, "The Organization header must not be empty.")
-        try:
-            return JSONResponse({"credits": world.balance_of(key, organization)})
-        except NotAMemberError:
-            # An assumption: the vendor documents no answer for an organization that is not the account's. One
-            # that does not exist gets the same, so that nobody can find out which ones do.
-            raise ApiError(403, "The account is not a member of that organization.") from None
+        for organization in organizations:
+            if organization.id == wanted:
+                return JSONResponse({"credits": organization.credits})
+        # An assumption: the vendor documents no response for an organization that is not the account's. One
+        # that does not exist gets the same response, so that nobody can find out which ones exist.
+        raise ApiError(403, "The account is not a member of that organization.")
 
     @api.post("/v2beta/stable-image/generate/core")
-    async def generate(request: Request) -> Response:
-        key = authenticated(request, world)
-        as_json = wants_json(request.headers.get("accept", "*/*"))
-        if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-            raise ApiError(400, "The request must be multipart/form-data.")
-        async with request.form() as form:
-            prompt = form.get("prompt")
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise ApiError(400, "prompt is required.")
-        try:
-            world.spend_on_image(key)
-        except NotEnoughCreditsError:
-            raise ApiError(402, "The organization has too few credits for this request.") from None
-        png, seed = picture(prompt)
-        if as_json:
-            return JSONResponse(
-                {"image": base64.b64encode(png).decode(), "finish_reason": "SUCCESS", "seed": seed}
-            )
-        return Response(png, media_type="image/png")
+    async def generate_core(request: Request) -> Response:
+        key = authenticate(request, state)
+        as_json = wants_json(request)
+        prompt = await read_prompt(request)
+        if not state.charge(key.account, GENERATE_CORE_CREDITS):
+            raise ApiError(402, "The organization has too few credits for this request.")
+        return image_response(prompt, as_json=as_json)
 
     return api

@@ -1,11 +1,8 @@
-"""How answers look: each API version's error body, and the picture that is sold. It knows no accounts."""
+"""The error bodies of each API version. Knows no accounts."""
 
 from __future__ import annotations
 
-import hashlib
-import struct
 import uuid
-import zlib
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -14,15 +11,16 @@ from fastapi.responses import JSONResponse, Response
 
 from airflow_stability.simulator.faults import NO_BODY
 
-# Where the API's short name is not simply that of the HTTP status.
+#: The API's short names, where they differ from that of the HTTP status.
 NAMES = {403: "permission_denied", 429: "rate_limit_exceeded", 500: "server_error"}
-MAY_PASS = (408, 425, 429)
+
+#: Statuses below 500 that v1alpha calls temporary.
+TEMPORARY = (408, 425, 429)
 TIMEOUTS = (408, 504)
-IMAGE_SIDE = 64
 
 
 def version_of(path: str) -> str:
-    """The first segment of a path, which names the API version."""
+    """Return the first segment of a path, which names the API version."""
     return path.split("/")[1]
 
 
@@ -34,11 +32,13 @@ def error(
     temporary: bool | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """An error in the shape of the API version that was asked, with an id of its own.
+    """Return an error in the format of the API version that was called, with an id of its own.
 
-    :param path: the path that was asked; outside v1alpha and v1 the shape is that of v2beta and of gateways.
+    :param path: path of the request; outside v1alpha and v1 the format is that of v2beta and of gateways.
+    :param status: the HTTP status.
     :param message: one sentence. It never repeats what the client sent: that may have been a key.
-    :param temporary: the server's advice on retrying; None leaves it to the version and the status.
+    :param temporary: the body's ``temporary``; None leaves it to the version and the status.
+    :param headers: further headers of the response.
     """
     try:
         name = NAMES.get(status) or HTTPStatus(status).name.lower()
@@ -48,7 +48,7 @@ def error(
     match version_of(path):
         case "v1alpha":
             body["message"] = message
-            body["temporary"] = status in MAY_PASS or status >= 500
+            body["temporary"] = status in TEMPORARY or status >= 500
             body["timeout"] = status in TIMEOUTS
             body["fault"] = status >= 500
         case "v1":
@@ -58,20 +58,5 @@ def error(
     if temporary is not None:
         body["temporary"] = temporary
     if status in NO_BODY:
-        return Response(status_code=status, headers=dict(headers or {}))
-    return JSONResponse(body, status_code=status, headers=dict(headers or {}))
-
-
-def picture(prompt: str) -> tuple[bytes, int]:
-    """A small PNG in one colour, and its seed: both follow from the prompt alone."""
-    digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()
-    row = b"\x00" + digest[:3] * IMAGE_SIDE
-    chunks = (
-        (b"IHDR", struct.pack(">IIBBBBB", IMAGE_SIDE, IMAGE_SIDE, 8, 2, 0, 0, 0)),
-        (b"IDAT", zlib.compress(row * IMAGE_SIDE)),
-        (b"IEND", b""),
-    )
-    png = b"\x89PNG\r\n\x1a\n"
-    for kind, data in chunks:
-        png += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    return png, int.from_bytes(digest[3:7], "big")
+        return Response(status_code=status, headers=headers)
+    return JSONResponse(body, status_code=status, headers=headers)

@@ -1,6 +1,6 @@
-"""What can go wrong between a client and the API, and whose turn it is.
+"""The faults that a test injects, and the queue that decides which one a request gets. Knows no HTTP.
 
-A `Fault` only describes; `front` makes it happen on the wire.
+A ``Fault`` only describes: the module ``middleware`` carries it out.
 """
 
 from __future__ import annotations
@@ -8,18 +8,22 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Literal
 
+#: Statuses whose responses have no body.
 NO_BODY = (204, 304)
+
+#: The class methods of ``Fault`` by name, as the controls over HTTP and the command line call them.
+FaultKind = Literal["status", "body", "html", "text", "empty", "reset", "hang", "slow", "drip", "truncated"]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One way in which an answer goes wrong. Made by the class methods below, not by hand.
+    """One way in which a response goes wrong. Use the class methods to create one.
 
-    :raises ValueError: from every one of them, for arguments that make no answer.
+    :raises ValueError: in each class method, for arguments that no response can have.
     """
 
     kind: Literal["answer", "error", "reset", "hang", "slow", "drip", "truncated"]
@@ -35,7 +39,7 @@ class Fault:
         if isinstance(self.code, bool) or not isinstance(self.code, int) or not 200 <= self.code <= 599:
             raise ValueError("A fault's status must be a whole number from 200 to 599.")
         if self.code in NO_BODY and self.content:
-            raise ValueError(f"An answer with status {self.code} has no body.")
+            raise ValueError(f"A response with status {self.code} has no body.")
         if isinstance(self.seconds, bool) or not isinstance(self.seconds, int | float):
             raise ValueError("A fault's time must be a number of seconds.")
         if not (math.isfinite(self.seconds) and self.seconds >= 0):
@@ -56,19 +60,19 @@ class Fault:
     def status(
         cls, status: int, *, retry_after: float | str | None = None, temporary: bool | None = None
     ) -> Fault:
-        """The API's own JSON error, in the shape of the version that was asked.
+        """The API's own JSON error, in the format of the version that was called.
 
         :param status: the HTTP status.
-        :param retry_after: the `Retry-After` header: seconds, or literally (an HTTP date); None sends none.
-        :param temporary: the body's `temporary`. None: v1alpha says what the status suggests, the others,
-            which have no such field, leave it out.
+        :param retry_after: the ``Retry-After`` header, in seconds or literally (an HTTP date); None omits it.
+        :param temporary: the body's ``temporary``. With None, v1alpha derives it from the status; the other
+            versions, which have no such field, leave it out.
         """
         return cls("error", code=status, headers=retry_after_header(retry_after), temporary=temporary)
 
     @classmethod
     def body(cls, body: bytes | str, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Fault:
-        """Any body at all, as `application/json` unless `headers` say otherwise: a malformed balance, for
-        one.
+        """Any body, for example a malformed balance. Its type is ``application/json`` unless ``headers`` name
+        another.
         """
         if not isinstance(body, bytes | str):
             raise ValueError("A body must be bytes or a string.")
@@ -79,61 +83,61 @@ class Fault:
 
     @classmethod
     def html(cls, status: int = 502) -> Fault:
-        """A page as proxies, load balancers and firewalls show it."""
+        """An HTML page, as proxies, load balancers and firewalls send it."""
         title = f"{status} {HTTPStatus(status).phrase if status in set(HTTPStatus) else 'Error'}"
         page = f"<!DOCTYPE html>\n<html><head><title>{title}</title></head><body>{title}</body></html>\n"
         return cls.body(page, status=status, headers={"content-type": "text/html; charset=utf-8"})
 
     @classmethod
     def text(cls, text: str, *, status: int = 200) -> Fault:
-        """Plain text where JSON was expected."""
+        """Plain text in place of JSON."""
         return cls.body(text, status=status, headers={"content-type": "text/plain; charset=utf-8"})
 
     @classmethod
     def empty(cls, status: int = 200) -> Fault:
-        """No body at all."""
+        """A response without a body."""
         return cls("answer", code=status)
 
     @classmethod
     def reset(cls, *, after_work: bool = False) -> Fault:
-        """The connection is reset (a TCP RST) once the request was read.
+        """A reset of the connection (a TCP RST) after the request was read.
 
-        :param after_work: only once what was asked for is done: an image is made and paid for, and lost.
+        :param after_work: do the work of the request first: an image is made, paid for and lost.
         """
         return cls("reset", after_work=after_work)
 
     @classmethod
     def hang(cls, *, after_work: bool = False) -> Fault:
-        """No answer until the client leaves or the server stops. When faults are cleared, the real one after
-        all.
+        """No response until the client disconnects or the server stops. When faults are cleared, the client
+        gets the normal response after all.
 
-        :param after_work: what was asked for is done at once, whether the client stays or leaves: an image is
+        :param after_work: do the work of the request first, even if the client disconnects later: an image is
             made and paid for.
         """
         return cls("hang", after_work=after_work)
 
     @classmethod
     def slow(cls, delay: float) -> Fault:
-        """The real answer, `delay` seconds late."""
+        """The normal response, ``delay`` seconds late."""
         return cls("slow", seconds=delay)
 
     @classmethod
     def drip(cls, part: Literal["headers", "body"] = "body", *, interval: float = 1.0) -> Fault:
-        """The real answer, its headers or its body one byte every `interval` seconds: no read timeout ever
-        fires.
+        """The normal response, with its headers or its body sent as one byte every ``interval`` seconds. No
+        read timeout ever fires.
         """
         return cls("drip", part=part, seconds=interval)
 
     @classmethod
     def truncated(cls) -> Fault:
-        """The real answer cut off: half the body that `Content-Length` promises, then the connection is
-        closed. What was asked for is done: an image is made and paid for.
+        """The normal response cut off: half the body that ``Content-Length`` promises, then the connection is
+        closed. The work of the request is done: an image is made and paid for.
         """
         return cls("truncated")
 
 
 def retry_after_header(value: float | str | None) -> tuple[tuple[str, str], ...]:
-    """The `Retry-After` header for seconds or a literal value; no header for None."""
+    """Return the ``Retry-After`` header for seconds or a literal value; no header for None."""
     if value is None:
         return ()
     if isinstance(value, bool) or not isinstance(value, int | float | str):
@@ -142,64 +146,70 @@ def retry_after_header(value: float | str | None) -> tuple[tuple[str, str], ...]
 
 
 @dataclass
-class _Injection:
-    fault: Fault
-    left: int | None
-    path: str | None
-    key: str | None = field(repr=False)
+class Injection:
+    """A fault with the requests that get it, as ``StabilitySimulator.inject`` describes them."""
 
-    def fits(self, path: str, key: str | None) -> bool:
-        if self.key is not None and self.key != key:
+    fault: Fault
+    times: int | None
+    path: str | None
+    key_label: str | None
+
+    def __post_init__(self) -> None:
+        times = self.times
+        if times is not None and (isinstance(times, bool) or not isinstance(times, int) or times < 1):
+            raise ValueError("times must be a whole number, one or more, or None for until cleared.")
+        if self.path is not None and not self.path.startswith("/"):
+            raise ValueError("path must start with a slash, such as /v1alpha or /v1/user/balance.")
+
+    def matches(self, path: str, key_label: str) -> bool:
+        """Tell whether a request gets the fault."""
+        if self.key_label is not None and self.key_label != key_label:
             return False
-        # By whole segments: /v1 must not hit /v1alpha.
+        # By whole segments: /v1 must not match /v1alpha.
         return self.path is None or path == self.path or path.startswith(self.path.rstrip("/") + "/")
 
 
 class FaultQueue:
-    """The faults still to come, the first one injected first."""
+    """The faults still to come, in the order in which they were injected."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._waiting: list[_Injection] = []
-        self.clearings = 0
-        """How often faults were cleared: a request that hangs watches it."""
+        self._injections: list[Injection] = []
+        #: How often faults were cleared; a request that hangs watches it.
+        self.times_cleared = 0
 
-    def inject(self, fault: Fault, times: int | None, path: str | None, key: str | None) -> None:
-        """Lines a fault up; `Controls.inject` says how."""
-        if times is not None and (isinstance(times, bool) or not isinstance(times, int) or times < 1):
-            raise ValueError("times must be a whole number, one or more, or None for until cleared.")
-        if path is not None and not path.startswith("/"):
-            raise ValueError("path must start with a slash, such as /v1alpha or /v1/user/balance.")
+    def add(self, injection: Injection) -> None:
+        """Add a fault at the end."""
         with self._lock:
-            self._waiting.append(_Injection(fault, times, path, key))
+            self._injections.append(injection)
 
-    def take(self, path: str, key: str | None) -> Fault | None:
-        """The fault that is due for a request, used up by that if it was its last time."""
+    def take(self, path: str, key_label: str) -> Fault | None:
+        """Return the fault for a request, and remove it if that was its last time."""
         with self._lock:
-            for injection in self._waiting:
-                if injection.fits(path, key):
-                    if injection.left is not None:
-                        injection.left -= 1
-                        if injection.left == 0:
-                            self._waiting.remove(injection)
+            for injection in self._injections:
+                if injection.matches(path, key_label):
+                    if injection.times is not None:
+                        injection.times -= 1
+                        if injection.times == 0:
+                            self._injections.remove(injection)
                     return injection.fault
         return None
 
     def clear(self) -> None:
-        """Takes all faults back, from requests that hang already too."""
+        """Remove all faults, also from requests that hang already."""
         with self._lock:
-            self._waiting.clear()
-            self.clearings += 1
+            self._injections.clear()
+            self.times_cleared += 1
 
-    def snapshot(self) -> list[dict[str, Any]]:
-        """The faults still to come as plain JSON types; of a key only that there is one."""
+    def state(self) -> list[dict[str, Any]]:
+        """Return the faults still to come as plain JSON types."""
         with self._lock:
             return [
                 {
                     "fault": injection.fault.kind,
-                    "times": injection.left,
+                    "times": injection.times,
                     "path": injection.path,
-                    "one_key_only": injection.key is not None,
+                    "one_key_only": injection.key_label is not None,
                 }
-                for injection in self._waiting
+                for injection in self._injections
             ]

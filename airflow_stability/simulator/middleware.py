@@ -1,8 +1,7 @@
-"""What every request to the API meets first: the journal, the rate limit, faults, versions that are switched
-off.
+"""The ASGI application that every request passes first: the request log, the rate limit, faults, and API
+versions that are switched off.
 
-An ASGI application around the API's, and the uvicorn protocol that hands it the connection. It knows no
-accounts.
+Also the uvicorn protocol that gives it the connection itself.
 """
 
 from __future__ import annotations
@@ -12,35 +11,38 @@ import contextlib
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from fastapi.responses import Response
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from airflow_stability.simulator.api import read_authorization
+from airflow_stability.simulator.api import create_api, read_authorization
+from airflow_stability.simulator.controls import create_controls
 from airflow_stability.simulator.error_bodies import error, version_of
 from airflow_stability.simulator.faults import Fault, FaultQueue, retry_after_header
-from airflow_stability.simulator.request_log import Entry, Journal, RequestRecord
-from airflow_stability.simulator.state import REDIRECTS, SWITCHABLE_VERSIONS, World
+from airflow_stability.simulator.rate_limit import RateLimit
+from airflow_stability.simulator.request_log import LoggedRequest, RequestLog, RequestRecord
+from airflow_stability.simulator.state import REDIRECTS, SWITCHABLE_VERSIONS, ApiKey, SimulatorState
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+#: Name of the ASGI extension that holds the connection.
 TRANSPORT = "airflow_stability.transport"
 
 
 class TransportProtocol(H11Protocol):
-    """Hands the application the connection itself: a reset, half an answer or one byte a second is nothing
-    that an HTTP server would send of its own accord.
-    """
+    """HTTP that gives the application the connection itself, to reset it or to send half a response."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Called by asyncio, once per connection."""
+        """Prepare a new connection. Called by asyncio."""
         super().connection_made(transport)
-        # uvicorn's access log shows paths as they came, and one may hold a key. Its setting for this is
+        # uvicorn's access log shows paths as they came, and one may contain a key. Its setting for this is
         # undone by whoever configures logging afterwards, as Airflow does.
         self.access_log = False
         application: Any = self.app
@@ -52,106 +54,109 @@ class TransportProtocol(H11Protocol):
         self.app = with_transport
 
 
-class Front:
+class SimulatorMiddleware:
     """The ASGI application that uvicorn serves.
 
-    :param api: answers what gets through.
-    :param controls: answers everything under `/_simulator`, which meets none of this.
+    The controls under ``/_simulator`` are neither logged nor limited.
     """
 
-    def __init__(
-        self, api: ASGIApp, controls: ASGIApp, world: World, faults: FaultQueue, journal: Journal
-    ) -> None:
-        self._api = api
-        self._controls = controls
-        self._world = world
+    def __init__(self, state: SimulatorState, faults: FaultQueue, request_log: RequestLog) -> None:
+        self._api: ASGIApp = create_api(state)
+        self._controls: ASGIApp = create_controls(state)
+        self._state = state
         self._faults = faults
-        self._journal = journal
+        self._request_log = request_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves one request, as ASGI has it."""
+        """Serve one request, as ASGI defines it."""
         if version_of(scope["path"]) == "_simulator":
             await self._controls(scope, receive, send)
             return
-        entry, key = self._written_down(scope)
-
-        async def answer(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                entry.answered(message["status"])
-            await send(message)
-
-        try:
-            await self._serve(scope, receive, answer, entry, key)
-        finally:
-            entry.finished()
-
-    def _written_down(self, scope: Scope) -> tuple[Entry, str]:
         headers = Headers(scope=scope)
-        form, key = read_authorization(headers.get("authorization"))
+        form, sent_key = read_authorization(headers.get("authorization"))
+        key = self._state.find_key(sent_key)
 
         def header(name: str) -> str | None:
             value = headers.get(name)
-            return None if value is None else self._world.redact(value)
+            return None if value is None else self._state.redact(value)
 
-        record = RequestRecord(
-            at=time.time(),
-            monotonic=time.monotonic(),
-            method=scope["method"],
-            path=self._world.redact(scope["path"]),
-            authorization=form,
-            key_label=self._world.label(key),
-            organization=header("organization"),
-            client_id=header("stability-client-id"),
-            client_version=header("stability-client-version"),
-            user_agent=header("user-agent"),
+        logged = self._request_log.add(
+            RequestRecord(
+                at=time.time(),
+                monotonic=time.monotonic(),
+                method=scope["method"],
+                path=self._state.redact(scope["path"]),
+                authorization=form,
+                key_label="unknown" if key is None else key.label,
+                organization=header("organization"),
+                client_id=header("stability-client-id"),
+                client_version=header("stability-client-version"),
+                user_agent=header("user-agent"),
+            )
         )
-        return self._journal.begin(record), key
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send, entry: Entry, key: str) -> None:
-        admitted = self._world.admit(key)
-        clearings = self._faults.clearings
-        fault = self._faults.take(scope["path"], key)
-        # The request is read to its end first: what comes from the client after that is its farewell.
-        body = await _read(receive)
-        if body is None:
+        async def logged_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                logged.set_status(message["status"])
+            await send(message)
+
+        try:
+            await self._serve(scope, receive, logged_send, logged, key)
+        finally:
+            logged.write_line()
+
+    async def _serve(
+        self, scope: Scope, receive: Receive, send: Send, logged: LoggedRequest, key: ApiKey | None
+    ) -> None:
+        # A key that is not valid has no rate limit.
+        limit = None if key is None or key.revoked else key.limiter.exceeded(time.monotonic())
+        times_cleared = self._faults.times_cleared
+        fault = self._faults.take(scope["path"], logged.record.key_label)
+        # Read the request to its end first: the next message from the client is then its disconnect.
+        try:
+            body = await Request(scope, receive).body()
+        except ClientDisconnect:
             return
+        respond = partial(self._respond, scope, body, limit)
         if fault is None:
-            await self._normal(scope, _replay(body), send, admitted)
+            await respond(send)
             return
         connection: asyncio.Transport = scope["extensions"][TRANSPORT]
-        done = await self._captured(scope, body, admitted) if fault.after_work else None
-        with _departure(receive) as left:
+        work_first = fault.after_work or fault.kind in ("drip", "truncated")
+        kept = await _keep(respond) if work_first else None
+        with _disconnect(receive) as disconnected:
             match fault.kind:
                 case "reset":
                     _reset(connection)
-                    await left
+                    await disconnected
                 case "hang":
-                    # Looked at now and then: faults are cleared from other threads, which know no event loop.
-                    while not left.done() and self._faults.clearings == clearings:
-                        await asyncio.wait({left}, timeout=0.05)
+                    # Polled: faults are cleared from other threads, which know no event loop.
+                    while not disconnected.done() and self._faults.times_cleared == times_cleared:
+                        await asyncio.wait({disconnected}, timeout=0.05)
                 case "slow":
-                    await asyncio.wait({left}, timeout=fault.seconds)
-                case "drip" | "truncated":
-                    status, head, content = _on_the_wire(await self._captured(scope, body, admitted))
-                    entry.answered(status)
-                    await _send_raw(connection, fault, head, content, left)
-            if left.done():
+                    await asyncio.wait({disconnected}, timeout=fault.seconds)
+                case "drip" | "truncated" if kept is not None:
+                    logged.set_status(kept[0]["status"])
+                    await _send_raw(connection, fault, kept, disconnected)
+            if disconnected.done():
                 return
-        if done is not None:
-            for message in done:
+        if kept is not None:
+            for message in kept:
                 await send(message)
         elif fault.kind in ("hang", "slow"):
-            await self._normal(scope, _replay(body), send, admitted)
+            await respond(send)
         else:
-            await _faulty(scope["path"], fault)(scope, receive, send)
+            await _fault_response(scope["path"], fault)(scope, receive, send)
 
-    async def _normal(self, scope: Scope, receive: Receive, send: Send, admitted: bool) -> None:
-        """The answer as it is without a fault."""
+    async def _respond(self, scope: Scope, body: bytes, limit: RateLimit | None, send: Send) -> None:
+        """Send the response without a fault.
+
+        :param limit: the rate limit that refuses the request; None if it is admitted.
+        """
         path = scope["path"]
         version = version_of(path)
         application = self._api
-        if not admitted:
-            limit = self._world.rate_limit
+        if limit is not None:
             application = error(
                 path,
                 429,
@@ -159,38 +164,35 @@ class Front:
                 f"{limit.lockout:g} seconds.",
                 headers=dict(retry_after_header(limit.retry_after)),
             )
-        elif off := self._world.switched_off(version):
-            if off.status in REDIRECTS:
+        elif off := self._state.switched_off(version):
+            status, location = off
+            if status in REDIRECTS:
                 other = next(name for name in SWITCHABLE_VERSIONS if name != version)
-                location = off.location or path.replace(version, other, 1)
-                application = Response(status_code=off.status, headers={"location": location})
+                headers = {"location": location or path.replace(version, other, 1)}
+                application = Response(status_code=status, headers=headers)
             else:
-                application = error(path, off.status, f"{version} was switched off.")
+                application = error(path, status, f"{version} was switched off.")
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": body, "more_body": False}
+
         await application(scope, receive, send)
 
-    async def _captured(self, scope: Scope, body: bytes, admitted: bool) -> list[Message]:
-        """The answer without a fault, kept instead of sent."""
-        messages: list[Message] = []
 
-        async def keep(message: Message) -> None:
-            messages.append(message)
+async def _keep(respond: Callable[[Send], Awaitable[None]]) -> list[Message]:
+    """Return the messages of a response instead of sending them."""
+    messages: list[Message] = []
 
-        await self._normal(scope, _replay(body), keep, admitted)
-        return messages
+    async def send(message: Message) -> None:
+        messages.append(message)
 
-
-def _on_the_wire(messages: list[Message]) -> tuple[int, bytes, bytes]:
-    """An answer's status, head and body as they would stand on the wire."""
-    status: int = messages[0]["status"]
-    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()]
-    lines += [name + b": " + value for name, value in messages[0]["headers"]]
-    lines += [b"connection: close", b"", b""]
-    return status, b"\r\n".join(lines), b"".join(message.get("body", b"") for message in messages[1:])
+    await respond(send)
+    return messages
 
 
-def _faulty(path: str, fault: Fault) -> Response:
+def _fault_response(path: str, fault: Fault) -> Response:
     if fault.kind == "error":
-        message = f"The simulator was told to answer {fault.code}."
+        message = f"The simulator was told to respond with {fault.code}."
         return error(path, fault.code, message, temporary=fault.temporary, headers=dict(fault.headers))
     return Response(fault.content, status_code=fault.code, headers=dict(fault.headers))
 
@@ -204,45 +206,31 @@ def _reset(connection: asyncio.Transport) -> None:
 
 
 async def _send_raw(
-    connection: asyncio.Transport, fault: Fault, head: bytes, content: bytes, left: asyncio.Future[None]
+    connection: asyncio.Transport, fault: Fault, messages: list[Message], disconnected: asyncio.Future[None]
 ) -> None:
-    """Sends an answer past h11, which would not let it through, and closes the connection."""
+    """Drip or truncate a response and close the connection, past h11, which allows neither."""
+    status: int = messages[0]["status"]
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()]
+    lines += [name + b": " + value for name, value in messages[0]["headers"]]
+    head = b"\r\n".join([*lines, b"connection: close", b"", b""])
+    content = b"".join(message.get("body", b"") for message in messages[1:])
     if fault.kind == "truncated":
         connection.write(head + content[: len(content) // 2])
     else:
         quick, slow, rest = (b"", head, content) if fault.part == "headers" else (head, content, b"")
         connection.write(quick)
         for index in range(len(slow)):
-            if left.done():
+            if disconnected.done():
                 return
             connection.write(slow[index : index + 1])
-            await asyncio.wait({left}, timeout=fault.seconds)
+            await asyncio.wait({disconnected}, timeout=fault.seconds)
         connection.write(rest)
     connection.close()
-    await left
-
-
-async def _read(receive: Receive) -> bytes | None:
-    """The body of a request, or None when the client left before its end."""
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        body += message.get("body", b"")
-        if not message.get("more_body", False):
-            return bytes(body)
-
-
-def _replay(body: bytes) -> Receive:
-    async def receive() -> Message:
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return receive
+    await disconnected
 
 
 @contextlib.contextmanager
-def _departure(receive: Receive) -> Iterator[asyncio.Future[None]]:
+def _disconnect(receive: Receive) -> Iterator[asyncio.Future[None]]:
     """A future that is done when the client, or the server in stopping, has closed the connection."""
 
     async def watch() -> None:

@@ -1,6 +1,6 @@
-"""What was asked of the simulator, without keys. It knows no HTTP: `front` writes it.
+"""The log of requests to the simulator, without keys. Knows no HTTP.
 
-Each finished request is also one line on the logger `airflow_stability.simulator`, which the command line
+Each finished request is also one line of the logger ``airflow_stability.simulator``, which the command line
 prints.
 """
 
@@ -18,26 +18,25 @@ logger = logging.getLogger("airflow_stability.simulator")
 
 Authorization = Literal["raw", "bearer", "none"]
 
-# A simulator may run for days on the command line.
-KEPT = 100_000
+#: Requests that are kept, the latest ones: on the command line a simulator may run for days.
+MAX_REQUESTS = 100_000
 
 
 @dataclass(frozen=True)
 class RequestRecord:
-    """One request to the API. It says in what form a key came and which one it was, by a label; never the
-    key.
+    """One request to the API. Tells in which form a key came and which one it was, by its label.
 
     :param at: when it came, in seconds since the epoch.
-    :param monotonic: the same on `time.monotonic()`, for intervals.
+    :param monotonic: the same on ``time.monotonic()``, for intervals.
     :param method: the HTTP method.
     :param path: without the query.
-    :param authorization: the form of the `Authorization` header: `raw`, `bearer` or `none`.
-    :param key_label: such as `key-1`; `unknown` for a key that the simulator never issued, and for none.
-    :param organization: the `Organization` header.
-    :param client_id: the `Stability-Client-ID` header.
-    :param client_version: the `Stability-Client-Version` header.
-    :param user_agent: the `User-Agent` header.
-    :param status: what was answered; None where nothing was: a reset, a hang, an answer still to come.
+    :param authorization: the form of the ``Authorization`` header: ``raw``, ``bearer`` or ``none``.
+    :param key_label: such as ``key-1``; ``unknown`` for a key that the simulator never issued, and for none.
+    :param organization: the ``Organization`` header.
+    :param client_id: the ``Stability-Client-ID`` header.
+    :param client_version: the ``Stability-Client-Version`` header.
+    :param user_agent: the ``User-Agent`` header.
+    :param status: status of the response; None while there is none, and for a request that never gets one.
     """
 
     at: float
@@ -53,45 +52,45 @@ class RequestRecord:
     status: int | None = None
 
 
-class Entry:
-    """A request while it is being answered."""
+class LoggedRequest:
+    """A request in the log whose response may still be to come."""
 
     def __init__(self, record: RequestRecord) -> None:
         self.record = record
 
-    def answered(self, status: int) -> None:
-        """Notes the status, just before it is sent."""
+    def set_status(self, status: int) -> None:
+        """Note the status of the response, just before it is sent."""
         self.record = dataclasses.replace(self.record, status=status)
 
-    def finished(self) -> None:
-        """Logs the request."""
+    def write_line(self) -> None:
+        """Write the log line of the finished request."""
         record = self.record
-        # Quoted: a path may hold line breaks, and would write lines of its own.
+        # Quoted: a path may contain line breaks, and would forge log lines.
         path = urllib.parse.quote(record.path)
         key = "no key" if record.authorization == "none" else f"{record.key_label} ({record.authorization})"
         logger.info("%s %s, %s: %s", record.method, path, key, record.status or "no answer")
 
 
-class Journal:
-    """The last 100 000 requests, in the order in which they came."""
+class RequestLog:
+    """The latest requests, in the order in which they came."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._entries: deque[Entry] = deque(maxlen=KEPT)
+        self._requests: deque[LoggedRequest] = deque(maxlen=MAX_REQUESTS)
 
-    def begin(self, record: RequestRecord) -> Entry:
-        """Writes a request down that has just come."""
-        entry = Entry(record)
+    def add(self, record: RequestRecord) -> LoggedRequest:
+        """Add a request that has just come."""
+        request = LoggedRequest(record)
         with self._lock:
-            self._entries.append(entry)
-        return entry
+            self._requests.append(request)
+        return request
 
     def records(self) -> list[RequestRecord]:
-        """All of it, as it stands now."""
+        """Return all records as they are now."""
         with self._lock:
-            return [entry.record for entry in self._entries]
+            return [request.record for request in self._requests]
 
     def clear(self) -> None:
-        """Forgets all of it."""
+        """Remove all requests."""
         with self._lock:
-            self._entries.clear()
+            self._requests.clear()

@@ -1,4 +1,4 @@
-"""The simulator on a socket: uvicorn in a thread of its own. What it answers is decided elsewhere."""
+"""The server of the simulator: uvicorn on a socket, in a thread of its own."""
 
 from __future__ import annotations
 
@@ -14,17 +14,14 @@ from urllib.parse import quote
 
 import uvicorn
 
-from airflow_stability.simulator.api import create_api
-from airflow_stability.simulator.controls import Controls, create_controls
-from airflow_stability.simulator.middleware import Front, TransportProtocol
+from airflow_stability.simulator.middleware import SimulatorMiddleware, TransportProtocol
+from airflow_stability.simulator.rate_limit import RateLimit
 from airflow_stability.simulator.request_log import logger
-from airflow_stability.simulator.state import RateLimit
+from airflow_stability.simulator.state import SimulatorState
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, except that it ends at once: its own way is to wait for open requests, and those that hang or
-    drip by order would keep it waiting.
-    """
+    """uvicorn that stops at once. It would wait for open requests, also for those that hang or drip."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -43,8 +40,8 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:
             server.close()
-        # More than one round: a connection may have been accepted just before, and those that are cut still
-        # have to notice. They all do; the end of the range is for the case that one ever does not.
+        # More than one round: a connection may have been accepted just before, and a request takes a moment
+        # to notice that its connection was cut. The range ends in case one never does.
         for _ in range(100):
             for connection in list(self.server_state.connections):
                 connection.transport.abort()
@@ -53,23 +50,22 @@ class _Server(uvicorn.Server):
                 break
 
     def stop(self) -> None:
-        """Called from another thread."""
+        """Stop the server. Called from another thread."""
         self._loop.call_soon_threadsafe(self._stopping.set)
 
 
-class StabilitySimulator(Controls):
-    """A Stability API to run at home, for as long as the `with` block lasts; or from `start` to `stop`.
+class StabilitySimulator(SimulatorState):
+    """A local Stability API. It runs inside a ``with`` block, or from ``start`` to ``stop``.
 
-    At first there is one account, `user-1`, a member of two organizations: `org-default`, its default, which
-    pays, and `org-other`, which has no credits.
+    At first there is one account, ``user-1``, a member of two organizations: ``org-default``, its default,
+    which pays, and ``org-other``, which has no credits.
 
-    :param host: where to listen. Anything but loopback lets others in, and the controls ask for no key.
-    :param port: 0 takes a free one, and keeps it when started again.
-    :param credits: the balance of `org-default`, in credits.
-    :param api_key: the key of `user-1`; None makes one up.
+    :param host: address to listen on. Any but loopback admits other machines; the controls ask for no key.
+    :param port: 0 takes a free one, which stays the same when the simulator is started again.
+    :param credits: the balance of ``org-default``, in credits.
+    :param api_key: the key of ``user-1``; None generates one.
     :param rate_limit: None is the real API's: 150 requests in 10 seconds, then a lock-out of 60.
-    :raises ValueError: for credits that are no balance, a key that no header can carry, or a port
-        that is none.
+    :raises ValueError: a balance or a port that is not valid, or a key that no header can carry.
     """
 
     def __init__(
@@ -82,7 +78,7 @@ class StabilitySimulator(Controls):
         rate_limit: RateLimit | None = None,
     ) -> None:
         super().__init__(credits=credits, api_key=api_key, rate_limit=rate_limit or RateLimit())
-        if not 0 <= port <= 65535:  # the system would take the remainder
+        if not 0 <= port <= 65535:  # the system would take it modulo 65536
             raise ValueError(f"The port must be from 0, for a free one, to 65535; got {port}.")
         self.host = host
         self._port = port
@@ -93,7 +89,7 @@ class StabilitySimulator(Controls):
     def port(self) -> int:
         """The port it listens on.
 
-        :raises RuntimeError: before the first `start`, when the port is to be a free one.
+        :raises RuntimeError: before the first ``start``, if the port is to be a free one.
         """
         if self._port == 0:
             raise RuntimeError("The simulator has no port before it is started.")
@@ -101,37 +97,38 @@ class StabilitySimulator(Controls):
 
     @property
     def url(self) -> str:
-        """Where it is reached, such as `http://127.0.0.1:43211`."""
+        """The base URL, such as ``http://127.0.0.1:43211``."""
         return f"http://{self._address}"
 
     def connection_uri(self, key: str | None = None) -> str:
-        """An Airflow connection to it, for `AIRFLOW_CONN_STABILITY_DEFAULT`. The API key stands in it.
+        """Return an Airflow connection for ``AIRFLOW_CONN_STABILITY_DEFAULT``. It contains the API key.
 
-        :param key: the API key; None is `api_key`. It may be one that is refused.
+        :param key: the API key; None is ``api_key``. A key that the simulator refuses is fine.
         """
         return f"stability://:{quote(key or self.api_key, safe='')}@{self._address}/http"
 
     @property
     def _address(self) -> str:
-        # An address that means all interfaces is no address to go to.
-        host = self.host
-        if _is_ip(host) and ipaddress.ip_address(host).is_unspecified:
-            host = "::1" if ":" in host else "127.0.0.1"
+        # A client cannot connect to the address that means all interfaces.
+        host, ip = self.host, _ip(self.host)
+        if ip is not None and ip.is_unspecified:
+            host = "::1" if ip.version == 6 else "127.0.0.1"
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
     def start(self) -> None:
-        """Starts to serve; returns once connections are accepted. After a `stop`: same port, same state.
+        """Start the server, and return once it accepts connections. After ``stop``: same port, same state.
 
-        :raises OSError: when the address cannot be listened on.
-        :raises RuntimeError: when it runs already.
+        :raises OSError: the address cannot be listened on.
+        :raises RuntimeError: the simulator is running already.
         """
         if self._thread is not None:
             raise RuntimeError("The simulator is running already.")
-        if not _is_loopback(self.host):
+        ip = _ip(self.host)
+        if self.host != "localhost" and not (ip is not None and ip.is_loopback):
             logger.warning("The simulator's controls need no key, and %s lets others reach them.", self.host)
         listener = self._listen()
         config = uvicorn.Config(
-            Front(create_api(self._world), create_controls(self), self._world, self._faults, self._journal),
+            SimulatorMiddleware(self, self._faults, self._request_log),
             http=TransportProtocol,
             loop="asyncio",
             ws="none",
@@ -141,7 +138,7 @@ class StabilitySimulator(Controls):
             server_header=False,
         )
         self._server = _Server(config)
-        # Anyone may forget to stop it: it must not keep the interpreter alive.
+        # A daemon: a simulator that is never stopped must not keep the interpreter alive.
         self._thread = threading.Thread(
             target=self._server.run, args=([listener],), name="stability-simulator", daemon=True
         )
@@ -150,8 +147,9 @@ class StabilitySimulator(Controls):
             time.sleep(0.005)
 
     def stop(self) -> None:
-        """Stops to serve: open connections are cut, new ones refused. The state is kept. Nothing if it is
-        stopped.
+        """Stop the server: cut open connections and refuse new ones. The state is kept.
+
+        Does nothing if the simulator is not running.
         """
         if self._server is None or self._thread is None:
             return
@@ -178,7 +176,7 @@ class StabilitySimulator(Controls):
         )[0]
         listener = socket.socket(family, kind, protocol)
         try:
-            # Connections of a life before still linger on the port when it is started again.
+            # When the simulator is started again, connections of the run before still linger on the port.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
             listener.listen()
@@ -189,13 +187,7 @@ class StabilitySimulator(Controls):
         return listener
 
 
-def _is_loopback(host: str) -> bool:
-    return host == "localhost" or (_is_ip(host) and ipaddress.ip_address(host).is_loopback)
-
-
-def _is_ip(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
+def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host)
+    return None

@@ -1,8 +1,7 @@
-"""The state of the simulated vendor: accounts, organizations, API keys, credits, the rate limit, the API
-versions.
+"""The state of the simulated API (accounts, organizations, API keys, credits), and what a test does to it.
 
-Plain Python behind one lock, safe to use from any thread. It knows no HTTP: what a refusal looks like on the
-wire is decided in `api` and `front`. No error text in here ever contains an API key.
+Knows no HTTP: the modules ``api`` and ``middleware`` decide how a refusal looks. No error text in here
+contains an API key.
 """
 
 from __future__ import annotations
@@ -11,150 +10,154 @@ import math
 import re
 import secrets
 import threading
-import time
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-IMAGE_COST = 3.0
-"""What one image of stable-image/generate/core costs, in credits."""
+from airflow_stability.simulator.faults import Fault, FaultQueue, Injection
+from airflow_stability.simulator.rate_limit import RateLimit, RateLimiter
+from airflow_stability.simulator.request_log import RequestLog, RequestRecord
 
 SWITCHABLE_VERSIONS = ("v1alpha", "v1")
 REFUSALS = (401, 403, 404, 410)
 REDIRECTS = (301, 302, 307, 308)
 
 
-@dataclass(frozen=True)
-class RateLimit:
-    """How many requests one key may make, and what happens past that. The defaults are the real API's.
-
-    :param requests: requests that a key may make in any `window`; the next one is refused with 429.
-    :param window: seconds.
-    :param lockout: seconds for which the key is then refused altogether. Asking meanwhile does not make it
-        longer.
-    :param retry_after: what the 429 says in `Retry-After`, in seconds or as the literal header; None sends
-        none.
-    :raises ValueError: for a limit that no request could pass, or times that are no times.
-    """
-
-    requests: int = 150
-    window: float = 10.0
-    lockout: float = 60.0
-    retry_after: float | str | None = None
-
-    def __post_init__(self) -> None:
-        if isinstance(self.requests, bool) or not isinstance(self.requests, int) or self.requests < 1:
-            raise ValueError("RateLimit.requests must be a whole number, one or more.")
-        if not (math.isfinite(self.window) and self.window > 0):
-            raise ValueError("RateLimit.window must be a number of seconds above zero.")
-        if not (math.isfinite(self.lockout) and self.lockout >= 0):
-            raise ValueError("RateLimit.lockout must be a number of seconds, zero or more.")
-        advice = str(self.retry_after)
-        if isinstance(self.retry_after, bool) or not (advice.isascii() and advice.isprintable()):
-            raise ValueError("RateLimit.retry_after must be a number of seconds or a literal header.")
-
-
-@dataclass(frozen=True)
-class SwitchedOff:
-    """How an API version that was switched off answers: `status`, and where to for a redirect (None: same
-    path, other version).
-    """
-
-    status: int
-    location: str | None
-
-
-class NotEnoughCreditsError(Exception):
-    """The organization that would have paid has less than the price."""
-
-
-class NotAMemberError(Exception):
-    """The account is no member of that organization, or there is no such organization."""
-
-
 @dataclass
-class _Organization:
+class Organization:
+    """An organization with its balance."""
+
     id: str
     name: str
     credits: float
 
 
 @dataclass
-class _Account:
+class Account:
+    """An account. The first of its organizations is its default, which pays."""
+
     id: str
     email: str
-    organizations: list[str]  # the first one is the default
-    role: str = "MEMBER"
-    profile_picture: str | None = None
+    organizations: list[Organization]
+    role: str
+    profile_picture: str | None
 
 
 @dataclass
-class _Key:
+class ApiKey:
+    """An API key without the key itself. The label is a running number, so it reveals nothing of the key."""
+
     label: str
-    account: str
+    account: Account
+    limiter: RateLimiter = field(repr=False)
     revoked: bool = False
-    recent: deque[float] = field(default_factory=deque)
-    locked_until: float = 0.0
 
 
-def _balance(value: float, what: str = "credits") -> float:
-    # Below zero too: the real API shows such balances.
+def _check_balance(value: float, what: str = "credits") -> float:
+    # May be below zero: the real API shows such balances.
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{what} must be a finite number.")
     return float(value)
 
 
-def _payment(value: float) -> float:
-    if _balance(value) < 0:
-        raise ValueError("A top-up must be zero credits or more.")
-    return float(value)
-
-
-def _identifier(value: str, what: str) -> str:
-    # A header value on the wire: organizations are asked for by it.
+def _check_identifier(value: str, what: str) -> str:
+    # Organizations and keys are sent as header values.
     if not isinstance(value, str) or not re.fullmatch(r"[!-~]+", value):
         raise ValueError(f"{what} must be printable ASCII without spaces, and not empty.")
     return value
 
 
-class World:
-    """The vendor's side of things. It starts with the account `user-1`, a member of two organizations:
-    `org-default`, which pays, and `org-other`, which has no credits.
+def _check_version(version: str) -> None:
+    if version not in SWITCHABLE_VERSIONS:
+        raise ValueError(f"The versions that can be switched off are {' and '.join(SWITCHABLE_VERSIONS)}.")
 
-    :param credits: what `org-default` has at first.
-    :param api_key: the key of `user-1`; None makes one up.
-    :param rate_limit: applies to each key on its own.
-    """
 
-    def __init__(self, credits: float, api_key: str | None, rate_limit: RateLimit) -> None:
-        self.rate_limit = rate_limit
+class SimulatorState:
+    """The simulated API without its server. Every method may be called from any thread, at any time."""
+
+    def __init__(self, *, credits: float, api_key: str | None, rate_limit: RateLimit) -> None:
         self._lock = threading.RLock()
-        self._organizations: dict[str, _Organization] = {}
-        self._accounts: dict[str, _Account] = {}
-        self._keys: dict[str, _Key] = {}
-        self._switched_off: dict[str, SwitchedOff] = {}
+        self._rate_limit = rate_limit
+        self._organizations: dict[str, Organization] = {}
+        self._accounts: dict[str, Account] = {}
+        self._keys: dict[str, ApiKey] = {}
+        self._switched_off: dict[str, tuple[int, str | None]] = {}
+        self._faults = FaultQueue()
+        self._request_log = RequestLog()
         self._images_made = 0
         self.add_organization("org-default", name="Default Organization", credits=credits)
-        self.add_organization("org-other", name="Other Organization", credits=0.0)
+        self.add_organization("org-other", name="Other Organization")
         self.add_account("user-1", "user-1@example.com", ["org-default", "org-other"])
-        self.api_key = self.add_key(api_key)
+        self._api_key = self.add_key(api_key)
+
+    # Credits
+
+    def credits(self, organization: str | None = None) -> float:
+        """Return the balance of an organization, in credits.
+
+        :param organization: its id; None is the first account's default, ``org-default``, here and below.
+        :raises KeyError: there is no such organization.
+        """
+        with self._lock:
+            return self._organization(organization).credits
+
+    def set_credits(self, credits: float, organization: str | None = None) -> None:
+        """Set the balance of an organization, in credits.
+
+        :param credits: may be below zero, as with the real API.
+        :raises ValueError: not a finite number. (To send a balance that is not valid, use ``Fault.body``.)
+        :raises KeyError: there is no such organization.
+        """
+        with self._lock:
+            self._organization(organization).credits = _check_balance(credits)
+
+    def top_up(self, credits: float, organization: str | None = None) -> None:
+        """Add credits to the balance of an organization.
+
+        They show at once. With the real API, a top-up takes 1 to 15 minutes to show.
+
+        :raises ValueError: less than zero, or not a finite number.
+        :raises KeyError: there is no such organization.
+        """
+        with self._lock:
+            if _check_balance(credits) < 0:
+                raise ValueError("A top-up must be zero credits or more.")
+            paying = self._organization(organization)
+            paying.credits = _check_balance(paying.credits + credits, "The balance after a top-up")
+
+    @property
+    def images_made(self) -> int:
+        """How many images were made and paid for."""
+        return self._images_made
 
     # Accounts and organizations
 
     def add_organization(
-        self, organization: str, *, name: str | None, credits: float, accounts: Sequence[str] = ()
+        self,
+        organization: str,
+        *,
+        name: str | None = None,
+        credits: float = 0.0,
+        accounts: Sequence[str] = (),
     ) -> None:
-        """Adds an organization, and makes the accounts named members of it."""
+        """Add an organization.
+
+        :param organization: its id.
+        :param name: its name; None is the id.
+        :param credits: its balance at first.
+        :param accounts: ids of accounts that become members. Their default organization stays the same.
+        :raises ValueError: an id that is in use, or a balance that is not valid.
+        :raises KeyError: there is no such account.
+        """
         with self._lock:
-            _identifier(organization, "An organization id")
+            _check_identifier(organization, "An organization id")
             if organization in self._organizations:
                 raise ValueError(f"There is an organization {organization!r} already.")
-            members = [self._account(account) for account in accounts]
-            made = _Organization(organization, name or organization, _balance(credits))
-            self._organizations[organization] = made
+            members = [self._account(account) for account in dict.fromkeys(accounts)]
+            added = Organization(organization, name or organization, _check_balance(credits))
+            self._organizations[organization] = added
             for member in members:
-                member.organizations.append(organization)
+                member.organizations.append(added)
 
     def add_account(
         self,
@@ -165,228 +168,202 @@ class World:
         role: str = "MEMBER",
         profile_picture: str | None = None,
     ) -> None:
-        """Adds an account; the first of its organizations is its default."""
+        """Add an account. It has no key yet: see ``add_key``.
+
+        :param account_id: its id.
+        :param email: its e-mail address.
+        :param organizations: ids of the organizations it belongs to; the first is its default.
+        :param role: its role in each of them.
+        :param profile_picture: URL of its picture; None leaves the field out of the response.
+        :raises ValueError: an id that is in use, or no organization.
+        :raises KeyError: there is no such organization.
+        """
         with self._lock:
-            _identifier(account_id, "An account id")
+            _check_identifier(account_id, "An account id")
             if account_id in self._accounts:
                 raise ValueError(f"There is an account {account_id!r} already.")
             if not organizations:
                 raise ValueError("An account needs an organization: the first one named is its default.")
-            for organization in organizations:
-                self._organization(organization)
-            # dict.fromkeys: an organization named twice is one membership.
-            members = list(dict.fromkeys(organizations))
-            self._accounts[account_id] = _Account(account_id, email, members, role, profile_picture)
+            memberships = [self._organization(organization) for organization in dict.fromkeys(organizations)]
+            self._accounts[account_id] = Account(account_id, email, memberships, role, profile_picture)
 
-    def account_of(self, key: str) -> dict[str, Any]:
-        """The account behind a valid key, with exactly the documented fields."""
-        with self._lock:
-            account = self._accounts[self._keys[key].account]
-            answer: dict[str, Any] = {
-                "id": account.id,
-                "email": account.email,
-                "organizations": [
-                    {
-                        "id": organization,
-                        "name": self._organizations[organization].name,
-                        "role": account.role,
-                        "is_default": organization == account.organizations[0],
-                    }
-                    for organization in account.organizations
-                ],
-            }
-            if account.profile_picture is not None:
-                answer["profile_picture"] = account.profile_picture
-            return answer
+    # API keys
 
-    # Keys
+    @property
+    def api_key(self) -> str:
+        """The key of the first account. When ``rotate_key`` has replaced it, this is the new one."""
+        return self._api_key
 
     def add_key(self, key: str | None = None, account: str | None = None) -> str:
-        """Adds a key to an account, one made up for None, and returns it."""
+        """Add an API key to an account, and return it.
+
+        :param key: the key; None generates one.
+        :param account: the account's id; None is the first account.
+        :raises ValueError: a key that is or was in use, or has characters that no header can carry.
+        :raises KeyError: there is no such account.
+        """
         with self._lock:
-            owner = self._account(account).id
+            owner = self._account(account)
             if key is None:
                 key = f"sk-sim-{secrets.token_hex(20)}"
-            _identifier(key, "An API key")
+            _check_identifier(key, "An API key")
             if key in self._keys:
                 raise ValueError("That API key is in use already, or was.")
-            # The label is a running number: nothing of the key can be read off it.
-            self._keys[key] = _Key(f"key-{len(self._keys) + 1}", owner)
+            self._keys[key] = ApiKey(f"key-{len(self._keys) + 1}", owner, RateLimiter(self._rate_limit))
             return key
 
     def rotate_key(self, old: str) -> str:
-        """Refuses a key from now on, and returns its account's new one."""
+        """Give the account of a key a new one, refuse the old one from now on, and return the new one.
+
+        :raises KeyError: there is no such key, or it was revoked.
+        """
         with self._lock:
-            new = self.add_key(account=self._valid_key(old).account)
-            self._keys[old].revoked = True
-            if self.api_key == old:
-                self.api_key = new
+            replaced = self._valid_key(old)
+            new = self.add_key(account=replaced.account.id)
+            replaced.revoked = True
+            if self._api_key == old:
+                self._api_key = new
             return new
 
     def revoke_key(self, key: str) -> None:
-        """Refuses a key from now on."""
+        """Refuse a key from now on.
+
+        :raises KeyError: there is no such key, or it was revoked already.
+        """
         with self._lock:
             self._valid_key(key).revoked = True
 
-    def knows_key(self, key: str) -> bool:
-        """Whether this is a key that is accepted now."""
-        with self._lock:
-            return key in self._keys and not self._keys[key].revoked
+    # API versions
 
-    def label(self, key: str) -> str:
-        """A name for a key that tells nothing of it. A revoked key keeps its own: who still uses it is worth
-        seeing.
+    def switch_off(self, version: str, status: int = 404, *, location: str | None = None) -> None:
+        """Switch an API version off, as the vendor does after a sunset.
+
+        :param version: ``v1alpha`` or ``v1``.
+        :param status: its response from now on: 401, 403, 404, 410, or a redirect (301, 302, 307, 308).
+        :param location: where a redirect leads; None is the same path under the other version.
+        :raises ValueError: anything else.
+        """
+        _check_version(version)
+        if status not in REFUSALS + REDIRECTS:
+            raise ValueError(f"A version is switched off with one of {REFUSALS + REDIRECTS}.")
+        if location is not None:
+            if status not in REDIRECTS:
+                raise ValueError(f"A location belongs to a redirect: one of {REDIRECTS}.")
+            _check_identifier(location, "A location")
+        with self._lock:
+            self._switched_off[version] = (status, location)
+
+    def switch_on(self, version: str) -> None:
+        """Switch an API version on again.
+
+        :raises ValueError: anything but ``v1alpha`` and ``v1``.
+        """
+        _check_version(version)
+        with self._lock:
+            self._switched_off.pop(version, None)
+
+    # Faults and the request log
+
+    def inject(
+        self, fault: Fault, times: int | None = None, path: str | None = None, key: str | None = None
+    ) -> None:
+        """Make requests fail.
+
+        If several faults match a request, the one injected first applies, until its times are used up: two
+        calls make a sequence. Failed requests count toward the rate limit.
+
+        :param fault: what goes wrong.
+        :param times: for how many requests; None is until ``clear_faults``.
+        :param path: only for this path and those below it, such as ``/v1alpha``; None is any.
+        :param key: only for requests with this API key, in either form; None is any key, and none.
+        :raises ValueError: times below one, or a path without a leading slash.
+        :raises KeyError: there is no such key, or it was revoked.
         """
         with self._lock:
-            return self._keys[key].label if key in self._keys else "unknown"
+            label = None if key is None else self._valid_key(key).label
+        self._faults.add(Injection(fault, times, path, label))
+
+    def clear_faults(self) -> None:
+        """Remove all faults. Requests that hang get their response."""
+        self._faults.clear()
+
+    @property
+    def requests(self) -> list[RequestRecord]:
+        """The latest 100 000 requests to the API, in the order in which they came. No keys."""
+        return self._request_log.records()
+
+    def clear_requests(self) -> None:
+        """Remove all requests from the log."""
+        self._request_log.clear()
+
+    def state(self) -> dict[str, Any]:
+        """Return the whole state as plain JSON types, with labels in place of keys."""
+        with self._lock:
+            return {
+                "accounts": [
+                    {
+                        "id": account.id,
+                        "email": account.email,
+                        "organizations": [organization.id for organization in account.organizations],
+                    }
+                    for account in self._accounts.values()
+                ],
+                "organizations": [asdict(organization) for organization in self._organizations.values()],
+                "keys": [
+                    {"label": key.label, "account": key.account.id, "revoked": key.revoked}
+                    for key in self._keys.values()
+                ],
+                "switched_off": {version: status for version, (status, _) in self._switched_off.items()},
+                "images_made": self._images_made,
+                "faults": self._faults.state(),
+            }
+
+    # What the server asks; a test does not need these
+
+    def find_key(self, key: str) -> ApiKey | None:
+        """Return a key, which may be revoked; None if there never was such a key."""
+        return self._keys.get(key)
+
+    def charge(self, account: Account, credits: float) -> bool:
+        """Charge an image to the default organization of an account, and tell whether it could be paid."""
+        with self._lock:
+            paying = account.organizations[0]
+            if paying.credits < credits:
+                return False
+            paying.credits -= credits
+            self._images_made += 1
+            return True
+
+    def switched_off(self, version: str) -> tuple[int, str | None] | None:
+        """Return the status and location of a version that is switched off; None for one that is on."""
+        return self._switched_off.get(version)
 
     def redact(self, text: str) -> str:
-        """`text` without any API key, for what a client may have put one into by mistake."""
+        """Return ``text`` without any API key: a client may have put one there by mistake."""
         with self._lock:
             # The longest first: one key may be the beginning of another.
             for key in sorted(self._keys, key=len, reverse=True):
                 text = text.replace(key, "***")
             return text
 
-    # Credits
-
-    def credits(self, organization: str | None = None) -> float:
-        """An organization's balance; None is the first account's default organization."""
-        with self._lock:
-            return self._organization(organization).credits
-
-    def set_credits(self, credits: float, organization: str | None = None) -> None:
-        """Sets an organization's balance."""
-        with self._lock:
-            self._organization(organization).credits = _balance(credits)
-
-    def top_up(self, credits: float, organization: str | None = None) -> None:
-        """Adds to an organization's balance."""
-        with self._lock:
-            paid_in = _payment(credits)
-            wallet = self._organization(organization)
-            wallet.credits = _balance(wallet.credits + paid_in, "The balance after a top-up")
-
-    def balance_of(self, key: str, organization: str | None) -> float:
-        """What a valid key sees of an organization, or of its account's default one.
-
-        :raises NotAMemberError: when the key's account does not belong to `organization`.
-        """
-        with self._lock:
-            account = self._accounts[self._keys[key].account]
-            if organization is None:
-                organization = account.organizations[0]
-            if organization not in account.organizations:
-                raise NotAMemberError
-            return self._organizations[organization].credits
-
-    def spend_on_image(self, key: str) -> None:
-        """Takes the price of an image from the default organization of a valid key, all of it or nothing.
-
-        :raises NotEnoughCreditsError: when that organization has less.
-        """
-        with self._lock:
-            wallet = self._organizations[self._accounts[self._keys[key].account].organizations[0]]
-            if wallet.credits < IMAGE_COST:
-                raise NotEnoughCreditsError
-            wallet.credits -= IMAGE_COST
-            self._images_made += 1
-
-    @property
-    def images_made(self) -> int:
-        """How many images were paid for."""
-        return self._images_made
-
-    # The rate limit
-
-    def admit(self, key: str) -> bool:
-        """Counts one request of a key, and says whether the rate limit lets it pass. Keys that are not
-        accepted are not counted: it is the key that is limited, and there is none.
-        """
-        with self._lock:
-            if not self.knows_key(key):
-                return True
-            state, limit, now = self._keys[key], self.rate_limit, time.monotonic()
-            if now < state.locked_until:
-                return False
-            while state.recent and state.recent[0] <= now - limit.window:
-                state.recent.popleft()
-            if len(state.recent) >= limit.requests:
-                state.locked_until = now + limit.lockout
-                state.recent.clear()
-                return False
-            state.recent.append(now)
-            return True
-
-    # API versions
-
-    def switch_off(self, version: str, status: int = 404, location: str | None = None) -> None:
-        """Switches an API version off."""
-        with self._lock:
-            self._check_version(version)
-            if status not in REFUSALS + REDIRECTS:
-                raise ValueError(f"A version is switched off with one of {REFUSALS + REDIRECTS}.")
-            if location is not None and status not in REDIRECTS:
-                raise ValueError(f"A location belongs to a redirect: one of {REDIRECTS}.")
-            if location is not None:
-                _identifier(location, "A location")
-            self._switched_off[version] = SwitchedOff(status, location)
-
-    def switch_on(self, version: str) -> None:
-        """Switches it on again."""
-        with self._lock:
-            self._check_version(version)
-            self._switched_off.pop(version, None)
-
-    def switched_off(self, version: str) -> SwitchedOff | None:
-        """How a version that is off answers; None for one that is on."""
-        with self._lock:
-            return self._switched_off.get(version)
-
-    def snapshot(self) -> dict[str, Any]:
-        """All of it as plain JSON types, keys by their labels."""
-        with self._lock:
-            return {
-                "accounts": [
-                    {"id": account.id, "email": account.email, "organizations": list(account.organizations)}
-                    for account in self._accounts.values()
-                ],
-                "organizations": [
-                    {"id": wallet.id, "name": wallet.name, "credits": wallet.credits}
-                    for wallet in self._organizations.values()
-                ],
-                "keys": [
-                    {"label": key.label, "account": key.account, "revoked": key.revoked}
-                    for key in self._keys.values()
-                ],
-                "switched_off": {version: off.status for version, off in self._switched_off.items()},
-                "images_made": self._images_made,
-            }
-
     # Look-ups
 
-    def _account(self, account_id: str | None) -> _Account:
+    def _account(self, account_id: str | None) -> Account:
         if account_id is None:
             return next(iter(self._accounts.values()))
         if account_id not in self._accounts:
             raise KeyError("There is no such account.")
         return self._accounts[account_id]
 
-    def _organization(self, organization: str | None) -> _Organization:
+    def _organization(self, organization: str | None) -> Organization:
         if organization is None:
-            organization = self._account(None).organizations[0]
+            return self._account(None).organizations[0]
         if organization not in self._organizations:
             raise KeyError("There is no such organization.")
         return self._organizations[organization]
 
-    def _valid_key(self, key: str) -> _Key:
-        if not self.knows_key(key):
+    def _valid_key(self, key: str) -> ApiKey:
+        found = self._keys.get(key)
+        if found is None or found.revoked:
             raise KeyError("There is no such API key, or it was revoked.")
-        return self._keys[key]
-
-    @staticmethod
-    def _check_version(version: str) -> None:
-        if version not in SWITCHABLE_VERSIONS:
-            raise ValueError(
-                f"The versions that can be switched off are {' and '.join(SWITCHABLE_VERSIONS)}."
-            )
+        return found

@@ -1,4 +1,4 @@
-"""The simulator against the facts of the API, over real sockets, and what it promises to those who use it."""
+"""The simulator over real sockets: what the API documents, and what the simulator promises its users."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def control(simulator, method, path, body=None):
 
 @contextlib.contextmanager
 def raw_request(simulator, path="/v1/user/balance"):
-    """A GET on a bare socket, sent, its answer not yet read."""
+    """A GET on a bare socket that was sent, and whose response was not read yet."""
     with socket.create_connection((simulator.host, simulator.port), timeout=5) as connection:
         lines = [
             f"GET {path} HTTP/1.1",
@@ -92,7 +92,7 @@ def read_all(connection):
 def wait_for(condition, seconds=5.0):
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it never came about"
+        assert time.monotonic() < end, "the condition never became true"
         time.sleep(0.01)
 
 
@@ -101,9 +101,9 @@ def wait_for(condition, seconds=5.0):
 
 @pytest.mark.parametrize("path", ACCOUNT)
 def test_account_has_exactly_the_documented_fields(simulator, path):
-    answer = get(simulator, path)
-    assert answer.status_code == 200
-    assert answer.json() == {
+    response = get(simulator, path)
+    assert response.status_code == 200
+    assert response.json() == {
         "id": "user-1",
         "email": "user-1@example.com",
         "organizations": [
@@ -130,8 +130,8 @@ def test_balance_is_the_double_that_was_set(simulator, path):
 def test_the_other_versions_form_of_a_key_is_a_wrong_key(simulator, path):
     key = simulator.api_key
     wrong = f"Bearer {key}" if path.startswith("/v1alpha/") else key
-    answer = requests.get(simulator.url + path, headers={"Authorization": wrong}, timeout=5)
-    assert (answer.status_code, answer.json()["name"]) == (401, "unauthorized")
+    response = requests.get(simulator.url + path, headers={"Authorization": wrong}, timeout=5)
+    assert (response.status_code, response.json()["name"]) == (401, "unauthorized")
 
 
 @pytest.mark.parametrize("path", SHAPES)
@@ -139,18 +139,18 @@ def test_the_other_versions_form_of_a_key_is_a_wrong_key(simulator, path):
 def test_no_key_and_a_wrong_key_get_401_in_the_versions_shape(simulator, path, header):
     method = "POST" if path == GENERATE else "GET"
     headers = {} if header is None else {"Authorization": header}
-    answer = requests.request(method, simulator.url + path, headers=headers, timeout=5)
-    assert answer.status_code == 401
-    assert set(answer.json()) == SHAPES[path]
-    assert answer.json()["name"] == "unauthorized"
-    assert "sk-nobody" not in answer.text
+    response = requests.request(method, simulator.url + path, headers=headers, timeout=5)
+    assert response.status_code == 401
+    assert set(response.json()) == SHAPES[path]
+    assert response.json()["name"] == "unauthorized"
+    assert "sk-nobody" not in response.text
 
 
 def test_v1alpha_error_flags_are_booleans_that_advise(simulator):
     simulator.inject(Fault.status(503), times=1)
     simulator.inject(Fault.status(504), times=1)
-    answers = [get(simulator, BALANCE[0], key).json() for key in (None, None, "sk-nobody")]
-    flags = [[answer[name] for name in ("temporary", "timeout", "fault")] for answer in answers]
+    responses = [get(simulator, BALANCE[0], key).json() for key in (None, None, "sk-nobody")]
+    flags = [[response[name] for name in ("temporary", "timeout", "fault")] for response in responses]
     assert flags == [[True, False, True], [True, True, True], [False, False, False]]
 
 
@@ -181,16 +181,16 @@ def test_the_organization_is_a_header(simulator, path):
 
 @pytest.mark.parametrize("path", BALANCE)
 def test_an_empty_organization_is_refused(simulator, path):
-    answer = get(simulator, path, Organization="")
-    assert (answer.status_code, answer.json()["name"]) == (400, "bad_request")
+    response = get(simulator, path, Organization="")
+    assert (response.status_code, response.json()["name"]) == (400, "bad_request")
 
 
 @pytest.mark.parametrize("path", BALANCE)
 @pytest.mark.parametrize("organization", ["org-nowhere", "org-strangers"])
 def test_an_organization_that_is_not_the_accounts_is_refused(simulator, path, organization):
     simulator.add_organization("org-strangers", credits=100.0)
-    answer = get(simulator, path, Organization=organization)
-    assert (answer.status_code, answer.json()["name"]) == (403, "permission_denied")
+    response = get(simulator, path, Organization=organization)
+    assert (response.status_code, response.json()["name"]) == (403, "permission_denied")
 
 
 def test_each_key_sees_the_default_organization_of_its_own_account(simulator):
@@ -227,9 +227,9 @@ def chunks_of(png):
 
 @pytest.mark.parametrize("accept", ["image/*", "*/*", "image/png"])
 def test_an_image_is_a_valid_png(simulator, accept):
-    answer = post(simulator, accept=accept)
-    assert (answer.status_code, answer.headers["Content-Type"]) == (200, "image/png")
-    chunks = chunks_of(answer.content)
+    response = post(simulator, accept=accept)
+    assert (response.status_code, response.headers["Content-Type"]) == (200, "image/png")
+    chunks = chunks_of(response.content)
     width, height, depth, colour = struct.unpack_from(">IIBB", chunks[b"IHDR"])
     assert (depth, colour) == (8, 2)
     assert len(zlib.decompress(chunks[b"IDAT"])) == height * (1 + 3 * width)
@@ -241,9 +241,9 @@ def test_an_image_follows_from_its_prompt(simulator):
 
 
 def test_an_image_inside_json(simulator):
-    answer = post(simulator, accept="application/json")
-    assert answer.headers["Content-Type"] == "application/json"
-    body = answer.json()
+    response = post(simulator, accept="application/json")
+    assert response.headers["Content-Type"] == "application/json"
+    body = response.json()
     assert set(body) == {"image", "finish_reason", "seed"}
     assert base64.b64decode(body["image"], validate=True) == post(simulator).content
     assert body["finish_reason"] == "SUCCESS"
@@ -260,11 +260,11 @@ def test_an_image_costs_three_credits_of_the_default_organization_whatever_the_h
 @pytest.mark.parametrize("credits", [0.0, 2.999])
 def test_too_few_credits_get_402_and_cost_nothing(simulator, credits):
     simulator.set_credits(credits)
-    answer = post(simulator)
-    assert answer.status_code == 402
-    assert set(answer.json()) == {"id", "name", "errors"}
-    assert answer.json()["name"] == "payment_required"
-    assert all(isinstance(sentence, str) for sentence in answer.json()["errors"])
+    response = post(simulator)
+    assert response.status_code == 402
+    assert set(response.json()) == {"id", "name", "errors"}
+    assert response.json()["name"] == "payment_required"
+    assert all(isinstance(sentence, str) for sentence in response.json()["errors"])
     assert (simulator.credits(), simulator.images_made) == (credits, 0)
 
 
@@ -285,8 +285,8 @@ def test_the_last_three_credits_can_be_spent(simulator):
 
 @pytest.mark.parametrize("prompt", [None, "", "  "])
 def test_a_missing_prompt_gets_400_and_costs_nothing(simulator, prompt):
-    answer = post(simulator, prompt=prompt)
-    assert (answer.status_code, set(answer.json())) == (400, {"id", "name", "errors"})
+    response = post(simulator, prompt=prompt)
+    assert (response.status_code, set(response.json())) == (400, {"id", "name", "errors"})
     assert simulator.credits() == 25.0
 
 
@@ -294,13 +294,13 @@ def test_a_request_that_is_no_multipart_form_gets_400(simulator):
     headers = authorization(GENERATE, simulator.api_key) | {"Accept": "image/*"}
     broken = {"Content-Type": "multipart/form-data"}
     url = simulator.url + GENERATE
-    answers = [
+    responses = [
         requests.post(url, headers=headers, json={"prompt": "sea"}, timeout=5),
         requests.post(url, headers=headers, data={"prompt": "sea"}, timeout=5),
         requests.post(url, headers=headers | broken, data=b"no boundary", timeout=5),
     ]
-    assert [answer.status_code for answer in answers] == [400, 400, 400]
-    assert all(set(answer.json()) == {"id", "name", "errors"} for answer in answers)
+    assert [response.status_code for response in responses] == [400, 400, 400]
+    assert all(set(response.json()) == {"id", "name", "errors"} for response in responses)
 
 
 def test_an_accept_header_without_a_picture_gets_400(simulator):
@@ -448,10 +448,10 @@ def test_the_rate_limit_is_the_real_apis():
 def test_past_the_limit_comes_429_in_the_versions_shape(path):
     with StabilitySimulator(rate_limit=RateLimit(requests=1)) as simulator:
         ask(simulator, path)
-        answer = ask(simulator, path)
-    assert (answer.status_code, answer.json()["name"]) == (429, "rate_limit_exceeded")
-    assert set(answer.json()) == SHAPES[path]
-    assert "Retry-After" not in answer.headers
+        response = ask(simulator, path)
+    assert (response.status_code, response.json()["name"]) == (429, "rate_limit_exceeded")
+    assert set(response.json()) == SHAPES[path]
+    assert "Retry-After" not in response.headers
 
 
 def test_the_lock_out_outlasts_the_window_and_asking_does_not_extend_it():
@@ -521,11 +521,11 @@ def test_a_rate_limit_that_is_none_is_a_value_error(wrong):
 
 @pytest.mark.parametrize(("off", "on"), [("v1alpha", "v1"), ("v1", "v1alpha")])
 @pytest.mark.parametrize("status", [401, 403, 404, 410])
-def test_a_version_switched_off_answers_so_and_the_other_works(simulator, off, on, status):
+def test_a_version_switched_off_responds_so_and_the_other_works(simulator, off, on, status):
     simulator.switch_off(off, status=status)
-    answer = get(simulator, f"/{off}/user/balance")
-    assert answer.status_code == status
-    assert set(answer.json()) == SHAPES[f"/{off}/user/balance"]
+    response = get(simulator, f"/{off}/user/balance")
+    assert response.status_code == status
+    assert set(response.json()) == SHAPES[f"/{off}/user/balance"]
     assert get(simulator, f"/{on}/user/balance").status_code == 200
     simulator.switch_on(off)
     assert get(simulator, f"/{off}/user/balance").status_code == 200
@@ -559,10 +559,10 @@ def test_what_is_no_way_to_switch_a_version_off_is_a_value_error(simulator, argu
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 429, 500, 503, 599])
 def test_a_status_fault_has_the_versions_error_body(simulator, path, status):
     simulator.inject(Fault.status(status))
-    answer = ask(simulator, path)
-    assert answer.status_code == status
-    assert set(answer.json()) == SHAPES[path]
-    assert "Retry-After" not in answer.headers
+    response = ask(simulator, path)
+    assert response.status_code == status
+    assert set(response.json()) == SHAPES[path]
+    assert "Retry-After" not in response.headers
     assert (simulator.images_made, simulator.credits()) == (0, 25.0)
 
 
@@ -606,20 +606,20 @@ def test_a_hang_comes_before_the_work_unless_told_otherwise(simulator):
     assert [record.status for record in simulator.requests] == [None, None]
 
 
-def test_a_hang_after_the_work_goes_on_with_the_answer_to_that_work(simulator):
+def test_a_hang_after_the_work_goes_on_with_the_response_to_that_work(simulator):
     simulator.inject(Fault.hang(after_work=True), times=1)
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(post, simulator)
         wait_for(lambda: simulator.images_made == 1)
         assert simulator.requests[0].status is None
         simulator.clear_faults()
-        answer = asked.result(5)
-    assert (answer.status_code, answer.content) == (200, post(simulator).content)
+        response = asked.result(5)
+    assert (response.status_code, response.content) == (200, post(simulator).content)
     assert simulator.requests[0].status == 200
-    assert (simulator.images_made, simulator.credits()) == (2, 19.0)  # one for each that was asked for
+    assert (simulator.images_made, simulator.credits()) == (2, 19.0)  # one for each request
 
 
-def test_an_image_that_is_refused_is_not_paid_for_whatever_becomes_of_the_answer(simulator):
+def test_an_image_that_is_refused_is_not_paid_for_whatever_becomes_of_the_response(simulator):
     simulator.set_credits(2.0)
     simulator.inject(Fault.reset(after_work=True), times=1)
     with pytest.raises(requests.ConnectionError):
@@ -637,7 +637,7 @@ def test_an_image_that_is_refused_is_not_paid_for_whatever_becomes_of_the_answer
     ],
     ids=["reset", "hang", "truncated", "drip"],
 )
-def test_an_image_whose_answer_is_lost_is_paid_for_once_and_its_outcome_is_unknown(simulator, fault):
+def test_an_image_whose_response_is_lost_is_paid_for_once_and_its_outcome_is_unknown(simulator, fault):
     simulator.inject(fault, path=GENERATE)
     form = {"none": (None, ""), "prompt": (None, "sea")}
     with StabilityClient(simulator.api_key, base_url=simulator.url) as client:
@@ -649,7 +649,7 @@ def test_an_image_whose_answer_is_lost_is_paid_for_once_and_its_outcome_is_unkno
     assert [record.path for record in simulator.requests].count(GENERATE) == 1
 
 
-def test_a_hang_answers_nothing_and_goes_on_when_the_fault_is_cleared(simulator):
+def test_a_hang_sends_nothing_and_goes_on_when_the_fault_is_cleared(simulator):
     simulator.inject(Fault.hang(), times=1)
     with raw_request(simulator) as connection:
         assert not select.select([connection], [], [], 0.4)[0]
@@ -668,7 +668,7 @@ def test_a_hang_ends_when_the_client_leaves(simulator, caplog):
     assert get(simulator, BALANCE[1]).status_code == 200
 
 
-def test_a_slow_answer_is_the_real_one_late(simulator):
+def test_a_slow_response_is_the_real_one_late(simulator):
     simulator.inject(Fault.slow(0.5), times=1)
     begun = time.monotonic()
     assert post(simulator).status_code == 200
@@ -676,7 +676,7 @@ def test_a_slow_answer_is_the_real_one_late(simulator):
     assert simulator.credits() == 22.0
 
 
-def test_an_answer_dripping_its_body_comes_byte_by_byte(simulator):
+def test_a_response_dripping_its_body_comes_byte_by_byte(simulator):
     simulator.inject(Fault.drip(interval=0.05))
     with raw_request(simulator) as connection:
         pieces = list(iter(lambda: connection.recv(65536), b""))
@@ -687,7 +687,7 @@ def test_an_answer_dripping_its_body_comes_byte_by_byte(simulator):
     assert simulator.requests[0].status == 200
 
 
-def test_an_answer_dripping_its_headers_is_still_an_answer(simulator):
+def test_a_response_dripping_its_headers_is_still_a_response(simulator):
     simulator.inject(Fault.drip("headers", interval=0.01))
     with raw_request(simulator) as connection:
         assert connection.recv(1) == b"H"
@@ -706,7 +706,7 @@ def test_a_drip_is_one_byte_a_second_unless_told_otherwise(simulator):
         assert 0.8 < time.monotonic() - begun < 1.5
 
 
-def test_a_truncated_answer_promises_more_than_it_holds(simulator):
+def test_a_truncated_response_promises_more_than_it_holds(simulator):
     simulator.inject(Fault.truncated())
     with raw_request(simulator) as connection:
         head, _, body = read_all(connection).partition(b"\r\n\r\n")
@@ -719,9 +719,9 @@ def test_a_truncated_answer_promises_more_than_it_holds(simulator):
 @pytest.mark.parametrize("status", [200, 403, 502])
 def test_an_html_page(simulator, status):
     simulator.inject(Fault.html(status))
-    answer = get(simulator, BALANCE[0])
-    assert (answer.status_code, answer.headers["Content-Type"]) == (status, "text/html; charset=utf-8")
-    assert "<html>" in answer.text
+    response = get(simulator, BALANCE[0])
+    assert (response.status_code, response.headers["Content-Type"]) == (status, "text/html; charset=utf-8")
+    assert "<html>" in response.text
 
 
 def test_plain_text_and_an_empty_body(simulator):
@@ -806,7 +806,7 @@ def test_faults_count_toward_the_rate_limit_and_in_the_log():
         lambda: Fault.text(5),
     ],
 )
-def test_a_fault_that_is_no_answer_is_a_value_error(make):
+def test_a_fault_that_is_no_response_is_a_value_error(make):
     with pytest.raises(ValueError, match=r"\.$"):
         make()
 
@@ -869,19 +869,19 @@ def test_controls_are_not_in_the_log_nor_under_the_rate_limit():
 
 
 def test_no_key_shows_anywhere(capfd, caplog, monkeypatch):
-    # The client's side logs the paths that it asks for; this is about the server's.
+    # Not the client's log, which shows the paths of its requests: this is about the server's.
     caplog.set_level(logging.WARNING, "urllib3")
     caplog.set_level(logging.DEBUG)
     secret = "sk-never-show-this"
     with StabilitySimulator(api_key=secret, rate_limit=RateLimit(requests=20)) as simulator:
-        # As logging that is set up afterwards leaves it: uvicorn's access log shows every path.
+        # The state after somebody else has configured logging: uvicorn's access log shows every path.
         monkeypatch.setattr(logging.getLogger("uvicorn.access"), "propagate", True)
         simulator.inject(Fault.reset(), times=1, key=secret)
         simulator.inject(Fault.truncated(), times=1)
         for path in (*ACCOUNT, *BALANCE, f"/v1/{secret}", f"/{secret}", "/v1/%73k-never-show-this"):
             with contextlib.suppress(requests.ConnectionError, requests.exceptions.ChunkedEncodingError):
-                answer = get(simulator, path, Organization=secret, **{"User-Agent": secret})
-                assert secret not in answer.text + str(answer.headers)
+                response = get(simulator, path, Organization=secret, **{"User-Agent": secret})
+                assert secret not in response.text + str(response.headers)
         wrong = requests.get(simulator.url + BALANCE[0], headers=authorization("/v1/", secret), timeout=5)
         assert secret not in wrong.text
         simulator.inject(Fault.status(503), key=secret)
@@ -937,12 +937,12 @@ def test_a_stopped_simulator_refuses_connections_and_comes_back_on_the_same_port
 
 
 def open_files():
-    """Return what this process has open, where the system tells: each socket has a name of its own."""
-    gc.collect()  # an earlier test's garbage would be closed meanwhile
+    """Return the open files of this process, on Linux. Each socket has a name of its own."""
+    gc.collect()  # garbage of an earlier test would otherwise be closed in the middle of this one
     found = Counter()
     if sys.platform == "linux":
         for file in Path("/proc/self/fd").iterdir():
-            with contextlib.suppress(FileNotFoundError):  # the folder itself is open while it is listed
+            with contextlib.suppress(FileNotFoundError):  # listing the folder opens it
                 found[str(file.readlink())] += 1
     return found
 
@@ -1061,8 +1061,8 @@ def test_accounts_and_keys_over_http(simulator):
 
 def test_faults_and_versions_over_http(simulator):
     control(simulator, "POST", "faults", {"kind": "status", "status": 503, "retry_after": 7, "path": "/v1"})
-    answer = get(simulator, BALANCE[1])
-    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "7")
+    response = get(simulator, BALANCE[1])
+    assert (response.status_code, response.headers["Retry-After"]) == (503, "7")
     assert control(simulator, "GET", "state").json()["faults"] == [
         {"fault": "error", "times": None, "path": "/v1", "one_key_only": False}
     ]
@@ -1095,7 +1095,7 @@ def test_every_fault_can_be_injected_over_http(simulator, arguments):
     assert len(simulator.state()["faults"]) == 1
 
 
-def test_a_lost_answer_over_http(simulator):
+def test_a_lost_response_over_http(simulator):
     control(simulator, "POST", "faults", {"kind": "reset", "after_work": True, "times": 1})
     with pytest.raises(requests.ConnectionError):
         post(simulator)
@@ -1117,6 +1117,7 @@ def test_the_log_over_http(simulator):
         ("credits", {"credits": True}),
         ("credits", {"credits": "50"}),
         ("credits", {"credits": 5, "organisation": "org-other"}),
+        ("credits", {"credits": 5, "self": 1}),
         ("credits", {"credits": 5, "organization": "org-nowhere"}),
         ("credits", {}),
         ("credits", [1]),
@@ -1124,27 +1125,33 @@ def test_the_log_over_http(simulator):
         ("versions", {"version": "v3"}),
         ("faults", {"kind": "gremlin"}),
         ("faults", {"kind": "reset", "delay": 1}),
+        ("faults", {"kind": "reset", "self": 1}),
+        ("faults", {"kind": "slow", "delay": 1, "times": "1"}),
+        ("faults", {"kind": "body", "body": 5}),
         ("faults", {"kind": "reset", "after_work": "true"}),
         ("faults", {"kind": "slow"}),
         ("faults", {"kind": "slow", "delay": "1"}),
         ("faults", {"kind": "body", "body": "x", "headers": 5}),
         ("faults", {"kind": "status", "status": 503, "times": 0}),
         ("accounts", {"account_id": "user-2", "email": "e", "organizations": []}),
+        ("accounts", {"account_id": "user-2", "email": "e", "organizations": "org-other"}),
+        ("organizations", {"organization": "org-new", "self": 1}),
+        ("organizations", {"organization": "org-new", "credits": "1"}),
     ],
 )
 def test_bad_input_over_http_gets_one_clear_sentence(simulator, path, body):
-    answer = control(simulator, "POST", path, body)
-    assert answer.status_code in (400, 422)
-    assert re.fullmatch(r"[^\n]+\.", answer.json()["detail"])
+    response = control(simulator, "POST", path, body)
+    assert response.status_code in (400, 422)
+    assert re.fullmatch(r"[^\n]+\.", response.json()["detail"])
     assert (simulator.credits(), simulator.state()["faults"]) == (25.0, [])
 
 
 def test_what_is_no_json_gets_one_clear_sentence(simulator):
     url = f"{simulator.url}/_simulator/credits"
     for body in (b"{", b'{"credits": NaN}', b""):
-        answer = requests.post(url, data=body, headers={"Content-Type": "application/json"}, timeout=5)
-        assert answer.status_code in (400, 422)
-        assert isinstance(answer.json()["detail"], str)
+        response = requests.post(url, data=body, headers={"Content-Type": "application/json"}, timeout=5)
+        assert response.status_code in (400, 422)
+        assert isinstance(response.json()["detail"], str)
 
 
 # The command line
@@ -1162,7 +1169,7 @@ def command_line(*arguments):
 
 
 class Reached:
-    """A simulator on the command line, as its own output describes it."""
+    """A simulator on the command line, as its output describes it."""
 
     def __init__(self, process):
         self.url = re.search(r"http://\S+", process.stdout.readline())[0]

@@ -1,10 +1,10 @@
-"""README and the pages of docs, and the blocks of code on them.
+"""README, the pages in docs, and the blocks of code on them.
 
-What a comment in front of a block says of it:
+A block may have comments in front of it:
 
-- ``<!-- runs: PLACE -->``: the test in that file runs it.
-- ``<!-- runs: PLACE: TEXT -->``: for one of its commands, the file that runs it as this text.
-- ``<!-- serves: TEXT -->``: it is a server, which says this once it is ready.
+- ``<!-- runs: FILE -->``: the test in that file runs the block.
+- ``<!-- runs: FILE: TEXT -->``: that file runs one of the block's commands, written as this text.
+- ``<!-- serves: TEXT -->``: the block starts a server, which prints this text once it is ready.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ SHELL = ("bash", "sh", "shell")
 class Block:
     """A fenced block of a page.
 
-    :param where: file and line.
-    :param runs: what the comments say of places that run it.
-    :param serves: what it says when it is a server.
+    :param where: file and line of the block.
+    :param language: language of the block, such as ``python``; empty if none is given.
+    :param text: content of the block, without indentation of its own.
+    :param runs: files that run the block, from its comments.
+    :param serves: text that the block's server prints; None if the block is not a server.
     """
 
     where: str
@@ -36,12 +38,12 @@ class Block:
 
     @property
     def commands(self) -> list[str]:
-        """The commands of a block of shell."""
+        """The commands of a shell block."""
         lines = self.text.replace("\\\n", " ").splitlines()
         return [line for line in lines if line.strip() and not line.startswith("#")]
 
     def python_for(self, airflow_version: tuple[int, ...]) -> str:
-        """Return a block of Python for a version of Airflow, as its own comments say."""
+        """Return a Python block for an Airflow version: the block's comments have the imports for 2.11."""
         if airflow_version >= (3, 0):
             return self.text
         return re.sub("from airflow.sdk import .* # Airflow 2.11: (.*)", r"\1", self.text)
@@ -68,9 +70,9 @@ BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 
 
 def run_by(file: str) -> list[Block]:
-    """Return the blocks that a test runs as they stand, in their order.
+    """Return the blocks that a test runs as they stand, in the order of the page.
 
-    :param file: the test's.
+    :param file: path of the test file.
     """
     place = str(Path(file).relative_to(ROOT))
     return [block for block in BLOCKS if block.runs == (place,)]

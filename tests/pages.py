@@ -1,9 +1,9 @@
-"""The README, the pages in docs, and the code blocks on them.
+"""README, the pages in docs, and the blocks of code on them.
 
-A comment before a code block says how the block is tested:
+A block may have comments in front of it:
 
-- ``<!-- runs: PLACE -->``: the test in this file runs the block.
-- ``<!-- runs: PLACE: TEXT -->``: this file runs one of the block's commands, and contains this text.
+- ``<!-- runs: FILE -->``: the test in that file runs the block.
+- ``<!-- runs: FILE: TEXT -->``: that file runs one of the block's commands, written as this text.
 - ``<!-- serves: TEXT -->``: the block starts a server, which prints this text once it is ready.
 """
 
@@ -21,11 +21,13 @@ SHELL = ("bash", "sh", "shell")
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced code block of a page.
+    """A fenced block of a page.
 
-    :param where: file and line.
-    :param runs: the contents of its ``runs`` comments.
-    :param serves: the content of its ``serves`` comment; None if it has none.
+    :param where: file and line of the block.
+    :param language: language of the block, such as ``python``; empty if none is given.
+    :param text: content of the block, without indentation of its own.
+    :param runs: files that run the block, from its comments.
+    :param serves: text that the block's server prints; None if the block is not a server.
     """
 
     where: str
@@ -36,19 +38,19 @@ class Block:
 
     @property
     def commands(self) -> list[str]:
-        """The commands of a block of shell code."""
+        """The commands of a shell block."""
         lines = self.text.replace("\\\n", " ").splitlines()
         return [line for line in lines if line.strip() and not line.startswith("#")]
 
     def python_for(self, airflow_version: tuple[int, ...]) -> str:
-        """Return a block of Python code for a version of Airflow, as its comments say."""
+        """Return a Python block for an Airflow version: the block's comments have the imports for 2.11."""
         if airflow_version >= (3, 0):
             return self.text
         return re.sub("from airflow.sdk import .* # Airflow 2.11: (.*)", r"\1", self.text)
 
 
 def blocks_of(page: Path) -> list[Block]:
-    """Return the code blocks of a page."""
+    """Return the blocks of a page."""
     found = []
     content = page.read_text()
     for match in re.finditer(
@@ -68,9 +70,9 @@ BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 
 
 def run_by(file: str) -> list[Block]:
-    """Return the blocks that a test runs unchanged, in their order.
+    """Return the blocks that a test runs as they stand, in the order of the page.
 
-    :param file: of the test.
+    :param file: path of the test file.
     """
     place = str(Path(file).relative_to(ROOT))
     return [block for block in BLOCKS if block.runs == (place,)]

@@ -56,8 +56,6 @@ class StabilityBalanceEventTrigger(BaseEventTrigger):
         default.
     :param stability_conn_id: a connection of type ``stability``. Never a key: Airflow stores the arguments.
     :param poke_interval: seconds, or a timedelta, between two polls of the balance; default 60.
-    :param stored: True where Airflow makes the trigger from its database. Arguments of another release are
-        then kept and ignored, and an unusable argument raises nothing.
     :raises ValueError: an argument is unusable.
     :raises TypeError: an argument is unknown.
     """
@@ -75,10 +73,12 @@ class StabilityBalanceEventTrigger(BaseEventTrigger):
         organization: str | None = None,
         stability_conn_id: str = StabilityHook.default_conn_name,
         poke_interval: float | timedelta = 60,
-        stored: bool = False,
         **unknown_arguments: Any,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's
+        # Only serialize() gives it: Airflow makes the trigger from its database. Then arguments of another
+        # release are kept and ignored, and an unusable argument raises nothing.
+        stored = unknown_arguments.pop("stored", False)
         if unknown_arguments and not stored:
             unknown = ", ".join(sorted(unknown_arguments))
             raise TypeError(f"StabilityBalanceEventTrigger has no argument {unknown}")

@@ -1,4 +1,4 @@
-"""README's first gate, step by step as a newcomer gets it: each block as it stands, in a home of its own."""
+"""The steps of docs/first-gate.md as a newcomer takes them: each block as it stands, in an empty home."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import psutil
 import pytest
 
 from airflow_stability.compat import AIRFLOW_VERSION
-from tests.pages import BLOCKS, run_by
+from tests.pages import BLOCKS, ROOT, run_by
 from tests.real_airflow import TIME_TO_END, free_port, last_lines
 from tests.versions import OLDEST_OR_NEWEST
 
-#: Seconds for each step: a machine that is busy takes two minutes until Airflow is up.
+#: Seconds for each step: on a busy machine Airflow takes two minutes to start.
 PATIENCE = 240
 
 
 class Newcomer:
-    """Somebody with three terminals. The ports are others than the page's, which may be in use here."""
+    """A user with three terminals. Free ports replace those of the page, which may be in use here."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -39,7 +39,7 @@ class Newcomer:
             "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
             "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port()),
             "AIRFLOW__METRICS__TIMER_UNIT_CONSISTENCY": "True",
-            # Up to 3.0 there are four of them, and each loads all of Airflow.
+            # Up to Airflow 3.0 the default is four, and each of them loads all of Airflow.
             f"AIRFLOW__{server}__WORKERS": "1",
             f"AIRFLOW__{server}__{'PORT' if server == 'API' else 'WEB_SERVER_PORT'}": self.ports["8080"],
             f"AIRFLOW__{server}__BASE_URL": f"http://localhost:{self.ports['8080']}",
@@ -47,7 +47,7 @@ class Newcomer:
         self._servers: list[psutil.Popen] = []
 
     def start(self, script: str, name: str) -> Path:
-        """Start a block that goes on in a terminal of its own, and return the file with what it says."""
+        """Start a block that keeps running in its own terminal, and return the file with its output."""
         said = self.home / f"{name}.log"
         with said.open("w") as output:
             self._servers.append(
@@ -58,7 +58,7 @@ class Newcomer:
         return said
 
     def run(self, script: str) -> tuple[int, str]:
-        """Run a block to its end, and return its status and what it has said."""
+        """Run a block to its end, and return its status and its output."""
         done = subprocess.run(
             self._command(script), env=self.environment, capture_output=True, text=True, timeout=PATIENCE
         )
@@ -70,7 +70,7 @@ class Newcomer:
         return ["bash", "-euo", "pipefail", "-c", script]
 
     def end(self) -> None:
-        """Press Ctrl-C in each terminal; what is left is killed."""
+        """Press Ctrl-C in each terminal, then kill what is left."""
         family = [each for server in self._servers for each in (server, *server.children(recursive=True))]
         for server in self._servers:
             server.send_signal(signal.SIGINT)
@@ -105,7 +105,7 @@ def test_a_newcomer_gets_a_gate_that_waits_and_opens(newcomer):
     until("the simulator", lambda: "listens on" in said.read_text(), said)
     (newcomer.home / "airflow/dags/first_gate.py").write_text(dag.python_for(AIRFLOW_VERSION))
     said = newcomer.start(airflow, "airflow")
-    # Right after the start, Airflow may not have read the file: README says to try again.
+    # Right after the start, Airflow may not have read the file yet: the page says to try again.
     until("the run", lambda: newcomer.run(trigger)[0] == 0, said)
 
     def states(task_id: str) -> str:
@@ -119,7 +119,7 @@ def test_a_newcomer_gets_a_gate_that_waits_and_opens(newcomer):
     logs = (newcomer.home / "airflow/logs/dag_id=first_gate").rglob("attempt=1.log")
     waiting = "Waiting: the key's default organization has 25 credits, needs more than 50."
     assert any(waiting in log.read_text() for log in logs)
-    assert waiting in " ".join((Path(__file__).parents[2] / "README.md").read_text().split())
+    assert waiting in " ".join((ROOT / "docs" / "first-gate.md").read_text().split())
 
     status, answer = newcomer.run(top_up)
     assert status == 0

@@ -1,8 +1,9 @@
-"""What README and the pages say is so: blocks run, links lead somewhere, tables are those of the code."""
+"""README and the pages are right: blocks run, links have targets, tables match the code."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import inspect
 import json
 import os
@@ -33,29 +34,29 @@ from tests.conftest import HOME
 from tests.pages import BLOCKS, PAGES, README, ROOT, SHELL, Block
 from tests.versions import OLDEST_OR_NEWEST
 
-#: Whatever else a fence may be marked with; another word would be a block that nobody looks at.
+#: All other languages that a block may have. A block with an unknown language would not be tested.
 OTHERS = ("python", "json", "console", "text", "promql", "yaml", "ini", "")
-#: The port of the simulator on the pages. A test takes a free one: two runs of it may share a machine.
+#: The port of the simulator on the pages. A test uses a free port instead: two test runs may share a machine.
 PORT = "8765"
 
 
 def blocks(*languages: str, elsewhere: bool = False) -> list[object]:
-    """Return the blocks that are run here, or those that are run elsewhere, as parameters of a test."""
+    """Return the blocks that this module runs, or those that others run, as parameters of a test."""
     chosen = [block for block in BLOCKS if block.language in languages and bool(block.runs) == elsewhere]
     return [pytest.param(block, id=block.where) for block in chosen]
 
 
 def code_of(block: Block, simulator) -> str:
-    """Return a block of Python for this Airflow and for this test's port."""
+    """Return a Python block for this Airflow version and for this test's port."""
     return block.python_for(AIRFLOW_VERSION).replace(PORT, str(simulator.port))
 
 
 @contextlib.contextmanager
 def dag_file(code: str) -> Iterator[Path]:
-    """Put code into Airflow's folder of DAGs for a while: it runs none from elsewhere.
+    """Put code into Airflow's DAG folder for a while: Airflow runs no DAG from elsewhere.
 
-    Under a name of its own: Python takes a file for the one of that name that it has compiled before, if it
-    is as long and was written in the same second.
+    Each file gets a unique name. Under the same name, Python would reuse the module that it compiled before
+    if the new file has the same length and was written in the same second.
     """
     with tempfile.NamedTemporaryFile("w", suffix=".py", prefix="page_", dir=HOME / "dags") as file:
         file.write(code)
@@ -82,29 +83,43 @@ def test_a_block_of_python_runs(block, simulator, run_dag, monkeypatch):
                 names[name]()
 
 
-@pytest.mark.parametrize(
-    "block", [each for each in blocks("python") if re.search(r"\A(README|docs/gate)\.md", each.id)]
-)
+DAGS = [each for each in blocks("python") if re.match(r"(README|docs/(gate|first-gate))\.md:", each.id)]
+
+
+def test_the_dags_that_run_to_their_end_are_those_of_all_three_pages():
+    pages = [block.id.partition(":")[0] for block in DAGS]
+
+    assert pages == ["README.md", "README.md", "docs/first-gate.md", "docs/gate.md"]
+
+
+@pytest.mark.parametrize("block", DAGS)
 def test_a_dag_on_a_page_runs_to_its_end(block, simulator, run_dag, monkeypatch, tmp_path):
     monkeypatch.setenv("AIRFLOW_CONN_STABILITY_DEFAULT", simulator.connection_uri())
     simulator.set_credits(1000)
+    folder = tmp_path / "images"  # which the DAG creates
     (dag_id,) = re.findall(r"^@dag.*\n(?:.*\n)*?def (\w+)\(\):", block.text, flags=re.MULTILINE)
-    with dag_file(code_of(block, simulator).replace("/tmp", str(tmp_path))):
+    with dag_file(code_of(block, simulator).replace("/srv/images", str(folder))):
         result = run_dag(dag_id)
 
     assert result.state == "success"
+    assert (dag_id == "images") == folder.exists()
     if dag_id == "images":
-        images = sorted(tmp_path.glob("*.png"))
-        assert [image.stem for image in images] == ["a lighthouse in a storm", "a paper boat on a calm lake"]
+        prompts = ["a lighthouse in a storm", "a paper boat on a calm lake"]
+        hashes = [hashlib.sha256(f"{result.run_id} {prompt}".encode()).hexdigest() for prompt in prompts]
+        images = [folder / f"{each}.png" for each in hashes]
+        assert sorted(folder.iterdir()) == sorted(images)
+        assert all(image.read_bytes().startswith(b"\x89PNG") for image in images)
+        assert result.xcoms("generate") == [str(image) for image in images]
+        assert simulator.images_made == len(prompts)
 
 
 @pytest.fixture
 def shell(airflow_database, simulator, tmp_path):
-    """Return the environment of somebody who has installed this package and has a key, and no more."""
+    """Return the environment of somebody who has installed this package and has a key, but nothing else."""
     home = tmp_path / "home"
     airflow_home = home / "airflow"
     (airflow_home / "dags").mkdir(parents=True)
-    # Not the file alone: what was written last may still stand in another beside it.
+    # Copying the file is not enough: the last writes may still be in a second file beside it.
     with (
         contextlib.closing(sqlite3.connect(HOME / "airflow.db")) as ours,
         contextlib.closing(sqlite3.connect(airflow_home / "airflow.db")) as theirs,
@@ -133,7 +148,7 @@ def test_a_block_of_shell_runs(block, simulator, shell, tmp_path):
     said = tmp_path / "said"
     script = block.text.replace(PORT, str(simulator.port))
     if block.serves:
-        simulator.stop()  # its port is the block's
+        simulator.stop()  # the block needs its port
     with (
         said.open("w") as output,
         subprocess.Popen(
@@ -161,8 +176,10 @@ def test_a_block_of_shell_runs(block, simulator, shell, tmp_path):
 
 @pytest.mark.parametrize("block", blocks(*SHELL, elsewhere=True))
 def test_a_block_that_is_run_elsewhere_is_run_there(block):
-    """A block that installs or serves has comments in front: the test that runs it as it stands, or for each
-    of its commands a place, and the text that stands for it there.
+    """A block that installs something or starts a server has comments in front of it.
+
+    They name the test that runs the block as it stands, or, for each of its commands, a file and the text of
+    that command there.
     """
     if all(": " in each for each in block.runs):
         assert len(block.runs) == len(block.commands)
@@ -208,7 +225,7 @@ def test_the_connection_as_a_uri_and_as_json_is_one(monkeypatch):
 
 
 def rows_of(section: str) -> dict[str, str]:
-    """Return the first tables' rows below a heading of any page: each argument with its default."""
+    """Return the rows of the tables below the first such heading: each argument with its default."""
     for page in PAGES:
         parts = re.split(r"^(#+ .*)$", page.read_text(), flags=re.MULTILINE)
         for heading, text in zip(parts[1::2], parts[2::2], strict=True):
@@ -274,7 +291,7 @@ def test_the_table_of_errors_has_every_class_that_is_raised():
 
 
 def anchors_of(page: Path) -> set[str]:
-    """Return what GitHub makes of a page's headings."""
+    """Return the anchors that GitHub derives from a page's headings."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
@@ -307,14 +324,34 @@ def test_the_tests_that_the_page_about_security_names_are_there():
 
 
 def test_the_figures_of_the_benchmark_are_those_of_its_page():
-    """Each figure that README quotes stands on the page that `make bench` writes."""
-    readme = README.read_text()
+    """Each figure that README quotes is that of 500 gates on the page that `make bench` writes."""
     page = (ROOT / "docs" / "benchmark.md").read_text()
-    (table,) = re.findall(r"^\| \| ours, classic .*\n((?:\|.*\n)+)", readme, flags=re.MULTILINE)
-    cells = re.findall(r"\d+(?:\.\d+)?", re.sub(r"^\| [^|]*\|", "", table, flags=re.MULTILINE))
+    paragraphs = README.read_text().split("\n\n")
+    (quoted,) = [each for each in paragraphs if "](docs/benchmark.md), 500 waiting gates" in each]
+    figures = re.findall(r"\d+(?:\.\d+)?", quoted)
+    (interval,) = re.findall(r"looks every (\d+) s", page)
+    rows = re.findall(r"^\| 500 +\| ([^|]+?) +\|(.*)\|$", page, flags=re.MULTILINE)
+    measured = {name: [float(number) for number in cells.split("|")] for name, cells in rows}
 
-    assert len(cells) > 20
-    measured = [float(number) for number in re.findall(r"\d+(?:\.\d+)?", page)]
-    for cell in cells:
-        digits = len(cell.partition(".")[2])
-        assert any(f"{number:.{digits}f}" == cell for number in measured), cell
+    def shown(contender: str, column: int, digits: int) -> str:
+        return f"{measured[contender][column]:.{digits}f}"
+
+    assert figures == [
+        "500",
+        interval,
+        shown("ours, classic", 0, 0),
+        shown("ours, classic", 2, 1),
+        "500",
+        shown("HttpSensor", 0, 0),
+        shown("HttpSensor", 2, 1),
+        shown("ours, classic", 4, 1),
+        shown("ours, start and end_from_trigger", 4, 1),
+        shown("HttpSensor", 4, 1),
+    ]
+    # Of the questions: worker starts per gate.
+    assert measured["HttpSensor"][1] == 2
+    assert measured["ours, start and end_from_trigger"][1] == 0
+
+
+def test_readme_is_short():
+    assert len(README.read_text().splitlines()) <= 130

@@ -19,14 +19,12 @@ import pytest
 
 from airflow_stability.compat import (
     AIRFLOW_VERSION,
-    STARTS_IN_TRIGGERER,
     AirflowFailException,
     AirflowSensorTimeout,
 )
 from airflow_stability.sensors.stability import StabilityBalanceSensor
 from airflow_stability.simulator import Fault
-from airflow_stability.triggers import stability as triggers
-from airflow_stability.triggers.stability import ARGUMENTS_VERSION, StabilityBalanceTrigger
+from airflow_stability.triggers.stability import StabilityBalanceTrigger
 from tests.integration.recorded.record import POOR, RICH, WATCHED
 from tests.integration.test_event_trigger import Store, Watch, airflow_3
 from tests.versions import TaskDeferred
@@ -90,7 +88,7 @@ def task_of(dags):
 
 def made_of_late(text):
     """Return what was stored as if that had been a while ago."""
-    began = re.search(rf'"(?:deferred_at|began|started)": "({TIME.pattern})"', text)
+    began = re.search(rf'"(?:deferred_at|waiting_since|started)": "({TIME.pattern})"', text)
     if began is None:
         return text
     by = datetime.now(UTC) - AGO - datetime.fromisoformat(began[1])
@@ -212,7 +210,7 @@ def test_a_recorded_refusal_counts(simulator, task_of, task_id, row):
     deferral = deferred(resume, task_of(task_id), row, payload)
 
     assert deferral.trigger.memory["refusals"] == 2
-    assert deferral.trigger.memory["waited"] >= AGO.total_seconds()
+    assert deferral.trigger.memory["seconds_waited"] >= AGO.total_seconds()
 
 
 @airflow_3
@@ -238,9 +236,9 @@ def test_a_recorded_watcher_fires_at_a_crossing_and_remembers_what_was(simulator
     assert (payload["threshold"], payload["direction"]) == (8.5, "above")
 
 
-def shape(value):
-    """Return the names in a value, and the types."""
-    return {name: shape(each) for name, each in value.items()} if isinstance(value, dict) else type(value)
+def names(value):
+    """Return the names in a value, with those below them."""
+    return {name: names(each) for name, each in value.items()} if isinstance(value, dict) else None
 
 
 def written_now(task):
@@ -252,207 +250,103 @@ def written_now(task):
     return *deferral.trigger.serialize(), deferral.method_name
 
 
-def check_growth(before, arguments):
-    """Check that arguments lack nothing that was ever stored, and are of the form that their version had."""
-    assert all(each.keys() <= arguments.keys() for each in before)
-    version = arguments["arguments_version"]
-    same_version = [each for each in before if each.get("arguments_version") == version]
-    assert same_version, f"No row has the arguments' version of today: {RECORD_IT}"
-    assert all(shape(each) == shape(arguments) for each in same_version)
-
-
 @pytest.mark.parametrize("task_id", TASK_IDS)
-def test_arguments_change_with_their_version_and_lose_nothing(task_of, task_id):
+def test_what_was_stored_is_stored_still_under_the_same_names(task_of, task_id):
     rows = [recorded["tasks"][task_id] for (_, airflow), recorded in RECORDED.items() if airflow == THIS]
 
     classpath, arguments, next_method = written_now(task_of(task_id))
 
     assert {(row["classpath"], row["next_method"]) for row in rows} == {(classpath, next_method)}
-    assert arguments["arguments_version"] == ARGUMENTS_VERSION
-    before = [arguments_of(row) for row in rows]
-    check_growth(before, arguments)
-    memories = [each["memory"] for each in before if "memory" in each]
-    assert all(each.keys() <= arguments["memory"].keys() for each in memories)
+    for before in map(arguments_of, rows):
+        assert before.keys() <= arguments.keys(), "an argument was renamed: a task that waits would lose it"
+        assert names(before.get("memory")) == names(arguments.get("memory"))
 
 
 @airflow_3
-def test_a_watchers_arguments_change_with_their_version_and_lose_nothing(dags):
-    from airflow_stability.triggers.events import ARGUMENTS_VERSION
-
+def test_what_was_stored_of_a_watcher_is_stored_still_under_the_same_names(dags):
     rows = [recorded["watcher"] for (_, airflow), recorded in RECORDED.items() if airflow == THIS]
 
     classpath, arguments = dags["trigger"].serialize()
 
     assert {row["classpath"] for row in rows} == {classpath}
-    assert arguments["arguments_version"] == ARGUMENTS_VERSION
-    check_growth([arguments_of(row) for row in rows], arguments)
+    assert all(arguments_of(row).keys() <= arguments.keys() for row in rows)
 
 
 # What a later release leaves
 
-LATER = {"arguments_version": ARGUMENTS_VERSION + 1, "opens_at": "noon", "minimum_credits": ["8.5"]}
-HAND_BACK = 0.3
-
-
-@pytest.fixture
-def soon(monkeypatch):
-    monkeypatch.setattr(triggers, "START_OVER_AFTER", HAND_BACK)
-
-
-def of_a_later_release(trigger):
-    return StabilityBalanceTrigger(**trigger.serialize()[1] | LATER)
-
-
-def seconds_until(time):
-    return (datetime.fromisoformat(time) - datetime.now(UTC)).total_seconds()
-
-
-def test_a_trigger_hands_a_task_with_later_arguments_back_without_a_look(simulator, task_of, soon, logged):
-    later = of_a_later_release(deferred(task_of("classic").execute, CONTEXT).trigger)
-    simulator.clear_requests()
-    began = datetime.now(UTC)
-
-    payload = fire(later).payload
-
-    assert (payload["verdict"], payload["memory"]) == ("again", later.memory)
-    assert datetime.now(UTC) - began >= timedelta(seconds=HAND_BACK)
-    assert not simulator.requests
-    assert logged().count("a later release of airflow-provider-stability") == 1
-
-
-def test_it_waits_a_minute_before():
-    assert triggers.START_OVER_AFTER == 60
-
-
-def hand_back(task, event, context=CONTEXT):
-    """Let a task go on with what a triggerer of another release has fired."""
-    return task.resume_execution("execute_complete", {"event": event}, context)
-
-
-@pytest.mark.parametrize("task_id", ["classic", "expecting"])
-def test_a_gate_that_was_handed_back_starts_over_by_its_first_deadline(simulator, task_of, task_id, soon):
-    first = deferred(task_of(task_id).execute, CONTEXT).trigger
-    payload = fire(of_a_later_release(first)).payload
-    # Some versions of Airflow give another start when a task resumes.
-    later = {"ti": SimpleNamespace(try_number=1, start_date=datetime.now(UTC) + AGO)}
-
-    again = deferred(hand_back, task_of(task_id), payload, later)
-
-    assert again.method_name == "execute_complete"
-    written, before = again.trigger.serialize()[1], first.serialize()[1]
-    kept = ("arguments_version", "deadline", "since", "minimum_credits", "expected_credits", "memory")
-    assert {name: written[name] for name in kept} == {name: before[name] for name in kept}
-    assert 0 < seconds_until(written["join_at"]) <= HAND_BACK
-    simulator.set_credits(RICH)
-    assert fire(again.trigger).payload["credits"] == RICH
-
-
-def test_a_gate_that_was_handed_back_opens_if_there_is_credit_by_now(simulator, task_of, soon):
-    payload = fire(of_a_later_release(deferred(task_of("classic").execute, CONTEXT).trigger)).payload
-    simulator.set_credits(RICH)
-
-    assert hand_back(task_of("classic"), payload) == RICH
-
-
-@pytest.mark.skipif(not STARTS_IN_TRIGGERER, reason="this Airflow starts every task on a worker")
-def test_a_gate_that_no_worker_has_seen_looks_when_it_is_handed_back(simulator, task_of, soon):
-    sensor = task_of("starts_in_triggerer")
-    payload = fire(StabilityBalanceTrigger(**sensor.start_trigger_args.trigger_kwargs | LATER)).payload
-    started = datetime.now(UTC) - AGO
-
-    again = deferred(hand_back, sensor, payload, {"ti": SimpleNamespace(try_number=1, start_date=started)})
-
-    assert len(simulator.requests) == 1
-    deadline = datetime.fromisoformat(again.trigger.deadline)
-    assert deadline - started == timedelta(seconds=sensor.timeout)
-    simulator.set_credits(RICH)
-    assert hand_back(sensor, payload) == RICH
-
-
-def test_a_spending_task_that_was_handed_back_neither_runs_before_its_pause_ends_nor_forgets(
-    simulator, task_of, soon
-):
-    operator = task_of("spend_refused")
-    first = deferred(operator.execute, CONTEXT).trigger
-    simulator.clear_requests()
-    payload = fire(of_a_later_release(first)).payload
-
-    again = deferred(hand_back, operator, payload).trigger
-
-    assert not simulator.requests
-    assert again.serialize()[1].keys() == first.serialize()[1].keys()
-    assert abs(seconds_until(again.join_at) - seconds_until(first.join_at)) < 1
-    assert abs(seconds_until(again.deadline) - seconds_until(first.deadline)) < 1
-    changes = {"waited", "began", "join_at"}
-    assert {**again.memory, **dict.fromkeys(changes)} == {**first.memory, **dict.fromkeys(changes)}
-    assert (again.memory["refusals"], again.memory["pause"]) == (1, 90.0)
-    assert again.memory["waited"] >= HAND_BACK
-
-
-@pytest.mark.parametrize("credits", [POOR, RICH])
-def test_a_spending_task_that_was_handed_back_after_its_pause_looks_and_runs_if_it_can(
-    simulator, task_of, credits, soon
-):
-    operator = task_of("decorated")
-    first = deferred(operator.execute, CONTEXT).trigger
-    payload = fire(of_a_later_release(first)).payload
-    # What only a later release stateful is none of this one's.
-    payload["memory"] |= {"refusals": 2, "pause": 4.0, "paid": 3}
-    simulator.set_credits(credits)
-
-    if credits == RICH:
-        hand_back(operator, payload)
-        assert simulator.images_made == 1
-        return
-    again = deferred(hand_back, operator, payload).trigger
-    assert simulator.images_made == 0
-    assert (again.memory["refusals"], again.memory["since"]) == (2, first.memory["since"])
-    assert 0 < seconds_until(again.join_at) <= HAND_BACK
+LATER = {"opens_at": "noon", "memory_of_days": [1, 2]}
 
 
 @pytest.mark.parametrize("task_id", ["classic", "decorated"])
-def test_a_verdict_that_only_a_later_release_knows_starts_a_task_over(simulator, task_of, task_id, logged):
-    memory = deferred(task_of(task_id).execute, CONTEXT).trigger.memory
-    event = {"verdict": "shared", "text": "It opens at noon.", "memory": memory}
+def test_an_argument_of_a_later_release_is_kept_handed_on_and_ignored(simulator, task_of, task_id):
+    path, arguments = deferred(task_of(task_id).execute, CONTEXT).trigger.serialize()
+    later = StabilityBalanceTrigger(**json.loads(json.dumps(arguments | LATER)))
+    simulator.set_credits(RICH)
 
-    again = deferred(hand_back, task_of(task_id), event)
-
-    # Its triggerer may say so at once again.
-    assert 55 < seconds_until(again.trigger.join_at) <= 60
-    log = logged()
-    assert "'shared'" in log
-    assert "It opens at noon." in log
+    assert later.serialize() == (path, arguments | LATER)
+    payload = fire(later).payload
+    assert (payload["verdict"], payload["credits"]) == ("open", RICH)
 
 
-def test_a_gate_that_starts_over_fails_as_one_that_starts(simulator, task_of):
+def test_an_argument_that_is_missing_has_a_default(simulator, task_of):
+    arguments = deferred(task_of("expecting").execute, CONTEXT).trigger.serialize()[1]
+    kept = ("stability_conn_id", "organization", "minimum_credits", "poke_interval", "timeout")
+    simulator.set_credits(RICH)
+
+    assert (
+        fire(StabilityBalanceTrigger(**{name: arguments[name] for name in kept})).payload["verdict"] == "open"
+    )
+
+
+@pytest.mark.parametrize("task_id", ["classic", "starts_in_triggerer", "decorated", "spend_refused"])
+def test_a_verdict_of_a_later_release_makes_the_task_look_again(simulator, task_of, task_id):
+    task = task_of(task_id)
+    memory = deferred(
+        task_of("classic" if task_id.startswith("starts") else task_id).execute, CONTEXT
+    ).trigger.memory
+    event = {"verdict": "shared", "text": "It opens at noon.", "memory": memory | {"paid": 3}}
+    simulator.set_credits(POOR)
+    simulator.clear_requests()
+
+    again = deferred(task.resume_execution, "execute_complete", {"event": event}, CONTEXT)
+
+    assert simulator.requests
+    assert again.trigger.memory.keys() == memory.keys()
+    assert again.trigger.memory.get("since") == memory.get("since")
+    if "started" in memory:
+        assert again.trigger.since == memory["started"]
+
+
+def test_a_gate_that_looks_again_opens_if_there_is_credit_by_now(simulator, task_of):
+    simulator.set_credits(RICH)
+
+    assert (
+        task_of("classic").resume_execution("execute_complete", {"event": {"verdict": "shared"}}, CONTEXT)
+        == RICH
+    )
+
+
+def test_a_gate_that_looks_again_fails_as_one_that_starts(simulator, task_of):
     simulator.inject(Fault.status(401))
 
     with pytest.raises(AirflowFailException, match="answered 401"):
-        hand_back(task_of("classic"), {"verdict": "again", "text": "", "memory": {"try_number": 1}})
-
-
-@pytest.mark.parametrize("version", [{}, {"arguments_version": ARGUMENTS_VERSION}], ids=["none", "this"])
-def test_an_argument_that_is_in_no_release_is_a_type_error(task_of, version):
-    arguments = deferred(task_of("classic").execute, CONTEXT).trigger.serialize()[1]
-    del arguments["arguments_version"]
-
-    with pytest.raises(TypeError, match=r"StabilityBalanceTrigger has no argument minimum_credit$"):
-        StabilityBalanceTrigger(**arguments, minimum_credit=8, **version)
+        task_of("classic").resume_execution("execute_complete", {"event": {"verdict": "shared"}}, CONTEXT)
 
 
 @airflow_3
 def test_a_watchers_argument_that_is_in_no_release_is_a_type_error():
+    from airflow_stability.triggers.events import StabilityBalanceEventTrigger
+
     with pytest.raises(TypeError, match=r"StabilityBalanceEventTrigger has no argument treshold$"):
-        triggers.StabilityBalanceEventTrigger(threshold=8, direction="above", treshold=8)
+        StabilityBalanceEventTrigger(threshold=8, direction="above", treshold=8)
 
 
 def watcher_of_a_later_release(dags, **changes):
-    arguments = dags["trigger"].serialize()[1] | {"arguments_version": 2, "poke_interval": 0.1} | changes
-    return triggers.StabilityBalanceEventTrigger(**arguments)
+    return type(dags["trigger"])(**dags["trigger"].serialize()[1] | {"poke_interval": 0.1} | changes)
 
 
 @airflow_3
-def test_a_watcher_ignores_what_only_a_later_release_knows_and_says_so_once(simulator, dags, logged):
+def test_a_watcher_ignores_what_only_a_later_release_knows_and_hands_it_on(simulator, dags):
     later = watcher_of_a_later_release(dags, between=["8:00", "18:00"])
 
     async def main():
@@ -464,7 +358,6 @@ def test_a_watcher_ignores_what_only_a_later_release_knows_and_says_so_once(simu
             return len(watch.fired)
 
     assert asyncio.run(main()) == 1
-    assert logged().count("the balance is watched regardless of between.") == 1
     assert later.serialize()[1]["between"] == ["8:00", "18:00"]
 
 
@@ -482,4 +375,9 @@ def test_a_watcher_that_only_a_later_release_can_run_neither_ends_nor_fires(simu
     asyncio.run(main())
 
     assert not simulator.requests
-    assert logged().count(f"nothing is watched: {next(iter(changes))} must be") == 1
+    assert (
+        logged().count(
+            f"Nothing is watched, because another release of airflow-provider-stability has stored an argument that this one cannot use: {next(iter(changes))} must be"
+        )
+        == 1
+    )

@@ -19,73 +19,73 @@ from airflow import __version__ as airflow_version
 
 AIRFLOW_VERSION = tuple(int(part) for part in airflow_version.split(".")[:2])
 
-if TYPE_CHECKING or AIRFLOW_VERSION >= (3, 1):
-    # Moved to the Task SDK later than the rest.
-    from airflow.sdk import BaseHook
-else:
-    from airflow.hooks.base import BaseHook
-
-if TYPE_CHECKING or AIRFLOW_VERSION >= (3, 0):
-    # Airflow 3: DAG authors' and providers' names live in the Task SDK.
-    from airflow.sdk import BaseOperator, BaseSensorOperator, Connection, Context, PokeReturnValue
-else:
-    from airflow.models import BaseOperator, Connection
-    from airflow.sensors.base import BaseSensorOperator, PokeReturnValue
-    from airflow.utils.context import Context
-
-if TYPE_CHECKING or AIRFLOW_VERSION >= (3, 2):
-    # Moved there in 3.2; taken from where they were, they warn.
-    from airflow.sdk import conf
-    from airflow.sdk.exceptions import (
-        AirflowFailException,
-        AirflowNotFoundException,
-        AirflowRescheduleException,
-        AirflowSensorTimeout,
-        AirflowSkipException,
-        TaskDeferralError,
-        TaskDeferred,
-    )
-else:
-    from airflow.configuration import conf
-    from airflow.exceptions import (
-        AirflowFailException,
-        AirflowNotFoundException,
-        AirflowRescheduleException,
-        AirflowSensorTimeout,
-        AirflowSkipException,
-        TaskDeferralError,
-        TaskDeferred,
-    )
-
-if TYPE_CHECKING or AIRFLOW_VERSION >= (3, 1):
-    # A task of Airflow 3 has a supervisor that writes its log: this one tells the supervisor too.
-    from airflow.sdk.log import mask_secret
-elif AIRFLOW_VERSION >= (3, 0):
-    from airflow.sdk.execution_time.secrets_masker import mask_secret
-else:
-    from airflow.utils.log.secrets_masker import mask_secret
-
 if TYPE_CHECKING:
-    from airflow.providers.standard.operators.python import PythonOperator
-    from airflow.sdk.bases.decorator import DecoratedOperator, TaskDecorator, task_decorator_factory
-    from airflow.sdk.bases.operatorlink import BaseOperatorLink
-    from airflow.triggers.base import BaseEventTrigger, TaskSuccessEvent
+    from airflow.providers.standard.operators.python import PythonOperator as PythonOperator
+    from airflow.sdk import BaseHook as BaseHook
+    from airflow.sdk import BaseOperator as BaseOperator
+    from airflow.sdk import BaseSensorOperator as BaseSensorOperator
+    from airflow.sdk import Connection as Connection
+    from airflow.sdk import Context as Context
+    from airflow.sdk import PokeReturnValue as PokeReturnValue
+    from airflow.sdk import conf as conf
+    from airflow.sdk.bases.decorator import DecoratedOperator as DecoratedOperator
+    from airflow.sdk.bases.decorator import TaskDecorator as TaskDecorator
+    from airflow.sdk.bases.decorator import task_decorator_factory as task_decorator_factory
+    from airflow.sdk.bases.operatorlink import BaseOperatorLink as BaseOperatorLink
+    from airflow.sdk.exceptions import AirflowFailException as AirflowFailException
+    from airflow.sdk.exceptions import AirflowNotFoundException as AirflowNotFoundException
+    from airflow.sdk.exceptions import AirflowRescheduleException as AirflowRescheduleException
+    from airflow.sdk.exceptions import AirflowSensorTimeout as AirflowSensorTimeout
+    from airflow.sdk.exceptions import AirflowSkipException as AirflowSkipException
+    from airflow.sdk.exceptions import TaskDeferralError as TaskDeferralError
+    from airflow.sdk.exceptions import TaskDeferred as TaskDeferred
+    from airflow.sdk.log import mask_secret as mask_secret
+    from airflow.triggers.base import BaseEventTrigger as BaseEventTrigger
+    from airflow.triggers.base import TaskSuccessEvent
 
-#: Names that are loaded when they are asked for, since a DAG file loads this module with the sensor.
-_LAZY = {
-    "BaseEventTrigger": "airflow.triggers.base",
-    "BaseOperatorLink": (
-        "airflow.models.baseoperatorlink" if AIRFLOW_VERSION < (3, 0) else "airflow.sdk.bases.operatorlink"
+
+def _since(version: tuple[int, int], new: str, old: str) -> str:
+    return new if version <= AIRFLOW_VERSION else old
+
+
+#: The module of each name on this version. A name is loaded when it is imported from here. Names that moved
+#: still work in their old module for a while, but warn.
+_MODULES = {
+    # Airflow 3: names for DAG authors and providers are in the Task SDK, some of them later than the rest.
+    **dict.fromkeys(("BaseOperator", "Connection"), _since((3, 0), "airflow.sdk", "airflow.models")),
+    **dict.fromkeys(
+        ("BaseSensorOperator", "PokeReturnValue"), _since((3, 0), "airflow.sdk", "airflow.sensors.base")
     ),
+    "Context": _since((3, 0), "airflow.sdk", "airflow.utils.context"),
+    "BaseHook": _since((3, 1), "airflow.sdk", "airflow.hooks.base"),
+    "conf": _since((3, 2), "airflow.sdk", "airflow.configuration"),
+    **dict.fromkeys(
+        (
+            "AirflowFailException",
+            "AirflowNotFoundException",
+            "AirflowRescheduleException",
+            "AirflowSensorTimeout",
+            "AirflowSkipException",
+            "TaskDeferralError",
+            "TaskDeferred",
+        ),
+        _since((3, 2), "airflow.sdk.exceptions", "airflow.exceptions"),
+    ),
+    # A task of Airflow 3 has a supervisor that writes its log. This function tells the supervisor, too.
+    "mask_secret": _since(
+        (3, 1),
+        "airflow.sdk.log",
+        _since((3, 0), "airflow.sdk.execution_time.secrets_masker", "airflow.utils.log.secrets_masker"),
+    ),
+    "BaseEventTrigger": "airflow.triggers.base",
+    "BaseOperatorLink": _since((3, 0), "airflow.sdk.bases.operatorlink", "airflow.models.baseoperatorlink"),
     # Airflow 3 comes with the standard provider.
-    "PythonOperator": (
-        "airflow.operators.python"
-        if AIRFLOW_VERSION < (3, 0)
-        else "airflow.providers.standard.operators.python"
+    "PythonOperator": _since(
+        (3, 0), "airflow.providers.standard.operators.python", "airflow.operators.python"
     ),
     **dict.fromkeys(
         ("DecoratedOperator", "TaskDecorator", "task_decorator_factory"),
-        "airflow.decorators.base" if AIRFLOW_VERSION < (3, 0) else "airflow.sdk.bases.decorator",
+        _since((3, 0), "airflow.sdk.bases.decorator", "airflow.decorators.base"),
     ),
 }
 
@@ -96,12 +96,15 @@ def __getattr__(name: str) -> Any:
         raise ImportError(
             "StabilityBalanceEventTrigger needs Airflow 3 or later: Airflow 2.11 has no asset watchers."
         )
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-_Operator = TypeVar("_Operator", bound=BaseOperator)
+if not TYPE_CHECKING:
+    BaseHook, BaseSensorOperator = __getattr__("BaseHook"), __getattr__("BaseSensorOperator")
+
+_Operator = TypeVar("_Operator", bound="BaseOperator")
 
 
 def execute_as(base: type[_Operator], operator: _Operator, context: Context) -> Any:
@@ -298,45 +301,3 @@ def asset_state_store(trigger: BaseEventTrigger) -> Any:
     The triggerer sets the attribute before the trigger runs.
     """
     return getattr(trigger, "asset_state_store", None)
-
-
-__all__ = [
-    "AIRFLOW_VERSION",
-    "HAS_EXTERNAL_VIEWS",
-    "RENDERS_IN_TRIGGERER",
-    "STARTS_IN_TRIGGERER",
-    "AirflowFailException",
-    "AirflowNotFoundException",
-    "AirflowRescheduleException",
-    "AirflowSensorTimeout",
-    "AirflowSkipException",
-    "BaseEventTrigger",
-    "BaseHook",
-    "BaseOperator",
-    "BaseOperatorLink",
-    "BaseSensorOperator",
-    "Connection",
-    "Context",
-    "DecoratedOperator",
-    "PokeReturnValue",
-    "PythonOperator",
-    "SensorBase",
-    "TaskDecorator",
-    "TaskDeferralError",
-    "TaskDeferred",
-    "asset_state_store",
-    "can_be_rescheduled",
-    "conf",
-    "execute_as",
-    "first_start",
-    "is_deferral_timeout",
-    "is_left_over",
-    "mask_secret",
-    "read_connection",
-    "read_connections_as_a_command",
-    "stats",
-    "success_event",
-    "task_decorator_factory",
-    "task_state_store",
-    "try_of",
-]

@@ -155,7 +155,7 @@ class Gate:
         self._failures = 0
         self._lockout.end()
         if suffices(credits - reserved, self.minimum_credits, self.expected_credits):
-            return Decision(Verdict.OPEN, f"The gate opens: {self._balance_text(credits)}.", True, credits)
+            return Decision(Verdict.OPEN, wording.opens_text(self._balance_text(credits)), True, credits)
         return self._wait(f"{self._balance_text(credits)}.", ("low", credits, reserved > 0), now)
 
     def observe_failure(self, error: StabilityError, now: datetime) -> Decision:
@@ -202,8 +202,8 @@ class Gate:
         return wording.locked_out_text(until, timeout, self._failure_text())
 
     def _wait(self, reason: str, situation: tuple[object, ...], now: datetime) -> Decision:
-        start = "Waiting" if self._log.is_new(situation) else "Still waiting"
-        return Decision(Verdict.WAIT, f"{start}: {reason}", self._log.should_log(situation, now))
+        text = wording.waits_text(reason, again=not self._log.is_new(situation))
+        return Decision(Verdict.WAIT, text, self._log.should_log(situation, now))
 
     def _needs(self) -> str:
         return f"needs {wording.credits_needed(self.minimum_credits, self.expected_credits)}"

@@ -43,6 +43,22 @@ def balance_text(organization: str | None, credits: float, reserved: float, need
     return f"{organization_label(organization)} has {format_number(credits)} credits,{of_which} {needs}"
 
 
+def opens_text(balance: str) -> str:
+    """Return that a gate opens.
+
+    :param balance: see :func:`balance_text`.
+    """
+    return f"The gate opens: {balance}."
+
+
+def waits_text(reason: str, *, again: bool) -> str:
+    """Return that a gate waits.
+
+    :param again: whether it was logged before, for the same reason.
+    """
+    return f"{'Still waiting' if again else 'Waiting'}: {reason}"
+
+
 def history_text(failures: int, balance: tuple[float, datetime] | None) -> str:
     """Return how many polls have failed since the last balance.
 

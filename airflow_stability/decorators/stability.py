@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from airflow_stability.compat import DecoratedOperator, TaskDecorator, task_decorator_factory
-from airflow_stability.operators.spend import StabilitySpendOperator, without_client
+from airflow_stability.operators.client_argument import without_client
+from airflow_stability.operators.spend import StabilitySpendOperator
 
 
 class StabilityDecoratedOperator(DecoratedOperator, StabilitySpendOperator):

@@ -5,13 +5,13 @@ The driver of :mod:`airflow_stability.rules.spending` on a worker.
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from airflow_stability import deferral
 from airflow_stability.compat import (
     AirflowFailException,
     AirflowRescheduleException,
@@ -25,22 +25,14 @@ from airflow_stability.compat import (
     is_deferral_timeout,
     try_of,
 )
-from airflow_stability.deferral import (
-    BACKSTOP,
-    MIN_DEFERRAL_SECONDS,
-    RESUME_METHOD,
-    DeferralEvent,
-    airflow_timeout,
-    failure_exception,
-    failure_name,
-    handover_arguments,
-)
+from airflow_stability.deferral import DeferralEvent
 from airflow_stability.errors import (
     StabilityError,
     StabilityOutcomeUnknownError,
     StabilityPaymentRequiredError,
 )
 from airflow_stability.hooks.stability import StabilityHook
+from airflow_stability.operators.client_argument import CLIENT, takes_client, without_client
 from airflow_stability.polling import read_and_decide, show_wait
 from airflow_stability.rules.gate import Decision, Gate, Verdict
 from airflow_stability.rules.pacing import RESERVATION_SECONDS
@@ -57,9 +49,6 @@ from airflow_stability.validation import (
 
 if TYPE_CHECKING:
     from airflow_stability.client import StabilityClient
-
-#: The argument of the function that the operator fills in.
-CLIENT = "client"
 
 
 @can_be_rescheduled
@@ -187,7 +176,7 @@ class StabilitySpendOperator(PythonOperator):
             case DeferralEvent.UNUSABLE:
                 raise ValueError(event.text)
             case DeferralEvent.FAIL:
-                raise failure_exception(event.text, event.failure)
+                raise deferral.failure_exception(event.text, event.failure)
         # Also after a verdict of another release.
         return self._poll_and_run(context, spending)
 
@@ -206,7 +195,7 @@ class StabilitySpendOperator(PythonOperator):
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after a deferral; see :meth:`execute` for what is raised."""
         if is_deferral_timeout(next_method, next_kwargs):
-            raise AirflowFailException(airflow_timeout(self, "wait_timeout"))
+            raise AirflowFailException(deferral.airflow_timeout(self, "wait_timeout"))
         return super().resume_execution(next_method, next_kwargs, context)
 
     def _spending(self, context: Context, state: SpendState) -> Spending:
@@ -217,7 +206,7 @@ class StabilitySpendOperator(PythonOperator):
             wait_timeout=self.wait_timeout,
             max_refusals=self.max_refusals,
             poke_interval=self.poke_interval,
-            min_wait=MIN_DEFERRAL_SECONDS,
+            min_wait=deferral.MIN_DEFERRAL_SECONDS,
         )
 
     def _poll_and_run(self, context: Context, spending: Spending) -> Any:
@@ -268,7 +257,7 @@ class StabilitySpendOperator(PythonOperator):
     def _poll(self, gate: Gate, hook: StabilityHook) -> Decision:
         decision = read_and_decide(gate, hook, self.organization)
         if decision.verdict is Verdict.FAIL:
-            raise failure_exception(decision.text, failure_name(decision.failure))
+            raise deferral.failure_exception(decision.text, deferral.failure_name(decision.failure))
         return decision
 
     def _call(self, context: Context, client: StabilityClient) -> Any:
@@ -282,7 +271,7 @@ class StabilitySpendOperator(PythonOperator):
     def determine_kwargs(self, context: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the arguments of the function: a PythonOperator's, and the client."""
         kwargs: Mapping[str, Any] = super().determine_kwargs(context)
-        return {**kwargs, CLIENT: self._client} if _takes_client(self.python_callable) else kwargs
+        return {**kwargs, CLIENT: self._client} if takes_client(self.python_callable) else kwargs
 
     def _leave(self, gate: Gate, step: Wait | GiveUp) -> BaseException:
         """Return the exception with which the task leaves the worker: it waits, or fails."""
@@ -306,47 +295,7 @@ class StabilitySpendOperator(PythonOperator):
             since=step.state.since,
             paused_until=(now + timedelta(seconds=step.pause)).isoformat() if step.pause else None,
             memory=asdict(step.state),
-            **handover_arguments(gate, now),
+            **deferral.handover_arguments(gate, now),
         )
-        limit = timedelta(seconds=step.time_left) + BACKSTOP
-        return TaskDeferred(trigger=trigger, method_name=RESUME_METHOD, timeout=limit)
-
-
-def without_client(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function as a DAG calls it: without the argument ``client``, which the operator fills in.
-
-    Airflow checks the arguments of the DAG against the signature, before there is a client.
-    """
-    if not callable(function) or _takes_client(function):
-        return function
-    signature = inspect.signature(function)
-    if CLIENT not in signature.parameters:
-        return function
-    others = [each for each in signature.parameters.values() if each.name != CLIENT]
-    visible = signature.replace(parameters=others)
-
-    def bound(args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.BoundArguments:
-        given = {CLIENT: kwargs.pop(CLIENT), **visible.bind(*args, **kwargs).arguments}
-        in_order = {name: given[name] for name in signature.parameters if name in given}
-        return inspect.BoundArguments(signature, in_order)
-
-    if inspect.iscoroutinefunction(function):
-
-        @functools.wraps(function)
-        async def call(*args: Any, **kwargs: Any) -> Any:
-            arguments = bound(args, kwargs)
-            return await function(*arguments.args, **arguments.kwargs)
-    else:
-
-        @functools.wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            arguments = bound(args, kwargs)
-            return function(*arguments.args, **arguments.kwargs)
-
-    call.__signature__ = visible  # type: ignore[attr-defined]
-    call.takes_client = True  # type: ignore[attr-defined]
-    return call
-
-
-def _takes_client(function: Callable[..., Any]) -> bool:
-    return bool(getattr(function, "takes_client", False))
+        limit = timedelta(seconds=step.time_left) + deferral.BACKSTOP
+        return TaskDeferred(trigger=trigger, method_name=deferral.RESUME_METHOD, timeout=limit)

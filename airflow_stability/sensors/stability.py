@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from airflow_stability import deferral
 from airflow_stability.compat import (
     RENDERS_IN_TRIGGERER,
     STARTS_IN_TRIGGERER,
@@ -23,16 +24,7 @@ from airflow_stability.compat import (
     is_deferral_timeout,
     try_of,
 )
-from airflow_stability.deferral import (
-    BACKSTOP,
-    RESUME_METHOD,
-    TRIGGER_PATH,
-    DeferralEvent,
-    airflow_timeout,
-    failure_exception,
-    failure_name,
-    handover_arguments,
-)
+from airflow_stability.deferral import DeferralEvent
 from airflow_stability.hooks.stability import StabilityHook
 from airflow_stability.polling import read_and_decide, show_wait
 from airflow_stability.rules.gate import Decision, Gate, Verdict
@@ -156,9 +148,9 @@ class StabilityBalanceSensor(SensorBase):
             # Airflow reads both from the instance.
             self.start_from_trigger = True
             self.start_trigger_args = StartTriggerArgs(
-                trigger_cls=TRIGGER_PATH,
+                trigger_cls=deferral.TRIGGER_PATH,
                 trigger_kwargs=self._trigger_arguments(self.minimum_credits, self.expected_credits),
-                next_method=RESUME_METHOD,
+                next_method=deferral.RESUME_METHOD,
                 timeout=timedelta(seconds=self.timeout),
             )
         self._gate: Gate = None  # type: ignore[assignment]  # both are made when the task runs
@@ -202,7 +194,7 @@ class StabilityBalanceSensor(SensorBase):
         """Go on after a deferral; see :meth:`execute` for what is raised."""
         try:
             if is_deferral_timeout(next_method, next_kwargs):
-                raise AirflowSensorTimeout(airflow_timeout(self, "timeout"))
+                raise AirflowSensorTimeout(deferral.airflow_timeout(self, "timeout"))
             return super().resume_execution(next_method, next_kwargs, context)
         except (AirflowFailException, AirflowSensorTimeout, AirflowSkipException, TaskDeferralError) as ended:
             ending = self._ending(ended)
@@ -244,7 +236,9 @@ class StabilityBalanceSensor(SensorBase):
         if isinstance(error, AirflowFailException | TaskDeferralError):
             if self.never_fail:
                 return AirflowSkipException(text)
-            return failure_exception(text, error.failure) if isinstance(error, _GateFailed) else error
+            return (
+                deferral.failure_exception(text, error.failure) if isinstance(error, _GateFailed) else error
+            )
         return ended
 
     def _timeout_text(self) -> str:
@@ -257,8 +251,7 @@ class StabilityBalanceSensor(SensorBase):
         self, context: Context, poll_first: bool, memory: Mapping[str, Any] | None
     ) -> float:
         if poll_first:
-            decision = self._poll()
-            self._report(decision, context)
+            decision = self._poll(context)
             if decision.credits is not None:
                 return decision.credits
         else:
@@ -279,7 +272,7 @@ class StabilityBalanceSensor(SensorBase):
 
         now = datetime.now(UTC)
         deadline = started + timedelta(seconds=self.timeout)
-        limit = deadline + BACKSTOP
+        limit = deadline + deferral.BACKSTOP
         if self.execution_timeout:  # Airflow 3 itself ignores it once a task has deferred
             limit = min(limit, started + self.execution_timeout)
         if self.exponential_backoff:
@@ -287,14 +280,14 @@ class StabilityBalanceSensor(SensorBase):
         expected_credits = None if self.expected_credits is None else self._gate.expected_credits
         trigger = StabilityBalanceTrigger(
             **self._trigger_arguments(self._gate.minimum_credits, expected_credits),
-            **handover_arguments(self._gate, now),
+            **deferral.handover_arguments(self._gate, now),
             deadline=deadline.isoformat(),
             since=started.isoformat(),
             # Some versions of Airflow give another start when a task resumes.
             memory={"try_number": try_number, "started": started.isoformat()},
         )
         return TaskDeferred(
-            trigger=trigger, method_name=RESUME_METHOD, timeout=max(limit - now, timedelta(0))
+            trigger=trigger, method_name=deferral.RESUME_METHOD, timeout=max(limit - now, timedelta(0))
         )
 
     def _trigger_arguments(
@@ -331,8 +324,7 @@ class StabilityBalanceSensor(SensorBase):
             self._start()
         if self._gate.seconds_until_poll(datetime.now(UTC)) > 0:
             return False
-        decision = self._poll()
-        self._report(decision, context)
+        decision = self._poll(context)
         return PokeReturnValue(is_done=decision.verdict is Verdict.OPEN, xcom_value=decision.credits)
 
     def seconds_to_next_poke(self, interval: float, time_left: float) -> float:
@@ -360,17 +352,16 @@ class StabilityBalanceSensor(SensorBase):
         )
         self._hook = StabilityHook(self.stability_conn_id, retry_deadline=0)
 
-    def _poll(self) -> Decision:
-        return read_and_decide(self._gate, self._hook, self.organization)
-
-    def _report(self, decision: Decision, context: Context) -> None:
-        """Log a decision that is news, show it on the task's page, and raise a failure."""
+    def _poll(self, context: Context) -> Decision:
+        """Poll the balance, log a decision that is news, show it on the task's page, and raise a failure."""
+        decision = read_and_decide(self._gate, self._hook, self.organization)
         if decision.verdict is Verdict.FAIL:
-            raise _GateFailed(decision.text, failure_name(decision.failure))
+            raise _GateFailed(decision.text, deferral.failure_name(decision.failure))
         if decision.should_log:
             self.log.info("%s", decision.text)
             if decision.verdict is Verdict.WAIT:
                 show_wait(context, decision.text)
+        return decision
 
 
 def _renders_in_triggerer(template: object) -> bool:

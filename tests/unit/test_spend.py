@@ -21,7 +21,8 @@ from airflow_stability.errors import (
     StabilityRequestError,
     StabilityUnavailableError,
 )
-from airflow_stability.operators.spend import StabilitySpendOperator, without_client
+from airflow_stability.operators.client_argument import without_client
+from airflow_stability.operators.spend import StabilitySpendOperator
 from airflow_stability.sensors.stability import StabilityBalanceSensor
 from airflow_stability.triggers.stability import StabilityBalanceTrigger
 from tests.versions import TaskDeferred

@@ -1,6 +1,7 @@
-"""The Stability API over requests and tenacity. Knows no Airflow; usable on its own."""
+"""A client for the Stability API, built on requests and tenacity. It knows nothing of Airflow."""
 
-from airflow_stability.client.client import DEFAULT_BASE_URL, StabilityClient, check_response
+from airflow_stability.client.client import DEFAULT_BASE_URL, StabilityClient
+from airflow_stability.client.foreign_responses import check_response
 from airflow_stability.client.models import Account, Balance, OrganizationMembership
 
 __all__ = [

@@ -1,6 +1,6 @@
-"""What a client may be set to: each rule once, each with one sentence for whoever set it wrong.
+"""Checks of a client's options. Each error text is one sentence that says what to set.
 
-Everything here raises StabilityConfigurationError, which is also a ValueError, and shows no secret.
+All of them raise StabilityConfigurationError, which is also a ValueError. No text shows a secret.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from airflow_stability import validation
 from airflow_stability.errors import KEYS_URL, StabilityConfigurationError
-from airflow_stability.validation import check_organization as _check_organization
-from airflow_stability.validation import safe_repr
+from airflow_stability.validation import MAX_CLIENT_SECONDS, safe_repr
 
-#: ``auto`` asks them in this order until one is known to answer.
+#: ``auto`` calls them in this order until one of them has answered.
 API_VERSIONS = ("v1alpha", "v1")
 
-# Blanks, and marks that nobody sees: copied along with a key, such as the one that a file may begin with.
+# Blanks and invisible marks that may be copied with a key, such as the byte order mark of a file.
 _BLANK = r"[\s\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]"
 
-# A key, and what may have been copied in front of it. A name and "=" are taken for the name of a setting only
-# in front of "sk-", with which the vendor's keys begin: a gateway's keys may look like anything.
+# A key, and what may have been copied with it. A name and "=" are removed only in front of "sk-", which the
+# vendor's keys begin with: the keys of a gateway may have any form.
 _COPIED_KEY = re.compile(
     rf"""{_BLANK}*
     (?: (?:export\s+)?\w*key\w*\s*=(?=\s*(?:bearer\s)?\s*["'`]?sk-)  # a line of an .env file
@@ -37,25 +37,24 @@ _HOST_NAME = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?")
 
 def check_api_version(api_version: str) -> str:
     """Return ``auto`` or the name of an API version."""
-    if not isinstance(api_version, str) or api_version not in ("auto", *API_VERSIONS):
-        raise StabilityConfigurationError(
-            f"api_version must be auto, v1alpha or v1; got {safe_repr(api_version)}."
-        )
-    return api_version
+    if isinstance(api_version, str) and api_version in ("auto", *API_VERSIONS):
+        return api_version
+    raise StabilityConfigurationError(
+        f"api_version must be auto, v1alpha or v1; got {safe_repr(api_version)}."
+    )
 
 
 def check_api_key(api_key: object) -> str:
-    """Return the key without what was copied along: blanks around it; in front, ``Bearer`` or the name of a
-    header or of a setting.
+    """Return the key without what was copied with it: blanks, ``Bearer``, the name of a header or setting.
 
-    :raises StabilityConfigurationError: there is none, or it holds what an HTTP header cannot carry.
+    :raises StabilityConfigurationError: it is missing, or has characters that an HTTP header cannot carry.
     """
     copied = _COPIED_KEY.fullmatch(api_key) if isinstance(api_key, str) else None
     key = copied["key"] if copied else ""
     if not key:
-        raise StabilityConfigurationError(f"The API key is missing: keys are made at {KEYS_URL}.")
+        raise StabilityConfigurationError(f"The API key is missing: create one at {KEYS_URL}.")
     if {key[0], key[-1]} & set("\"'`"):
-        raise StabilityConfigurationError("The API key has quotes around it: leave them out.")
+        raise StabilityConfigurationError("The API key has quotes around it: remove them.")
     odd = re.search(r"[^!-~]", key)
     if odd:
         raise StabilityConfigurationError(
@@ -63,48 +62,50 @@ def check_api_key(api_key: object) -> str:
             f"{len(key)}: paste it again."
         )
     if key == key[: len(key) // 2] * 2:
-        raise StabilityConfigurationError("The API key was pasted twice: leave one of the two out.")
+        raise StabilityConfigurationError("The API key was pasted twice: remove one copy.")
     return key
 
 
 def check_base_url(base_url: str, *, allow_http: bool = False) -> str:
-    """Return the URL of the API with its scheme in lower case and without a slash at its end.
+    """Return the address of the API, with its scheme in lower case and without a slash at its end.
 
-    :raises StabilityConfigurationError: it is no such URL, or plain http to another host than loopback.
+    :raises StabilityConfigurationError: it is no valid address, or plain http to another host than loopback.
     """
-    problem = "is not a URL"
     try:
         parts = urlsplit(base_url if isinstance(base_url, str) else "")
         host, port = parts.hostname, parts.port
     except ValueError:
         host = None
-    if host and re.search(r"[^!-~]", base_url):
-        host, problem = None, "has a blank, control or non-ASCII character"
-    elif host and parts.scheme not in ("http", "https"):
-        host, problem = None, "is neither http nor https"
-    elif host and ("@" in parts.netloc or re.search("[?#]", base_url)):
-        host, problem = None, "has a user, a query or a fragment, which the API's address has not"
-    elif host and (not _is_host(host) or port == 0 or parts.netloc.endswith(":")):
-        host, problem = None, "has a host or a port that cannot be one"
-    elif host and host.rstrip(".") == "api.stability.ai" and parts.path.strip("/"):
-        host, problem = None, "has a path, which api.stability.ai has not"
-    elif host and re.search(r"/sk-[\w-]{20,}(?=[:/]|$)", base_url):
-        host, problem = None, "has an API key in it, which belongs into the password"
+    problem = ""
     if not host:
-        # A key may stand in either place, by mistake.
+        problem = "is not a URL"
+    elif re.search(r"[^!-~]", base_url):
+        problem = "has a blank, control or non-ASCII character"
+    elif parts.scheme not in ("http", "https"):
+        problem = "is neither http nor https"
+    elif "@" in parts.netloc or re.search("[?#]", base_url):
+        problem = "has a user, a query or a fragment, which it must not have"
+    elif not _is_host(host) or port == 0 or parts.netloc.endswith(":"):
+        problem = "has an invalid host or port"
+    elif host.rstrip(".") == "api.stability.ai" and parts.path.strip("/"):
+        problem = "has a path, which must be left out for api.stability.ai"
+    elif re.search(r"/sk-[\w-]{20,}(?=[:/]|$)", base_url):
+        problem = "contains an API key, which must be set separately"
+    if not host or problem:
+        # By mistake, a key may be in the user or in the query.
         shown = re.sub(r"^(\w+://)?.*@", r"\1***@", re.split("[?#]", str(base_url))[0], flags=re.DOTALL)
         raise StabilityConfigurationError(
             f"The API's address {safe_repr(shown)} {problem}: set one such as https://api.stability.ai."
         )
     if parts.scheme == "http" and not allow_http and not _is_loopback(host):
         raise StabilityConfigurationError(
-            f"Plain http to {host} would send the API key in clear: use https, or set allow_http."
+            f"Plain http to {host} would send the API key in clear text: use https, or set allow_http."
         )
     return f"{parts.scheme}{base_url[len(parts.scheme) :]}".rstrip("/")
 
 
 def _is_host(host: str) -> bool:
-    if host in ("http", "https"):  # https//host, with the colon forgotten
+    if host in ("http", "https"):  # https//host, without its colon
         return False
     try:
         return _HOST_NAME.fullmatch(host) is not None or ipaddress.ip_address(host).version == 6
@@ -122,28 +123,25 @@ def _is_loopback(host: str) -> bool:
 def check_organization(organization: str | None) -> str | None:
     """Return the organization id, or None for the key's default organization."""
     try:
-        return _check_organization(organization)
+        return validation.check_organization(organization)
     except ValueError as error:
         problem = str(error)
     raise StabilityConfigurationError(problem)
 
 
-def check_seconds(name: str, value: float, *, zero: bool = False) -> float:
-    """Return a number of seconds, up to a day.
-
-    :param zero: whether 0 is allowed too.
-    """
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if is_number and (0 < value <= 86400 or (zero and value == 0)):
-        return float(value)
-    raise StabilityConfigurationError(
-        f"{name} must be a number of seconds, {'0 or more' if zero else 'above 0'} and up to 86400; "
-        f"got {safe_repr(value)}."
-    )
+def check_seconds(value: float, *, argument: str, allow_zero: bool = False) -> float:
+    """Return a time limit in seconds, up to a day."""
+    try:
+        return validation.check_seconds(
+            value, argument=argument, allow_zero=allow_zero, maximum=MAX_CLIENT_SECONDS
+        )
+    except ValueError as error:
+        problem = str(error)
+    raise StabilityConfigurationError(problem)
 
 
 def check_header(name: str, value: str) -> str:
-    """Return the value of a header that a person set."""
+    """Return the value of a header that a user sets."""
     if isinstance(value, str) and re.fullmatch(r"[ -~]{1,256}", value):
         return value
     raise StabilityConfigurationError(
@@ -152,7 +150,7 @@ def check_header(name: str, value: str) -> str:
 
 
 def check_proxy(proxy: str) -> str:
-    """Return the URL of a proxy. The error does not show it: it may hold a password."""
+    """Return the URL of a proxy. The error does not show it: it may contain a password."""
     try:
         parts = urlsplit(proxy if isinstance(proxy, str) else "")
         if parts.scheme and parts.hostname and parts.port != 0:
@@ -163,17 +161,19 @@ def check_proxy(proxy: str) -> str:
 
 
 def proxy_secrets(proxy: str) -> list[str]:
-    """Return the password in a proxy's URL, as it stands there and as it is meant."""
-    user, at, _ = proxy.rpartition("@")  # not urlsplit: a broken URL holds its password just as well
+    """Return the password in the URL of a proxy, as it is in the URL and decoded."""
+    user, at, _ = proxy.rpartition("@")  # not urlsplit: an invalid URL may contain a password too
     password = user.split("//")[-1].partition(":")[2] if at else ""
     return sorted({password, unquote(password)} - {""})
 
 
 def check_ca_bundle(ca_bundle: str | None) -> str | None:
-    """Return the path of a CA file or folder that exists."""
+    """Return the path of an existing file or folder of CA certificates."""
     try:
         if ca_bundle is None or Path(ca_bundle).exists():
             return ca_bundle
     except (TypeError, ValueError, OSError):
         pass
-    raise StabilityConfigurationError(f"ca_bundle names no file or folder here: {safe_repr(ca_bundle)}.")
+    raise StabilityConfigurationError(
+        f"ca_bundle must be the path of an existing file or folder; got {safe_repr(ca_bundle)}."
+    )

@@ -1,6 +1,6 @@
-"""What an answer of the Stability API means: a model or an error. Pure functions, no network.
+"""What a response of the Stability API means: a model or an error. Pure functions, no network.
 
-Every text of the other side passes through :func:`clean` before it gets into ours.
+:func:`clean` is applied to every text of a server before it becomes part of an error.
 """
 
 from __future__ import annotations
@@ -16,26 +16,18 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from airflow_stability import errors
 from airflow_stability.client.retry import LOCKOUT_SECONDS, parse_retry_after
-from airflow_stability.errors import (
-    StabilityAuthenticationError,
-    StabilityBlockedError,
-    StabilityError,
-    StabilityMalformedResponseError,
-    StabilityNotFoundError,
-    StabilityPaymentRequiredError,
-    StabilityPermissionError,
-    StabilityRateLimitError,
-    StabilityRedirectError,
-    StabilityRequestError,
-    StabilityUnavailableError,
-)
+from airflow_stability.validation import in_utc
 
-#: Characters of foreign text that an error carries at the most.
-LONGEST_FOREIGN_TEXT = 500
+#: Bytes that the body of an error, or of the user API, may have. Real ones have a few hundred.
+MAX_BODY_BYTES = 1024 * 1024
 
-# Controls, line separators, marks that turn text around on a terminal, halves of surrogate pairs (JSON can
-# hold those, UTF-8 logs cannot).
+#: Characters of a server's text that an error contains at most.
+MAX_TEXT_LENGTH = 500
+
+# Control characters, line separators, marks that change the direction of text on a terminal, and halves of
+# surrogate pairs, which JSON can contain and UTF-8 logs cannot.
 _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]+"
 )
@@ -44,7 +36,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 class Secrets(tuple[str, ...]):
-    """What no text may hold. Shows none of it itself: some tools show the variables of a traceback."""
+    """Texts to mask. Their repr shows none of them: some tools show the variables of a traceback."""
 
     def __repr__(self) -> str:
         return f"<{len(self)} secrets>"
@@ -52,28 +44,29 @@ class Secrets(tuple[str, ...]):
 
 @dataclass(frozen=True)
 class ErrorBody:
-    """What an error body says, of all four shapes: v1alpha's, v1's, v2beta's, and text of a proxy.
-
-    ``from_api`` tells whether it has the API's shape: an id and a name.
-    """
+    """The facts in the body of an error: v1alpha's, v1's, v2beta's, or the text of a proxy."""
 
     error_id: str | None = None
     name: str | None = None
     message: str | None = None
     temporary: bool | None = None
-    from_api: bool = False
+
+    @property
+    def from_api(self) -> bool:
+        """Whether the body has the API's own fields."""
+        return self.error_id is not None and self.name is not None
 
 
 def clean(text: str, secrets: Collection[str]) -> str:
-    """Make foreign text fit for a log line: no control characters, no secret, at most 500 characters."""
+    """Make a server's text fit for a log line: no control characters, no secrets, at most 500 characters."""
     text = _UNPRINTABLE.sub(" ", text).strip()
-    for secret in sorted(secrets, key=len, reverse=True):  # one may be a part of another
-        text = re.sub(re.escape(secret), "***", text, flags=re.IGNORECASE)  # a host is shown in lower case
-    return text if len(text) <= LONGEST_FOREIGN_TEXT else text[: LONGEST_FOREIGN_TEXT - 1] + "…"
+    for secret in sorted(secrets, key=len, reverse=True):  # one may be part of another
+        text = re.sub(re.escape(secret), "***", text, flags=re.IGNORECASE)  # host names become lower case
+    return text if len(text) <= MAX_TEXT_LENGTH else text[: MAX_TEXT_LENGTH - 1] + "…"
 
 
 def parse_error_body(body: bytes, secrets: Collection[str]) -> ErrorBody:
-    """Read the body of an answer with an error status, whatever it is."""
+    """Read the body of a response with an error status, of whatever form."""
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError):
@@ -87,62 +80,47 @@ def parse_error_body(body: bytes, secrets: Collection[str]) -> ErrorBody:
 
     message = text_of("message")
     if message is None and isinstance(fields.get("errors"), list):
-        words = "; ".join(part for part in fields["errors"] if isinstance(part, str))
-        message = clean(words, secrets) or None
-    temporary = fields.get("temporary")
-    error_id, name = text_of("id"), text_of("name")
-    return ErrorBody(
-        error_id=error_id,
-        name=name,
-        message=message,
-        temporary=temporary if isinstance(temporary, bool) else None,
-        from_api=error_id is not None and name is not None,
-    )
+        errors = "; ".join(error for error in fields["errors"] if isinstance(error, str))
+        message = clean(errors, secrets) or None
+    temporary = fields["temporary"] if isinstance(fields.get("temporary"), bool) else None
+    return ErrorBody(text_of("id"), text_of("name"), message, temporary)
 
 
-def error_from_answer(
+def error_from_response(
     status: int, headers: Mapping[str, str], body: bytes, *, call: str, secrets: Collection[str]
-) -> StabilityError:
-    """Return the error that an answer other than 2xx stands for.
+) -> errors.StabilityError:
+    """Return the error that a response without a success status stands for.
 
-    :param call: what was asked, for the text: ``GET /v1/user/balance``.
-    :param secrets: what no text may hold.
+    :param call: the call, for the text: ``GET /v1/user/balance``.
+    :param secrets: what the text must not contain.
     """
-    said = parse_error_body(body, secrets)
-    kind = _kind(status, said)
-    told = parse_retry_after(headers.get("Retry-After"), now=_server_time(headers))
-    if told is None and kind is StabilityRateLimitError:
-        told = LOCKOUT_SECONDS
+    facts = parse_error_body(body, secrets)
+    kind = _kind(status, facts)
+    retry_after = parse_retry_after(headers.get("Retry-After"), now=_server_time(headers))
+    if retry_after is None and kind is errors.StabilityRateLimitError:
+        retry_after = LOCKOUT_SECONDS
 
     text = f"{call} answered {status}"
-    if said.name:
-        text += f" {said.name}"
-    if kind is StabilityRedirectError and "Location" in headers:
+    if facts.name:
+        text += f" {facts.name}"
+    if kind is errors.StabilityRedirectError and "Location" in headers:
         text += f" to {clean(headers['Location'], secrets)}"
-    elif said.message:
-        text += f": {said.message.rstrip('.')}"
-    if said.error_id:
-        text += f" (error id {said.error_id})"
+    elif facts.message:
+        text += f": {facts.message.rstrip('.')}"
+    if facts.error_id:
+        text += f" (error id {facts.error_id})"
     text += "."
-    if told is not None:
-        text += f" It allows no new attempt for {math.ceil(told)} s."
-    return kind(
-        f"{text} {kind.advice}".rstrip(),
-        status=status,
-        error_id=said.error_id,
-        name=said.name,
-        message=said.message,
-        retry_after=told,
-        temporary=said.temporary,
-    )
+    if retry_after is not None:
+        text += f" The server allows no new attempt for {math.ceil(retry_after)} s."
+    return kind(f"{text} {kind.advice}".rstrip(), status=status, retry_after=retry_after, **vars(facts))
 
 
-def parse_answer(
+def parse_response(
     model: type[_Model], headers: Mapping[str, str], body: bytes, *, call: str, secrets: Collection[str]
 ) -> _Model:
-    """Return the model that the body of a 200 holds.
+    """Return the model in the body of a 200 response.
 
-    :raises StabilityMalformedResponseError: it holds something else. The text names the fields, not their
+    :raises StabilityMalformedResponseError: the body is something else. The text names the fields, not their
         values: an account's e-mail address must not get into a log.
     """
     try:
@@ -152,46 +130,44 @@ def parse_answer(
             f"{'.'.join(map(str, problem['loc'])) or 'body'}: {problem['msg']}"
             for problem in error.errors(include_url=False, include_context=False, include_input=False)
         ]
-    what = clean("; ".join(problems), secrets)
-    sent_as = clean(headers.get("Content-Type") or "no content type", secrets)
-    raise malformed(
-        f"{call} answered 200, but the body ({sent_as}) is no {model.__name__}: {what}", status=200
-    )
+    content_type = clean(headers.get("Content-Type") or "no content type", secrets)
+    what = f"{call} answered 200, but the body ({content_type}) is not a valid {model.__name__}"
+    raise malformed(f"{what}: {clean('; '.join(problems), secrets)}", 200)
 
 
-def malformed(text: str, *, status: int | None) -> StabilityMalformedResponseError:
-    """Return the error for an answer that is not what the API documents."""
-    return StabilityMalformedResponseError(f"{text}. {StabilityMalformedResponseError.advice}", status=status)
+def malformed(text: str, status: int | None) -> errors.StabilityError:
+    """Return the error for a response that is not what the API documents."""
+    kind = errors.StabilityMalformedResponseError
+    return kind(f"{text}. {kind.advice}", status=status)
 
 
-def _kind(status: int, said: ErrorBody) -> type[StabilityError]:
-    if status == 402:  # before `temporary`: whoever spends must learn that credit is what is missing
-        return StabilityPaymentRequiredError
-    if status == 429:
-        return StabilityRateLimitError
-    if status in (408, 425) or 500 <= status <= 599 or (status >= 400 and said.temporary):
-        return StabilityUnavailableError
-    if status == 403 and not said.from_api:
-        return StabilityBlockedError
+def _kind(status: int, facts: ErrorBody) -> type[errors.StabilityError]:
+    if status in (402, 429):  # before `temporary`: a task that spends must learn that credits are missing
+        return _REFUSALS[status]
+    if status in (408, 425) or 500 <= status <= 599 or (status >= 400 and facts.temporary):
+        return errors.StabilityUnavailableError
+    if status == 403 and not facts.from_api:
+        return errors.StabilityBlockedError
     if 300 <= status <= 399:
-        return StabilityRedirectError
+        return errors.StabilityRedirectError
     if 400 <= status <= 499:
-        return _PERMANENT.get(status, StabilityRequestError)
-    return StabilityMalformedResponseError
+        return _REFUSALS.get(status, errors.StabilityRequestError)
+    return errors.StabilityMalformedResponseError
 
 
-_PERMANENT: dict[int, type[StabilityError]] = {
-    401: StabilityAuthenticationError,
-    403: StabilityPermissionError,
-    404: StabilityNotFoundError,
-    410: StabilityNotFoundError,
+_REFUSALS: dict[int, type[errors.StabilityError]] = {
+    401: errors.StabilityAuthenticationError,
+    402: errors.StabilityPaymentRequiredError,
+    403: errors.StabilityPermissionError,
+    404: errors.StabilityNotFoundError,
+    410: errors.StabilityNotFoundError,
+    429: errors.StabilityRateLimitError,
 }
 
 
 def _server_time(headers: Mapping[str, Any]) -> datetime:
-    """Return the server's own clock: an HTTP date in ``Retry-After`` was reckoned with that one."""
+    """Return the time of the server's clock, by which it computed an HTTP date in ``Retry-After``."""
     try:
-        moment = parsedate_to_datetime(headers.get("Date", ""))
+        return in_utc(parsedate_to_datetime(headers.get("Date", "")))
     except (TypeError, ValueError, OverflowError, IndexError):
         return datetime.now(UTC)
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

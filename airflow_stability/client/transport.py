@@ -1,7 +1,7 @@
-"""One HTTP exchange with limits: an end as a whole, a largest size, no redirect. Knows no Stability API.
+"""One HTTP exchange with limits: a total time, a largest body, no redirects. Knows no Stability API.
 
-requests limits the wait for each piece of an answer, not the answer: a server that sends a byte a second
-would hold a call for ever. Here a timer cuts the socket when the whole took too long.
+The timeout of requests limits the wait for each piece of a response, but not the whole: a server that sends
+one byte a second would hold a call for ever. Here a timer shuts the socket down when the time is up.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import http.client
 import io
 import socket
 import threading
+from collections.abc import Iterator
 from contextvars import ContextVar
 from http.cookiejar import DefaultCookiePolicy
-from types import TracebackType
+from types import SimpleNamespace
 from typing import Any, Self
 
 import requests
@@ -22,23 +23,26 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.poolmanager import PoolManager
 
-_current: ContextVar[TimeLimit | None] = ContextVar("stability_time_limit", default=None)
+_current: ContextVar[TimeLimit] = ContextVar("stability_time_limit")
 
 
-class UnreadableAnswerError(Exception):
-    """A body that is not read, or not to its end; the text completes "the body ..."."""
+#: The statuses of a success.
+SUCCESS = range(200, 300)
+
+
+class UnreadableBodyError(Exception):
+    """A body that is not read, or not to its end. Its text completes "the body ..."."""
 
 
 class TimeLimit:
-    """Ends every exchange begun inside ``with TimeLimit(seconds) as limit`` when the time is up.
+    """A limit for the total time of an exchange, which must run inside ``with TimeLimit(seconds) as limit``.
 
-    The exchange then fails, or seems to have ended early: ask ``limit.expired`` after either. Looking up
-    the host name cannot be cut; the resolver's own limits apply there.
+    When the time is up, the exchange fails, or its response seems to end early: look at ``limit.expired``
+    after both. Looking up a host name cannot be interrupted; the limits of the resolver apply to it.
 
-    It is told as well how far an exchange came: ``limit.unsent`` after a failure means that not one byte of
-    the request has left, and is False wherever that is not certain.
+    After a failure, ``limit.unsent`` is True if certainly no byte of the request was sent.
 
-    :param seconds: how long the exchange may take as a whole.
+    :param seconds: how long the exchange may take in total.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -46,7 +50,7 @@ class TimeLimit:
         self.unsent = False
         self._socket: socket.socket | None = None
         self._lock = threading.Lock()
-        self._timer = threading.Timer(seconds, self._cut)
+        self._timer = threading.Timer(seconds, self._expire)
         self._timer.daemon = True
 
     def __enter__(self) -> Self:
@@ -54,69 +58,65 @@ class TimeLimit:
         self._timer.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self._timer.cancel()
         with self._lock:
-            # A timer that fires just now must not cut a connection that went back to the pool.
+            # A timer that fires now must not shut down a connection that is in the pool again.
             self._forget()
         _current.reset(self._token)
 
     def watch(self, connected: socket.socket) -> None:
-        """Remember the socket that the exchange runs over.
+        """Remember the socket of the exchange, by a second descriptor.
 
-        A second descriptor of it, rather: a TLS handshake takes the first one away from its socket object,
-        and shutting a TLS socket down drops the state that its reader is using.
+        A TLS handshake detaches the first one from its socket object, and shutting a TLS socket down drops
+        the state that its reader is using.
         """
         with self._lock:
             self._forget()
             self._socket = socket.fromfd(connected.fileno(), socket.AF_INET, socket.SOCK_STREAM)
         if self.expired:
-            self._cut()
+            self._expire()
+
+    def check(self) -> None:
+        """Raise an error if the time is up: a socket that is shut down still returns what it had received."""
+        if self.expired:
+            raise TimeoutError("the exchange took too long")
 
     def _forget(self) -> None:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
 
-    def _cut(self) -> None:
+    def _expire(self) -> None:
         with self._lock:
             self.expired = True
             if self._socket is not None:
-                with contextlib.suppress(OSError):  # it may be gone already
+                with contextlib.suppress(OSError):  # it may be closed already
                     self._socket.shutdown(socket.SHUT_RDWR)
 
 
-def _check_time() -> None:
-    """Raise an error if the time is up: a socket that is cut still hands out what has arrived before."""
-    limit = _current.get()
-    if limit is not None and limit.expired:
-        raise TimeoutError("the answer took too long")
-
-
 class _BoundedReader(io.BufferedReader):
-    """Reads no line without an end, and nothing "until the end": a chunk of length -1 would ask for that.
+    """Reads no endless line, and never "until the end", which a chunk of length -1 would ask for.
 
-    And no body where the head broke off: http.client takes the end of a connection for the end of a head too.
+    Reads no body if the head is incomplete: http.client takes a closed connection for the end of a head.
     """
 
-    line_broke_off = False
-    head_broke_off = False
+    line_incomplete = False
+    head_incomplete = False
 
     def read(self, size: int | None = -1, /) -> bytes:
-        _check_time()
-        if self.head_broke_off:
-            raise OSError("the answer ended inside its head")
+        _current.get().check()
+        if self.head_incomplete:
+            raise OSError("the response ended inside its head")
         if size is None or size < 0:
             raise OSError("the length of a chunk is negative")
         return super().read(size)
 
     def readline(self, size: int | None = -1, /) -> bytes:
-        _check_time()
+        _current.get().check()
         longest = 64 * 1024 if size is None or size < 0 else size
         line = super().readline(longest)
-        self.line_broke_off = len(line) < longest and not line.endswith(b"\n")
+        self.line_incomplete = len(line) < longest and not line.endswith(b"\n")
         return line
 
 
@@ -128,64 +128,51 @@ class _BoundedResponse(http.client.HTTPResponse):
 
     def begin(self) -> None:
         super().begin()
-        # http.client passes over 100 only. Any other that is not the last word (RFC 9110, section 15.2) it
-        # would take for the answer, and the answer for that to the next request on this connection.
+        # http.client skips the interim response 100 only. It would take any other (RFC 9110, section 15.2)
+        # for the final response, and the final response for that to the next request on this connection.
         while 102 <= self.status <= 199:
             self.headers = self.msg = None  # type: ignore[assignment]
             super().begin()
-        self._reader.head_broke_off = self._reader.line_broke_off
-        # urllib3 would log what could not be read as a header, as it came: it may hold the key.
+        self._reader.head_incomplete = self._reader.line_incomplete
+        # urllib3 would log header lines that could not be parsed as they are: they may contain the key.
         self.msg.defects.clear()
         self.msg.set_payload("")
 
 
 class _WatchedHTTPConnection(HTTPConnection):
-    """Tells the time limit which socket it uses: from connecting on, and when it is used again. And when a
-    request begins to leave.
-    """
+    """A connection that tells the time limit which socket it uses, and when it begins to send a request."""
 
     response_class = _BoundedResponse
 
     def _new_conn(self) -> socket.socket:
         connected = super()._new_conn()
-        _watch(connected)
+        _current.get().watch(connected)
         return connected
 
     def _tunnel(self) -> None:
         super()._tunnel()
-        limit = _current.get()
-        if limit is not None and limit.expired:
-            # The head of a proxy's answer that was cut seems complete; TLS would begin on a dead socket.
-            raise TimeoutError("the proxy's answer took too long")
+        _current.get().check()  # the head of a proxy's response seems complete even if it was cut
 
     def putrequest(self, *args: Any, **kwargs: Any) -> None:
         if self.sock is not None:
-            _watch(self.sock)
+            _current.get().watch(self.sock)  # a connection from the pool
         super().putrequest(*args, **kwargs)
 
     def endheaders(self, *args: Any, **kwargs: Any) -> None:
-        """Send what was put together so far: up to here nothing of a request has left.
+        """Send the head of the request: no byte of the request was sent before.
 
-        What a proxy is asked to connect to, and TLS's own talk, go by other ways.
+        The CONNECT request to a proxy and the TLS handshake are sent by other methods.
         """
         if self.sock is None:
-            self.connect()  # http.client would, in the same breath as it sends the first byte
+            self.connect()  # otherwise http.client connects and sends in one step
         limit = _current.get()
-        if limit is not None:
-            if limit.expired:
-                raise TimeoutError("connecting took too long")  # the socket is cut: do not begin to send
-            limit.unsent = False
+        limit.check()  # the socket may be shut down: do not begin to send
+        limit.unsent = False
         super().endheaders(*args, **kwargs)
 
 
 class _WatchedHTTPSConnection(_WatchedHTTPConnection, HTTPSConnection):
     pass
-
-
-def _watch(connected: socket.socket) -> None:
-    limit = _current.get()
-    if limit is not None:
-        limit.watch(connected)
 
 
 class _WatchedHTTPPool(HTTPConnectionPool):
@@ -197,16 +184,14 @@ class _WatchedHTTPSPool(HTTPSConnectionPool):
 
 
 class _WatchedAdapter(HTTPAdapter):
-    """requests' own adapter, with connections that tell the time limit which socket they use.
+    """The adapter of requests, with watched connections.
 
-    A request that it takes is unsent until one of them says otherwise. One that something else takes, such as
-    a stand-in for the network in a test, is not known to be.
+    A request that it gets is unsent until its connection begins to send it. A request that something else
+    gets, such as a replacement for the network in a test, counts as sent.
     """
 
     def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
-        limit = _current.get()
-        if limit is not None:
-            limit.unsent = True  # this is requests' first step with a request
+        _current.get().unsent = True  # this is the first step of requests with a request
         return super().get_connection_with_tls_context(*args, **kwargs)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
@@ -214,17 +199,16 @@ class _WatchedAdapter(HTTPAdapter):
         _use_watched_pools(self.poolmanager)
 
     def proxy_manager_for(self, proxy: Any, **kwargs: Any) -> Any:
-        manager = super().proxy_manager_for(proxy, **kwargs)
-        _use_watched_pools(manager)
-        return manager
+        return _use_watched_pools(super().proxy_manager_for(proxy, **kwargs))
 
 
-def _use_watched_pools(manager: PoolManager) -> None:
+def _use_watched_pools(manager: PoolManager) -> PoolManager:
     manager.pool_classes_by_scheme = {"http": _WatchedHTTPPool, "https": _WatchedHTTPSPool}
+    return manager
 
 
 class Session(requests.Session):
-    """A pooled session that keeps no cookies, follows no redirect and reads the body of none by itself."""
+    """A pooled session that keeps no cookies and follows no redirects."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -233,21 +217,41 @@ class Session(requests.Session):
         self.mount("http://", _WatchedAdapter())
 
     def get_redirect_target(self, resp: requests.Response) -> None:
-        """Say that there is none: requests would read a redirect's whole body to prepare the next call."""
-        return
+        """Return None: if there were a target, requests would read the whole body of the redirect."""
 
 
-def read_limited(response: requests.Response, largest: int, *, piece: int = 64 * 1024) -> bytes:
-    """Read the body of a streamed answer.
+def read_limited(response: requests.Response, max_bytes: int, *, compressed: bool) -> bytes:
+    """Read the body of a streamed response. It is the ``content`` of the response from then on.
 
-    :param largest: bytes that it may have at the most.
-    :param piece: bytes to take from the wire at a time. A compressed body may unpack each to a thousand times
-        that before it is counted.
-    :raises UnreadableAnswerError: it has more; the rest is not read.
+    A body that was read before, or that has no stream, is returned as it is.
+
+    :param max_bytes: the largest body that is read.
+    :param compressed: whether a compressed body is read, if it can be unpacked in small pieces.
+    :raises UnreadableBodyError: the body is larger, or compressed otherwise. Its rest is not read.
     """
-    body = bytearray()
-    for chunk in response.iter_content(piece):
-        body += chunk
-        if len(body) > largest:
-            raise UnreadableAnswerError(f"has more than {largest} bytes")
-    return bytes(body)
+    raw, encoding = response.raw, response.headers.get("Content-Encoding", "identity").lower()
+
+    def stream(amount: int, decode_content: bool) -> Iterator[bytes]:
+        if encoding != "identity":
+            if not compressed:
+                raise UnreadableBodyError("is compressed, which was not requested")
+            if "," in encoding or encoding in ("br", "zstd"):
+                raise UnreadableBodyError("is compressed in a way that cannot be unpacked in pieces")
+        amount = 64 * 1024 if encoding == "identity" else 1024  # which may unpack to a thousand times that
+        if hasattr(raw, "stream"):
+            pieces = raw.stream(amount, decode_content=decode_content)
+        else:
+            pieces = iter(lambda: raw.read(amount), b"")  # a file, in a response made by hand
+        body = bytearray()
+        for piece in pieces:
+            body += piece
+            if len(body) > max_bytes:
+                raise UnreadableBodyError(f"has more than {max_bytes} bytes")
+        yield bytes(body)  # one piece: requests collects the pieces, and tiny ones take many times their size
+
+    if raw is not None:
+        response.raw = SimpleNamespace(stream=stream)  # requests reads the content from it
+    try:
+        return response.content or b""
+    finally:
+        response.raw = raw

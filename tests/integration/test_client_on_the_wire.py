@@ -26,7 +26,7 @@ from urllib.parse import quote
 import pytest
 
 from airflow_stability.client import StabilityClient
-from airflow_stability.client.client import LARGEST_OUTPUT
+from airflow_stability.client.attempt import MAX_OUTPUT_BYTES
 from airflow_stability.errors import (
     StabilityAuthenticationError,
     StabilityError,
@@ -262,7 +262,7 @@ def test_a_server_that_drips_does_not_hold_a_call(serve, begin, piece):
         server.drip(connection, piece)
 
     failure = failure_of(serve(talk), StabilityTimeoutError)
-    said = f"GET /v1/user/balance got no complete answer: it took longer than {TIMEOUT:g} s"
+    said = f"GET /v1/user/balance got no complete response: it took longer than {TIMEOUT:g} s"
     assert str(failure).startswith(said)
 
 
@@ -539,6 +539,13 @@ def test_endless_answers_that_are_not_the_last_word_end_the_call(serve, status):
     failure_of(serve(talk), StabilityTimeoutError)
 
 
+def test_a_body_in_tiny_chunks_takes_no_more_memory_than_its_bytes(answer):
+    server = answer(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"2\r\n{ \r\n" * 150_000, b"0\r\n\r\n"
+    )
+    failure_of(server, StabilityMalformedResponseError, soon=UNPACKING, request_timeout=UNPACKING)
+
+
 BOMB = gzip.compress(b" " * 20_000_000)
 #: Of 256 MiB, which a success may have, and of which it is made in memory.
 LARGE_BOMB, LARGE_MEMORY = gzip.compress(b" " * 1_000_000) * 300, 300 * 1024 * 1024
@@ -583,7 +590,7 @@ def test_an_output_beyond_the_limit_is_not_read(answer, head, body, call, kind):
     )
     assert "the body has more than 268435456 bytes" in str(failure)
     assert failure.status == 200
-    assert server.bytes_sent < LARGEST_OUTPUT + BUFFERS
+    assert server.bytes_sent < MAX_OUTPUT_BYTES + BUFFERS
 
 
 @OTHER_CALLS
@@ -591,7 +598,7 @@ def test_an_output_that_is_a_bomb_in_a_bomb_is_not_unpacked(answer, call, kind):
     body = gzip.compress(BOMB)
     server = answer(b"HTTP/1.1 200 OK" + PACKED % (b"gzip, gzip", len(body)), body)
     failure = failure_of(server, kind, call, request_timeout=PATIENT)
-    assert "the body is compressed in a way that has no bounds" in str(failure)
+    assert "the body is compressed in a way that cannot be unpacked in pieces" in str(failure)
     assert failure.status == 200
 
 
@@ -902,7 +909,7 @@ def outcome_of_a_post(url: str, kind: type[StabilityError], **kwargs) -> tuple[S
 def test_the_outcome_of_a_post_without_a_complete_answer_is_unknown(serve, end, begin, status):
     till = Till(serve, end, begin)
     failure, maybe_paid = outcome_of_a_post(till.server.url, StabilityOutcomeUnknownError)
-    assert str(failure).startswith("POST /v1/x got no complete answer")
+    assert str(failure).startswith("POST /v1/x got no complete response")
     assert (f"; its status was {status}. " in str(failure)) is (status is not None)
     assert str(failure).endswith(StabilityOutcomeUnknownError.advice)
     assert failure.status == status

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_stability.client import Account, Balance
-from airflow_stability.client.responses import clean, error_from_answer, parse_answer, parse_error_body
+from airflow_stability.client.responses import clean, error_from_response, parse_error_body, parse_response
 from airflow_stability.errors import (
     StabilityAuthenticationError,
     StabilityBlockedError,
@@ -32,7 +32,7 @@ V2 = {"id": "e123", "name": "some_name", "errors": ["Some words.", "Others."]}
 
 def error_of(status, body=V1, headers=None, secrets=()):
     sent = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return error_from_answer(status, headers or {}, sent, call=CALL, secrets=secrets)
+    return error_from_response(status, headers or {}, sent, call=CALL, secrets=secrets)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_a_secret_that_holds_another_is_masked_as_a_whole():
 def test_a_malformed_response_names_the_field_and_not_its_value():
     body = b'{"id": "u", "email": "someone@example.com", "organizations": [{"id": "someone@example.com"}]}'
     with pytest.raises(StabilityMalformedResponseError) as failure:
-        parse_answer(Account, {"Content-Type": "application/json"}, body, call=CALL, secrets=())
+        parse_response(Account, {"Content-Type": "application/json"}, body, call=CALL, secrets=())
     assert "organizations.0.name: Field required" in str(failure.value)
     assert "(application/json)" in str(failure.value)
     assert "someone" not in str(failure.value)
@@ -252,18 +252,18 @@ def test_a_malformed_response_names_the_field_and_not_its_value():
     ],
 )
 def test_a_body_that_is_no_json_object_is_malformed(body):
-    with pytest.raises(StabilityMalformedResponseError, match=r"answered 200, but the body .* is no Balance"):
-        parse_answer(Balance, {}, body, call=CALL, secrets=())
+    with pytest.raises(
+        StabilityMalformedResponseError, match=r"answered 200, but the body .* is not a valid Balance"
+    ):
+        parse_response(Balance, {}, body, call=CALL, secrets=())
 
 
-def test_an_answer_sent_as_html_is_judged_by_what_it_is():
-    assert (
-        parse_answer(Balance, {"Content-Type": "text/html"}, b'{"credits": 5}', call=CALL, secrets=()).credits
-        == 5
-    )
+def test_a_response_sent_as_html_is_judged_by_its_body():
+    headers = {"Content-Type": "text/html"}
+    assert parse_response(Balance, headers, b'{"credits": 5}', call=CALL, secrets=()).credits == 5
 
 
 def test_a_key_in_the_content_type_is_masked():
     with pytest.raises(StabilityMalformedResponseError) as failure:
-        parse_answer(Balance, {"Content-Type": "text/sk-1"}, b"", call=CALL, secrets=["sk-1"])
+        parse_response(Balance, {"Content-Type": "text/sk-1"}, b"", call=CALL, secrets=["sk-1"])
     assert "(text/***)" in str(failure.value)

@@ -16,7 +16,7 @@ from airflow_stability.client.retry import (
     build_retrying,
     is_worth_retrying,
     parse_retry_after,
-    wait_as_told,
+    wait_retry_after,
     with_jitter,
 )
 from airflow_stability.errors import (
@@ -59,12 +59,12 @@ def test_a_bug_is_not_tried_again(error):
 
 @given(st.floats(0, 1e7))
 def test_the_wait_is_never_shorter_than_told_and_at_most_a_tenth_longer(told):
-    wait = wait_as_told(otherwise=wait_none())(state_after(StabilityRateLimitError("x", retry_after=told)))
+    wait = wait_retry_after(backoff=wait_none())(state_after(StabilityRateLimitError("x", retry_after=told)))
     assert told <= wait <= told * 1.1 + 1e-6
 
 
 def test_a_short_wait_that_was_told_does_not_shorten_the_backoff():
-    wait = wait_as_told(otherwise=wait_fixed(7))
+    wait = wait_retry_after(backoff=wait_fixed(7))
     assert wait(state_after(StabilityUnavailableError("x", retry_after=0.0))) == 7
     assert wait(state_after(StabilityUnavailableError("x"))) == 7
     assert wait(state_after(ValueError("x"))) == 7
@@ -154,7 +154,7 @@ def test_a_retry_is_logged_with_its_reason_and_the_wait(clock, caplog):
     caplog.set_level(logging.INFO)
     build_retrying(120)(Failing(StabilityRateLimitError("It happened.", retry_after=60.0), "done"))
     assert len(caplog.messages) == 1
-    assert caplog.messages[0] == f"It happened. Trying again in {clock.waits[0]:.1f} s."
+    assert caplog.messages[0] == f"It happened. Retrying in {clock.waits[0]:.1f} s."
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from airflow_stability import __version__
 from airflow_stability.client import options
+from airflow_stability.client.api_key import check_api_key
 from airflow_stability.client.api_versions import call_versions
 from airflow_stability.client.attempt import ANY_ENDPOINT, USER_ENDPOINT, RequestSender
 from airflow_stability.client.models import Account, Balance
@@ -65,7 +66,7 @@ class StabilityClient:
         ca_bundle: str | None = None,
         allow_http: bool = False,
     ) -> None:
-        key = options.check_api_key(api_key)
+        key = check_api_key(api_key)
         self.base_url = options.check_base_url(base_url, allow_http=allow_http)
         self.api_version = options.check_api_version(api_version)
         self.organization = options.check_organization(organization)

@@ -1,4 +1,4 @@
-"""Checks of a client's options. Each error text is one sentence that says what to set.
+"""Checks of a client's options, except the API key. Each error text is one sentence that says what to set.
 
 All of them raise StabilityConfigurationError, which is also a ValueError. No text shows a secret.
 """
@@ -11,26 +11,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from airflow_stability import validation
-from airflow_stability.errors import KEYS_URL, StabilityConfigurationError
+from airflow_stability.errors import StabilityConfigurationError
 from airflow_stability.validation import MAX_CLIENT_SECONDS, safe_repr
 
 #: ``auto`` calls them in this order until one of them has answered.
 API_VERSIONS = ("v1alpha", "v1")
-
-# Blanks and invisible marks that may be copied with a key, such as the byte order mark of a file.
-_BLANK = r"[\s\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]"
-
-# A key, and what may have been copied with it. A name and "=" are removed only in front of "sk-", which the
-# vendor's keys begin with: the keys of a gateway may have any form.
-_COPIED_KEY = re.compile(
-    rf"""{_BLANK}*
-    (?: (?:export\s+)?\w*key\w*\s*=(?=\s*(?:bearer\s)?\s*["'`]?sk-)  # a line of an .env file
-      | authorization\s*:  # a header
-    )? {_BLANK}*
-    (?: bearer (?: : | {_BLANK} | $ ) )? {_BLANK}*
-    (?P<key>.*?) {_BLANK}*""",
-    re.IGNORECASE | re.DOTALL | re.VERBOSE,
-)
 
 _HOST_NAME = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?")
 
@@ -42,28 +27,6 @@ def check_api_version(api_version: str) -> str:
     raise StabilityConfigurationError(
         f"api_version must be auto, v1alpha or v1; got {safe_repr(api_version)}."
     )
-
-
-def check_api_key(api_key: object) -> str:
-    """Return the key without what was copied with it: blanks, ``Bearer``, the name of a header or setting.
-
-    :raises StabilityConfigurationError: it is missing, or has characters that an HTTP header cannot carry.
-    """
-    copied = _COPIED_KEY.fullmatch(api_key) if isinstance(api_key, str) else None
-    key = copied["key"] if copied else ""
-    if not key:
-        raise StabilityConfigurationError(f"The API key is missing: create one at {KEYS_URL}.")
-    if {key[0], key[-1]} & set("\"'`"):
-        raise StabilityConfigurationError("The API key has quotes around it: remove them.")
-    odd = re.search(r"[^!-~]", key)
-    if odd:
-        raise StabilityConfigurationError(
-            f"The API key has a blank, control or non-ASCII character at position {odd.start() + 1} of "
-            f"{len(key)}: paste it again."
-        )
-    if key == key[: len(key) // 2] * 2:
-        raise StabilityConfigurationError("The API key was pasted twice: remove one copy.")
-    return key
 
 
 def check_base_url(base_url: str, *, allow_http: bool = False) -> str:

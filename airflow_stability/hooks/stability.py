@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_stability.compat import AirflowNotFoundException, BaseHook, mask_secret
 from airflow_stability.errors import StabilityConfigurationError, StabilityError
-from airflow_stability.hooks import form
 from airflow_stability.validation import format_number
 
 if TYPE_CHECKING:
@@ -41,6 +40,8 @@ class StabilityHook(BaseHook):
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
         """Return labels and hidden fields of the connection's form, for Airflow up to 3.1."""
+        from airflow_stability.hooks import form
+
         return form.behaviour()
 
     def get_conn(self) -> StabilityClient:

@@ -26,7 +26,6 @@ from airflow_stability.compat import (
 )
 from airflow_stability.deferral import DeferralEvent
 from airflow_stability.hooks.stability import StabilityHook
-from airflow_stability.polling import read_and_decide, show_wait
 from airflow_stability.rules.gate import Decision, Gate, Verdict
 from airflow_stability.rules.pacing import RESERVATION_SECONDS
 from airflow_stability.validation import (
@@ -354,6 +353,8 @@ class StabilityBalanceSensor(SensorBase):
 
     def _poll(self, context: Context) -> Decision:
         """Poll the balance, log a decision that is news, show it on the task's page, and raise a failure."""
+        from airflow_stability.polling import read_and_decide, show_wait  # a DAG file needs none of it
+
         decision = read_and_decide(self._gate, self._hook, self.organization)
         if decision.verdict is Verdict.FAIL:
             raise _GateFailed(decision.text, deferral.failure_name(decision.failure))

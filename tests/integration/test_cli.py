@@ -143,7 +143,9 @@ def test_a_missing_connection_is_an_error_that_says_what_to_do(command, run):
     status, out, err = run(command, "--conn-id", "no\nwhere")
 
     assert (status, out) == (1, "")
-    assert "`no where` isn't defined. Create the connection, or name another one with --conn-id." in err
+    assert (
+        "`no where` isn't defined. Make the connection, or name another one; if it is there, Airflow" in err
+    )
     assert err.count("\n") == 1
 
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_stability.client import options
+from airflow_stability.client.api_key import check_api_key
 from airflow_stability.errors import StabilityConfigurationError
 
 
@@ -17,7 +18,7 @@ from airflow_stability.errors import StabilityConfigurationError
 )
 def test_a_key_in_quotes_is_told(quoted):
     with pytest.raises(StabilityConfigurationError, match="quotes around it"):
-        options.check_api_key(quoted)
+        check_api_key(quoted)
 
 
 @pytest.mark.parametrize(
@@ -38,21 +39,21 @@ def test_a_key_in_quotes_is_told(quoted):
     ],
 )
 def test_a_pasted_key_is_taken_without_what_surrounds_it(pasted):
-    assert options.check_api_key(pasted) == "sk-1"
+    assert check_api_key(pasted) == "sk-1"
 
 
 @pytest.mark.parametrize(
     "key", ["bearer-1", "a:b", "a=b", "sk-key=1", "key==", "bearer=1", "authorization-1", "mykey=abc"]
 )
 def test_a_key_is_not_taken_for_what_may_stand_in_front_of_one(key):
-    assert options.check_api_key(key) == key
+    assert check_api_key(key) == key
 
 
 @pytest.mark.parametrize("pasted", ["sk-SECRET0", "Bearer sk-SECRET0"])
 def test_a_key_that_was_pasted_twice_is_told_without_being_shown(pasted):
     for separator in ("", " ", "\n"):
         with pytest.raises(StabilityConfigurationError, match=r"pasted twice|paste it again") as refusal:
-            options.check_api_key(pasted + separator + "sk-SECRET0")
+            check_api_key(pasted + separator + "sk-SECRET0")
         assert "SECRET0" not in str(refusal.value)
 
 
@@ -61,13 +62,13 @@ def test_a_key_that_was_pasted_twice_is_told_without_being_shown(pasted):
 )
 def test_a_missing_key_says_where_keys_are_made(missing):
     with pytest.raises(StabilityConfigurationError, match=r"missing.*platform.stability.ai/account/keys"):
-        options.check_api_key(missing)
+        check_api_key(missing)
 
 
 @pytest.mark.parametrize("odd", ["\n", "\r\nX-Other: 1", "\x00", "é", "\u200b", " ", "\ud800"])
 def test_a_key_that_no_header_can_carry_is_refused_without_being_shown(odd):
     with pytest.raises(StabilityConfigurationError, match="at position 11 of") as refusal:
-        options.check_api_key(f"sk-SECRET0{odd}tail")
+        check_api_key(f"sk-SECRET0{odd}tail")
     assert "SECRET0" not in str(refusal.value)
     assert "tail" not in str(refusal.value)
 
@@ -238,7 +239,7 @@ anything = st.one_of(
 @given(anything)
 def test_no_setting_fails_in_another_way_than_by_its_own_error(value):
     for check in (
-        options.check_api_key,
+        check_api_key,
         options.check_base_url,
         options.check_api_version,
         options.check_organization,

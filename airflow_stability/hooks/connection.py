@@ -1,7 +1,6 @@
 """The fields of an Airflow connection of type ``stability``, and the one way from them to a client.
 
-The hook uses it, and so does the feed in a triggerer, which reads connections by itself. Calls nothing of
-Airflow.
+The hook uses it, and so does the feed in a triggerer, which reads connections by itself.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from airflow_stability.client.client import DEFAULT_BASE_URL, DEFAULT_CLIENT_ID, StabilityClient
+from airflow_stability.compat import AirflowNotFoundException
 from airflow_stability.errors import (
     StabilityConfigurationError,
     StabilityConnectionNotFoundError,
@@ -64,19 +64,10 @@ def client_from_connection(connection: Connection, *, retry_deadline: float | No
                 "The API key is missing: set it as the password, not as the login, which means nothing here."
             )
         fields = ConnectionExtra.model_validate(_read_extra(connection))
-        return StabilityClient(
-            connection.password or "",
-            base_url=_base_url(connection.host, connection.port, connection.schema),
-            api_version=fields.api_version,
-            organization=fields.organization,
-            request_timeout=fields.request_timeout,
-            retry_deadline=fields.retry_deadline if retry_deadline is None else retry_deadline,
-            client_id=fields.client_id,
-            user_agent=fields.user_agent,
-            proxy=fields.proxy,
-            ca_bundle=fields.ca_bundle,
-            allow_http=fields.allow_http,
-        )
+        if retry_deadline is not None:
+            fields = fields.model_copy(update={"retry_deadline": retry_deadline})
+        base_url = _base_url(connection.host, connection.port, connection.schema)
+        return StabilityClient(connection.password or "", base_url=base_url, **fields.model_dump())
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         field = str(first["loc"][0])
@@ -89,21 +80,19 @@ def client_from_connection(connection: Connection, *, retry_deadline: float | No
     raise StabilityConfigurationError(f"Connection {conn_id!r}: {problem}")
 
 
-def connection_not_found(error: Exception) -> StabilityConnectionNotFoundError:
-    """Return our error for Airflow's: there is no such connection."""
-    return StabilityConnectionNotFoundError(f"{error}. {StabilityConnectionNotFoundError.advice}")
-
-
 def connection_settings(connection: Connection) -> tuple[object, ...]:
     """Return everything that a client is made of, to tell whether a connection has changed."""
     return (connection.password, connection.host, connection.port, connection.schema, connection.extra)
 
 
-def connection_unreadable(conn_id: str, error: Exception) -> StabilityError:
-    """Return our error for any other one that Airflow raised when it read a connection.
+def reading_failure(conn_id: str, error: Exception) -> StabilityError:
+    """Return our error for one that Airflow's database, API or secrets backend raised for a connection.
 
-    The text names only the class of the original, whose own text may hold the key.
+    Raise it outside of the handler. The original's text or context may hold the key, so our text names only
+    its class.
     """
+    if isinstance(error, AirflowNotFoundException):  # its text is the connection's id
+        return StabilityConnectionNotFoundError(f"{error}. {StabilityConnectionNotFoundError.advice}")
     kind = type(error).__name__
     if isinstance(error, TypeError | ValueError):
         return StabilityConfigurationError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from airflow_stability.compat import AirflowNotFoundException, BaseHook, mask_secret
+from airflow_stability.compat import BaseHook, mask_secret
 from airflow_stability.errors import StabilityConfigurationError, StabilityError
 from airflow_stability.validation import format_number
 
@@ -162,18 +162,14 @@ class StabilityHook(BaseHook):
         return " ".join(sentences)
 
     def _read_connection(self) -> None:
-        from airflow_stability.hooks.connection import connection_not_found, connection_unreadable
+        from airflow_stability.hooks.connection import reading_failure
 
-        failure: StabilityError
         try:
             self._connection = self.get_connection(self.stability_conn_id)
-        except AirflowNotFoundException as error:
-            failure = connection_not_found(error)
-        except Exception as error:  # whatever Airflow's database, API or secrets backend raises
-            failure = connection_unreadable(self.stability_conn_id, error)
-        else:
             return
-        raise failure  # outside of the handler: the original's text or context may hold the key
+        except Exception as error:
+            failure = reading_failure(self.stability_conn_id, error)
+        raise failure
 
     def _make_client(self) -> StabilityClient:
         from airflow_stability.hooks.connection import client_from_connection, unknown_fields

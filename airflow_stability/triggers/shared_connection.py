@@ -10,14 +10,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from airflow_stability.compat import AirflowNotFoundException, read_connection
+from airflow_stability.compat import read_connection
 from airflow_stability.rules.lockout import Lockout
 
 if TYPE_CHECKING:
     # At run time they are loaded with the first poll, because a DAG file loads the triggers with the sensor.
     from airflow_stability.client import StabilityClient
     from airflow_stability.compat import Connection
-    from airflow_stability.errors import StabilityError
 
 
 class SharedConnection:
@@ -72,16 +71,13 @@ class SharedConnection:
         return client_from_connection(self._connection, retry_deadline=0)
 
     async def _read(self) -> Connection:
-        from airflow_stability.hooks.connection import connection_not_found, connection_unreadable
+        from airflow_stability.hooks.connection import reading_failure
 
-        failure: StabilityError
         try:
             return await read_connection(self.conn_id)
-        except AirflowNotFoundException as error:
-            failure = connection_not_found(error)
-        except Exception as error:  # whatever Airflow's database, API or secrets backend raises
-            failure = connection_unreadable(self.conn_id, error)
-        raise failure  # outside of the handler: the original's text or context may hold the key
+        except Exception as error:
+            failure = reading_failure(self.conn_id, error)
+        raise failure
 
     def _take(self, connection: Connection) -> None:
         from airflow_stability.hooks.connection import connection_settings

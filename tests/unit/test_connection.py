@@ -8,7 +8,7 @@ import responses
 
 from airflow_stability.compat import Connection
 from airflow_stability.errors import StabilityConfigurationError, StabilityTransientError
-from airflow_stability.hooks.connection import client_from_connection, connection_unreadable, unknown_fields
+from airflow_stability.hooks.connection import client_from_connection, reading_failure, unknown_fields
 from airflow_stability.hooks.stability import StabilityHook
 
 
@@ -216,7 +216,7 @@ def test_the_key_stands_in_no_variable_of_a_traceback():
     ],
 )
 def test_what_kept_airflow_from_reading_the_connection_may_pass_or_not(error, kind):
-    failure = connection_unreadable("stability_default", error)
+    failure = reading_failure("stability_default", error)
 
     assert isinstance(failure, kind)
     assert type(error).__name__ in str(failure)

@@ -24,13 +24,8 @@ GENERATE_CORE_CREDITS = 3.0
 KEY_FORMS = {"v1alpha": "raw", "v1": "bearer", "v2beta": "bearer"}
 
 
-class ApiError(Exception):
+class ApiError(HTTPException):
     """Ends a request with an error in the format of the API version that was called."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
 
 
 def read_authorization(header: str | None) -> tuple[Authorization, str]:
@@ -107,22 +102,13 @@ async def read_prompt(request: Request) -> str:
     return prompt
 
 
-def image_response(prompt: str, *, as_json: bool) -> Response:
-    """Return the image for a prompt."""
-    png, seed = make_image(prompt)
-    if as_json:
-        image = base64.b64encode(png).decode()
-        return JSONResponse({"image": image, "finish_reason": "SUCCESS", "seed": seed})
-    return Response(png, media_type="image/png")
-
-
 def create_api(state: SimulatorState) -> FastAPI:
     """Return the Stability API over a state, as an ASGI application."""
     api = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
 
     @api.exception_handler(ApiError)
     async def api_error(request: Request, failure: ApiError) -> Response:
-        return error(request.url.path, failure.status, failure.message)
+        return error(request.url.path, failure.status_code, failure.detail)
 
     @api.exception_handler(HTTPException)
     async def framework_error(request: Request, failure: HTTPException) -> Response:
@@ -156,6 +142,10 @@ def create_api(state: SimulatorState) -> FastAPI:
         prompt = await read_prompt(request)
         if not state.charge(key.account, GENERATE_CORE_CREDITS):
             raise ApiError(402, "The organization has too few credits for this request.")
-        return image_response(prompt, as_json=as_json)
+        png, seed = make_image(prompt)
+        if as_json:
+            image = base64.b64encode(png).decode()
+            return JSONResponse({"image": image, "finish_reason": "SUCCESS", "seed": seed})
+        return Response(png, media_type="image/png")
 
     return api

@@ -1,4 +1,4 @@
-"""The faults that a test injects, and the queue that decides which one a request gets. Knows no HTTP.
+"""The faults that a test injects, and the requests that get them. Knows no HTTP.
 
 A ``Fault`` only describes: the module ``middleware`` carries it out.
 """
@@ -6,11 +6,10 @@ A ``Fault`` only describes: the module ``middleware`` carries it out.
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Literal
+from typing import Literal
 
 #: Statuses whose responses have no body.
 NO_BODY = (204, 304)
@@ -40,15 +39,14 @@ class Fault:
             raise ValueError("A fault's status must be a whole number from 200 to 599.")
         if self.code in NO_BODY and self.content:
             raise ValueError(f"A response with status {self.code} has no body.")
-        if isinstance(self.seconds, bool) or not isinstance(self.seconds, int | float):
-            raise ValueError("A fault's time must be a number of seconds.")
-        if not (math.isfinite(self.seconds) and self.seconds >= 0):
+        time = self.seconds
+        if isinstance(time, bool) or not isinstance(time, int | float) or not 0 <= time < math.inf:
             raise ValueError("A fault's time must be a finite number of seconds, zero or more.")
         if self.part not in ("headers", "body"):
             raise ValueError("What drips is 'headers' or 'body'.")
         if not isinstance(self.after_work, bool):
             raise ValueError("A fault's after_work must be true or false.")
-        if self.temporary is not None and not isinstance(self.temporary, bool):
+        if not isinstance(self.temporary, bool | None):
             raise ValueError("A fault's temporary must be true, false or left out.")
         for name, value in self.headers:
             if not (isinstance(name, str) and name.isascii() and name.replace("-", "").isalnum()):
@@ -167,49 +165,3 @@ class Injection:
             return False
         # By whole segments: /v1 must not match /v1alpha.
         return self.path is None or path == self.path or path.startswith(self.path.rstrip("/") + "/")
-
-
-class FaultQueue:
-    """The faults still to come, in the order in which they were injected."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._injections: list[Injection] = []
-        #: How often faults were cleared; a request that hangs watches it.
-        self.times_cleared = 0
-
-    def add(self, injection: Injection) -> None:
-        """Add a fault at the end."""
-        with self._lock:
-            self._injections.append(injection)
-
-    def take(self, path: str, key_label: str) -> Fault | None:
-        """Return the fault for a request, and remove it if that was its last time."""
-        with self._lock:
-            for injection in self._injections:
-                if injection.matches(path, key_label):
-                    if injection.times is not None:
-                        injection.times -= 1
-                        if injection.times == 0:
-                            self._injections.remove(injection)
-                    return injection.fault
-        return None
-
-    def clear(self) -> None:
-        """Remove all faults, also from requests that hang already."""
-        with self._lock:
-            self._injections.clear()
-            self.times_cleared += 1
-
-    def state(self) -> list[dict[str, Any]]:
-        """Return the faults still to come as plain JSON types."""
-        with self._lock:
-            return [
-                {
-                    "fault": injection.fault.kind,
-                    "times": injection.times,
-                    "path": injection.path,
-                    "one_key_only": injection.key_label is not None,
-                }
-                for injection in self._injections
-            ]

@@ -7,30 +7,27 @@ Also the uvicorn protocol that gives it the connection itself.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import struct
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi.responses import Response
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from airflow_stability.simulator.api import create_api, read_authorization
 from airflow_stability.simulator.controls import create_controls
 from airflow_stability.simulator.error_bodies import error, version_of
-from airflow_stability.simulator.faults import Fault, FaultQueue, retry_after_header
+from airflow_stability.simulator.faults import Fault, retry_after_header
 from airflow_stability.simulator.rate_limit import RateLimit
-from airflow_stability.simulator.request_log import LoggedRequest, RequestLog, RequestRecord
+from airflow_stability.simulator.request_log import LoggedRequest, RequestRecord
 from airflow_stability.simulator.state import REDIRECTS, SWITCHABLE_VERSIONS, ApiKey, SimulatorState
-
-if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 #: Name of the ASGI extension that holds the connection.
 TRANSPORT = "airflow_stability.transport"
@@ -60,12 +57,10 @@ class SimulatorMiddleware:
     The controls under ``/_simulator`` are neither logged nor limited.
     """
 
-    def __init__(self, state: SimulatorState, faults: FaultQueue, request_log: RequestLog) -> None:
+    def __init__(self, state: SimulatorState) -> None:
         self._api: ASGIApp = create_api(state)
         self._controls: ASGIApp = create_controls(state)
         self._state = state
-        self._faults = faults
-        self._request_log = request_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, as ASGI defines it."""
@@ -80,7 +75,7 @@ class SimulatorMiddleware:
             value = headers.get(name)
             return None if value is None else self._state.redact(value)
 
-        logged = self._request_log.add(
+        logged = self._state.log_request(
             RequestRecord(
                 at=time.time(),
                 monotonic=time.monotonic(),
@@ -110,8 +105,8 @@ class SimulatorMiddleware:
     ) -> None:
         # A key that is not valid has no rate limit.
         limit = None if key is None or key.revoked else key.limiter.exceeded(time.monotonic())
-        times_cleared = self._faults.times_cleared
-        fault = self._faults.take(scope["path"], logged.record.key_label)
+        times_cleared = self._state.times_faults_cleared
+        fault = self._state.take_fault(scope["path"], logged.record.key_label)
         # Read the request to its end first: the next message from the client is then its disconnect.
         try:
             body = await Request(scope, receive).body()
@@ -124,14 +119,15 @@ class SimulatorMiddleware:
         connection: asyncio.Transport = scope["extensions"][TRANSPORT]
         work_first = fault.after_work or fault.kind in ("drip", "truncated")
         kept = await _keep(respond) if work_first else None
-        with _disconnect(receive) as disconnected:
+        disconnected = asyncio.ensure_future(_disconnect(receive))
+        try:
             match fault.kind:
                 case "reset":
                     _reset(connection)
                     await disconnected
                 case "hang":
                     # Polled: faults are cleared from other threads, which know no event loop.
-                    while not disconnected.done() and self._faults.times_cleared == times_cleared:
+                    while not disconnected.done() and self._state.times_faults_cleared == times_cleared:
                         await asyncio.wait({disconnected}, timeout=0.05)
                 case "slow":
                     await asyncio.wait({disconnected}, timeout=fault.seconds)
@@ -140,6 +136,8 @@ class SimulatorMiddleware:
                     await _send_raw(connection, fault, kept, disconnected)
             if disconnected.done():
                 return
+        finally:
+            disconnected.cancel()
         if kept is not None:
             for message in kept:
                 await send(message)
@@ -229,16 +227,7 @@ async def _send_raw(
     await disconnected
 
 
-@contextlib.contextmanager
-def _disconnect(receive: Receive) -> Iterator[asyncio.Future[None]]:
-    """A future that is done when the client, or the server in stopping, has closed the connection."""
-
-    async def watch() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
-    watching = asyncio.ensure_future(watch())
-    try:
-        yield watching
-    finally:
-        watching.cancel()
+async def _disconnect(receive: Receive) -> None:
+    """Return when the client, or the server in stopping, has closed the connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import threading
 import urllib.parse
-from collections import deque
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,11 +50,11 @@ class RequestRecord:
     status: int | None = None
 
 
+@dataclass
 class LoggedRequest:
     """A request in the log whose response may still be to come."""
 
-    def __init__(self, record: RequestRecord) -> None:
-        self.record = record
+    record: RequestRecord
 
     def set_status(self, status: int) -> None:
         """Note the status of the response, just before it is sent."""
@@ -69,28 +67,3 @@ class LoggedRequest:
         path = urllib.parse.quote(record.path)
         key = "no key" if record.authorization == "none" else f"{record.key_label} ({record.authorization})"
         logger.info("%s %s, %s: %s", record.method, path, key, record.status or "no answer")
-
-
-class RequestLog:
-    """The latest requests, in the order in which they came."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._requests: deque[LoggedRequest] = deque(maxlen=MAX_REQUESTS)
-
-    def add(self, record: RequestRecord) -> LoggedRequest:
-        """Add a request that has just come."""
-        request = LoggedRequest(record)
-        with self._lock:
-            self._requests.append(request)
-        return request
-
-    def records(self) -> list[RequestRecord]:
-        """Return all records as they are now."""
-        with self._lock:
-            return [request.record for request in self._requests]
-
-    def clear(self) -> None:
-        """Remove all requests."""
-        with self._lock:
-            self._requests.clear()

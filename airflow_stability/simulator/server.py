@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import socket
 import threading
 import time
-from types import TracebackType
 from typing import Self
 from urllib.parse import quote
 
@@ -21,21 +19,7 @@ from airflow_stability.simulator.state import SimulatorState
 
 
 class _Server(uvicorn.Server):
-    """uvicorn that stops at once. It would wait for open requests, also for those that hang or drip."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self._stopping = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        self._loop = asyncio.get_running_loop()
-        await super().startup(sockets)
-
-    async def main_loop(self) -> None:
-        while not self._stopping.is_set():
-            await self.on_tick(0)  # keeps the Date header right
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), timeout=1.0)
+    """uvicorn that cuts open requests when it stops. It would wait for them, also if they hang or drip."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:
@@ -48,10 +32,6 @@ class _Server(uvicorn.Server):
             await asyncio.sleep(0.01)
             if not self.server_state.connections and not self.server_state.tasks:
                 break
-
-    def stop(self) -> None:
-        """Stop the server. Called from another thread."""
-        self._loop.call_soon_threadsafe(self._stopping.set)
 
 
 class StabilitySimulator(SimulatorState):
@@ -110,9 +90,7 @@ class StabilitySimulator(SimulatorState):
     @property
     def _address(self) -> str:
         # A client cannot connect to the address that means all interfaces.
-        host, ip = self.host, _ip(self.host)
-        if ip is not None and ip.is_unspecified:
-            host = "::1" if ip.version == 6 else "127.0.0.1"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - binds nothing
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
     def start(self) -> None:
@@ -123,12 +101,11 @@ class StabilitySimulator(SimulatorState):
         """
         if self._thread is not None:
             raise RuntimeError("The simulator is running already.")
-        ip = _ip(self.host)
-        if self.host != "localhost" and not (ip is not None and ip.is_loopback):
-            logger.warning("The simulator's controls need no key, and %s lets others reach them.", self.host)
         listener = self._listen()
+        if not ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
+            logger.warning("The simulator's controls need no key, and %s lets others reach them.", self.host)
         config = uvicorn.Config(
-            SimulatorMiddleware(self, self._faults, self._request_log),
+            SimulatorMiddleware(self),
             http=TransportProtocol,
             loop="asyncio",
             ws="none",
@@ -153,7 +130,7 @@ class StabilitySimulator(SimulatorState):
         """
         if self._server is None or self._thread is None:
             return
-        self._server.stop()
+        self._server.should_exit = True
         self._thread.join()
         self._server = self._thread = None
 
@@ -161,9 +138,7 @@ class StabilitySimulator(SimulatorState):
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.stop()
 
     def __repr__(self) -> str:
@@ -185,9 +160,3 @@ class StabilitySimulator(SimulatorState):
             raise
         self._port = listener.getsockname()[1]
         return listener
-
-
-def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host)
-    return None

@@ -10,13 +10,14 @@ import math
 import re
 import secrets
 import threading
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from airflow_stability.simulator.faults import Fault, FaultQueue, Injection
+from airflow_stability.simulator.faults import Fault, Injection
 from airflow_stability.simulator.rate_limit import RateLimit, RateLimiter
-from airflow_stability.simulator.request_log import RequestLog, RequestRecord
+from airflow_stability.simulator.request_log import MAX_REQUESTS, LoggedRequest, RequestRecord
 
 SWITCHABLE_VERSIONS = ("v1alpha", "v1")
 REFUSALS = (401, 403, 404, 410)
@@ -82,8 +83,10 @@ class SimulatorState:
         self._accounts: dict[str, Account] = {}
         self._keys: dict[str, ApiKey] = {}
         self._switched_off: dict[str, tuple[int, str | None]] = {}
-        self._faults = FaultQueue()
-        self._request_log = RequestLog()
+        self._injections: list[Injection] = []
+        self._requests: deque[LoggedRequest] = deque(maxlen=MAX_REQUESTS)
+        #: How often faults were cleared; a request that hangs watches it.
+        self.times_faults_cleared = 0
         self._images_made = 0
         self.add_organization("org-default", name="Default Organization", credits=credits)
         self.add_organization("org-other", name="Other Organization")
@@ -281,20 +284,24 @@ class SimulatorState:
         """
         with self._lock:
             label = None if key is None else self._valid_key(key).label
-        self._faults.add(Injection(fault, times, path, label))
+            self._injections.append(Injection(fault, times, path, label))
 
     def clear_faults(self) -> None:
         """Remove all faults. Requests that hang get their response."""
-        self._faults.clear()
+        with self._lock:
+            self._injections.clear()
+            self.times_faults_cleared += 1
 
     @property
     def requests(self) -> list[RequestRecord]:
         """The latest 100 000 requests to the API, in the order in which they came. No keys."""
-        return self._request_log.records()
+        with self._lock:
+            return [request.record for request in self._requests]
 
     def clear_requests(self) -> None:
         """Remove all requests from the log."""
-        self._request_log.clear()
+        with self._lock:
+            self._requests.clear()
 
     def state(self) -> dict[str, Any]:
         """Return the whole state as plain JSON types, with labels in place of keys."""
@@ -315,7 +322,15 @@ class SimulatorState:
                 ],
                 "switched_off": {version: status for version, (status, _) in self._switched_off.items()},
                 "images_made": self._images_made,
-                "faults": self._faults.state(),
+                "faults": [
+                    {
+                        "fault": injection.fault.kind,
+                        "times": injection.times,
+                        "path": injection.path,
+                        "one_key_only": injection.key_label is not None,
+                    }
+                    for injection in self._injections
+                ],
             }
 
     # What the server asks; a test does not need these
@@ -337,6 +352,25 @@ class SimulatorState:
     def switched_off(self, version: str) -> tuple[int, str | None] | None:
         """Return the status and location of a version that is switched off; None for one that is on."""
         return self._switched_off.get(version)
+
+    def take_fault(self, path: str, key_label: str) -> Fault | None:
+        """Return the fault for a request, and remove it if that was its last time."""
+        with self._lock:
+            for injection in self._injections:
+                if injection.matches(path, key_label):
+                    if injection.times is not None:
+                        injection.times -= 1
+                        if injection.times == 0:
+                            self._injections.remove(injection)
+                    return injection.fault
+        return None
+
+    def log_request(self, record: RequestRecord) -> LoggedRequest:
+        """Add a request that has just come to the log."""
+        logged = LoggedRequest(record)
+        with self._lock:
+            self._requests.append(logged)
+        return logged
 
     def redact(self, text: str) -> str:
         """Return ``text`` without any API key: a client may have put one there by mistake."""

@@ -21,6 +21,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
@@ -69,14 +70,14 @@ def get_cli_commands() -> list[GroupCommand]:
                 ActionCommand(
                     name="balance",
                     help="Show the credit balance of an organization",
-                    func=balance,
+                    func=partial(_run, _balance),
                     args=(conn_id, organization, minimum, ARG_OUTPUT),
                     epilog=_BALANCE_EPILOG,
                 ),
                 ActionCommand(
                     name="account",
                     help="Show the account that the API key belongs to, and its organizations",
-                    func=account,
+                    func=partial(_run, _account),
                     args=(conn_id, ARG_OUTPUT),
                 ),
             ),
@@ -84,17 +85,8 @@ def get_cli_commands() -> list[GroupCommand]:
     ]
 
 
-def balance(args: Namespace) -> NoReturn:
-    """Print the balance, and end the process. The module's docstring lists the exit statuses."""
-    _run(_balance, args)
-
-
-def account(args: Namespace) -> NoReturn:
-    """Print the account, and end the process. The module's docstring lists the exit statuses."""
-    _run(_account, args)
-
-
 def _run(command: Callable[[StabilityHook, Namespace], int], args: Namespace) -> NoReturn:
+    """Run a command, and end the process with the exit status that the command returns."""
     try:
         from airflow.utils.cli import suppress_logs_and_warning
 

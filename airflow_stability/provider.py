@@ -21,16 +21,12 @@ def get_provider_info() -> dict[str, Any]:
                 "tags": ["service"],
             }
         ],
-        "hooks": [{"integration-name": integration, "python-modules": ["airflow_stability.hooks.stability"]}],
-        "sensors": [
-            {"integration-name": integration, "python-modules": ["airflow_stability.sensors.stability"]}
-        ],
-        "triggers": [
-            {"integration-name": integration, "python-modules": ["airflow_stability.triggers.stability"]}
-        ],
-        "operators": [
-            {"integration-name": integration, "python-modules": ["airflow_stability.operators.stability"]}
-        ],
+        **{
+            kind: [
+                {"integration-name": integration, "python-modules": [f"airflow_stability.{kind}.stability"]}
+            ]
+            for kind in ("hooks", "sensors", "triggers", "operators")
+        },
         "task-decorators": [
             {"name": "stability", "class-name": "airflow_stability.decorators.stability.stability_task"}
         ],

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,9 +27,9 @@ from airflow_stability.page.balance_cache import (
     CachedBalance,
     CachedConnection,
 )
-from airflow_stability.page.burn_rate import BurnRate, Reading, downsample, estimate_burn_rate, merge_readings
+from airflow_stability.page.burn_rate import downsample, estimate_burn_rate, merge_readings
 from airflow_stability.page.permissions import visible_connections, visible_dags
-from airflow_stability.page.plot import Plot, plot
+from airflow_stability.page.plot import plot
 from airflow_stability.page.queries import HISTORY, QueryResult, WaitingTask, Wallet, query_database
 from airflow_stability.rules.wording import organization_label
 from airflow_stability.validation import format_number
@@ -53,50 +51,6 @@ MAX_REQUEST_TIMEOUT = 10.0
 #: How many tasks and readings a section shows at most.
 MAX_SHOWN_TASKS = 50
 MAX_SHOWN_READINGS = 40
-
-
-@dataclass(frozen=True)
-class ShownTask:
-    """A waiting task, and the path of its page in Airflow."""
-
-    task: WaitingTask
-    url: str
-
-
-@dataclass(frozen=True)
-class TaskList:
-    """The waiting tasks of a section.
-
-    :param shown: those that the page names.
-    :param more: how many others there are in DAGs that the user may read.
-    :param hidden: how many there are in DAGs that the user may not read.
-    """
-
-    shown: tuple[ShownTask, ...]
-    more: int
-    hidden: int
-
-
-@dataclass(frozen=True)
-class Section:
-    """What the page shows of one connection and organization.
-
-    :param organization: how the page names it.
-    :param last: the latest reading.
-    :param problem: why the balance is out of date, in one sentence; None if it is not.
-    :param readings: all readings, for the plot.
-    :param table: some of the readings, the latest first.
-    """
-
-    conn_id: str
-    organization: str
-    last: Reading | None
-    problem: str | None
-    burn_rate: BurnRate | None
-    plot: Plot | None
-    readings: tuple[Reading, ...]
-    table: tuple[Reading, ...]
-    tasks: TaskList
 
 
 class _QueryCache:
@@ -146,13 +100,8 @@ def connect(conn_id: str) -> StabilityClient:
 
 def create_app() -> FastAPI:
     """Return the app. It caches balances and query results as long as it lives."""
-    app = FastAPI(
-        title="Stability credits",
-        dependencies=[Depends(requires_authenticated())],
-        docs_url=None,
-        redoc_url=None,
-        openapi_url=None,
-    )
+    # Without an OpenAPI document, FastAPI serves no documentation either.
+    app = FastAPI(dependencies=[Depends(requires_authenticated())], openapi_url=None)
     balances, queries = BalanceCache(connect), _QueryCache()
     template = _templates().get_template("credits.html")
 
@@ -193,7 +142,11 @@ def _templates() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        number=format_number, rate=rate, duration=duration, clock=lambda at: f"{at:%Y-%m-%d %H:%M UTC}"
+        number=format_number,
+        rate=rate,
+        duration=duration,
+        clock=lambda at: f"{at:%Y-%m-%d %H:%M UTC}",
+        url=task_url,
     )
     return environment
 
@@ -202,17 +155,17 @@ def _content(result: QueryResult, balances: BalanceCache, user: BaseUser) -> dic
     """Return what the template shows to this user."""
     conn_ids = visible_connections({wallet.conn_id for wallet in result.wallets}, user)
     dag_ids = visible_dags((task.dag_id for task in result.tasks), user)
-    wanted: dict[str, set[str | None]] = {conn_id: {None} for conn_id in conn_ids}
+    wanted: dict[str, set[str]] = {conn_id: set() for conn_id in conn_ids}
     for wallet in result.wallets:
-        if wallet.conn_id in wanted:
+        if wallet.organization and wallet.conn_id in wanted:
             wanted[wallet.conn_id].add(wallet.organization)
     now = datetime.now(UTC)  # taken before the wait: a balance that is fresh now is not requested
     connections = balances.get(wanted)
-    sections = [
-        _section(conn_id, organization, connections[conn_id], result, dag_ids, now)
-        for conn_id in conn_ids
-        for organization in _organizations(connections[conn_id], wanted[conn_id])
-    ]
+    sections = []
+    for conn_id, connection in connections.items():
+        own = connection.organization
+        for organization in [own, *sorted(wanted[conn_id] - {own})]:
+            sections.append(_section(conn_id, organization, connection, result, dag_ids, now))
     others = [task for task in result.tasks if task.wallet is None or task.wallet.conn_id not in wanted]
     return {
         "sections": sections,
@@ -222,11 +175,6 @@ def _content(result: QueryResult, balances: BalanceCache, user: BaseUser) -> dic
     }
 
 
-def _organizations(connection: CachedConnection, named: set[str | None]) -> list[str | None]:
-    """Return the organizations of a connection, its own first."""
-    return [connection.organization, *sorted({each for each in named if each} - {connection.organization})]
-
-
 def _section(
     conn_id: str,
     organization: str | None,
@@ -234,7 +182,8 @@ def _section(
     result: QueryResult,
     dag_ids: set[str],
     now: datetime,
-) -> Section:
+) -> dict[str, Any]:
+    """Return what the template shows of one connection and organization."""
     balance = connection.balances.get(organization, CachedBalance())
     wallets = {Wallet(conn_id, organization)}
     # A task that names no organization uses the connection's own.
@@ -242,20 +191,21 @@ def _section(
         wallets.add(Wallet(conn_id, None))
     seen = [reading for wallet in wallets for reading in result.readings.get(wallet, ())]
     readings = merge_readings(each for each in [*seen, *balance.readings] if now - each.at <= HISTORY)
-    return Section(
-        conn_id,
-        organization_label(organization),
-        balance.last or (readings[-1] if readings else None),
-        _problem(connection, balance, now),
-        estimate_burn_rate(readings, now),
-        plot(readings),
-        tuple(readings),
-        tuple(reversed(downsample(readings, MAX_SHOWN_READINGS))),
-        _task_list((task for task in result.tasks if task.wallet in wallets), dag_ids),
-    )
+    return {
+        "conn_id": conn_id,
+        "organization": organization_label(organization),
+        "last": balance.last or (readings[-1] if readings else None),
+        "problem": _problem(connection, balance, now),
+        "burn_rate": estimate_burn_rate(readings, now),
+        "plot": plot(readings),
+        "readings": readings,
+        "table": downsample(readings, MAX_SHOWN_READINGS)[::-1],
+        "tasks": _task_list([task for task in result.tasks if task.wallet in wallets], dag_ids),
+    }
 
 
 def _problem(connection: CachedConnection, balance: CachedBalance, now: datetime) -> str | None:
+    """Return why the balance is out of date, in one sentence; None if it is not."""
     if failure := connection.failure or balance.failure:
         return failure
     if not balance.is_stale(now):
@@ -270,11 +220,11 @@ def _problem(connection: CachedConnection, balance: CachedBalance, now: datetime
     )
 
 
-def _task_list(tasks: Iterable[WaitingTask], dag_ids: set[str]) -> TaskList:
-    tasks = list(tasks)
+def _task_list(tasks: list[WaitingTask], dag_ids: set[str]) -> dict[str, Any]:
+    """Return the tasks to show, how many more the user may read, and how many the user may not read."""
     readable = [task for task in tasks if task.dag_id in dag_ids]
-    shown = tuple(ShownTask(task, task_url(task)) for task in readable[:MAX_SHOWN_TASKS])
-    return TaskList(shown, len(readable) - len(shown), len(tasks) - len(readable))
+    shown = readable[:MAX_SHOWN_TASKS]
+    return {"shown": shown, "more": len(readable) - len(shown), "hidden": len(tasks) - len(readable)}
 
 
 def task_url(task: WaitingTask) -> str:

@@ -14,7 +14,6 @@ Knows no Airflow.
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
@@ -45,7 +44,6 @@ MAX_READINGS = 1440
 class CachedBalance:
     """One organization's balance.
 
-    :param last: the last reading.
     :param failure: why the last request failed, in one sentence; None if it did not.
     :param requested_at: when the balance was requested last.
     :param readings: all readings of this process, up to :data:`MAX_READINGS`.
@@ -80,12 +78,6 @@ class CachedConnection:
     pending: bool = False
 
 
-@dataclass(frozen=True)
-class _Refresh:
-    future: Future[None]
-    started_at: datetime
-
-
 @dataclass
 class _Entry:
     organization: str | None = None
@@ -93,8 +85,7 @@ class _Entry:
     refreshed_at: datetime | None = None
     lockout: Lockout = field(default_factory=Lockout)
     balances: dict[str | None, CachedBalance] = field(default_factory=dict)
-    readings: dict[str | None, deque[Reading]] = field(default_factory=dict)
-    running: _Refresh | None = None
+    running: tuple[Future[None], datetime] | None = None  # the refresh, and when it started
 
     def balance(self, organization: str | None) -> CachedBalance:
         return self.balances.get(organization, CachedBalance())
@@ -133,19 +124,20 @@ class BalanceCache:
         """
         now = self._now()
         refreshes = [each for conn_id in wanted if (each := self._start_refresh(conn_id, wanted[conn_id]))]
-        latest_start = max((each.started_at for each in refreshes), default=now)
+        latest_start = max((started_at for _, started_at in refreshes), default=now)
         left = wait_seconds - (now - latest_start).total_seconds()
-        wait([each.future for each in refreshes], timeout=max(left, 0.0))
+        wait([future for future, _ in refreshes], timeout=max(left, 0.0))
         return {conn_id: self._snapshot(conn_id) for conn_id in wanted}
 
-    def _start_refresh(self, conn_id: str, organizations: Iterable[str | None]) -> _Refresh | None:
+    def _start_refresh(
+        self, conn_id: str, organizations: Iterable[str | None]
+    ) -> tuple[Future[None], datetime] | None:
         """Start a refresh if one is due; return the one that is running."""
         with self._lock:
             entry = self._entries.setdefault(conn_id, _Entry())
             named = sorted({each for each in organizations if each is not None})[:MAX_ORGANIZATIONS]
             if entry.running is None and self._is_due(entry, named):
-                future = self._threads.submit(self._refresh, conn_id, entry, named)
-                entry.running = _Refresh(future, self._now())
+                entry.running = self._threads.submit(self._refresh, conn_id, entry, named), self._now()
             return entry.running
 
     def _is_due(self, entry: _Entry, organizations: list[str]) -> bool:
@@ -160,27 +152,20 @@ class BalanceCache:
 
     def _refresh(self, conn_id: str, entry: _Entry, organizations: list[str]) -> None:
         """Request all balances of a connection that are due. Runs in a thread."""
-        client: StabilityClient | None = None
-        failure: str | None = None
         try:
-            client = self._connect(conn_id)
-            own = client.organization
-            with self._lock:
-                entry.organization, entry.failure = own, None
-            for organization in dict.fromkeys([own, *organizations]):
-                if not self._refresh_balance(client, entry, organization):
-                    break
+            with self._connect(conn_id) as client:
+                with self._lock:
+                    entry.organization, entry.failure = client.organization, None
+                for organization in dict.fromkeys([client.organization, *organizations]):
+                    if not self._refresh_balance(client, entry, organization):
+                        break
         except StabilityError as error:
-            failure = failure_text(error)
+            entry.failure = failure_text(error)
         except Exception as error:  # one connection must not fail the page; the text may hold a secret
-            failure = f"The connection could not be used ({type(error).__name__})."
+            entry.failure = f"The connection could not be used ({type(error).__name__})."
         finally:
             with self._lock:
-                entry.failure = failure
-                entry.refreshed_at = self._now()
-                entry.running = None
-            if client is not None:
-                client.close()
+                entry.refreshed_at, entry.running = self._now(), None
 
     def _refresh_balance(self, client: StabilityClient, entry: _Entry, organization: str | None) -> bool:
         """Request one balance if it is due; return False if further requests would most likely fail too."""
@@ -198,10 +183,9 @@ class BalanceCache:
                 entry.lockout.extend(error.retry_after, now.timestamp())
                 entry.balances[organization] = replace(cached, failure=failure_text(error), requested_at=now)
             return not isinstance(error, StabilityTransientError)
+        readings = (*cached.readings, reading)[-MAX_READINGS:]
         with self._lock:
-            readings = entry.readings.setdefault(organization, deque(maxlen=MAX_READINGS))
-            readings.append(reading)
-            entry.balances[organization] = CachedBalance(reading, None, reading.at, tuple(readings))
+            entry.balances[organization] = CachedBalance(reading, None, reading.at, readings)
         return True
 
     def _snapshot(self, conn_id: str) -> CachedConnection:

@@ -23,11 +23,7 @@ MERGE_WINDOW = timedelta(minutes=1)
 
 
 class Reading(NamedTuple):
-    """A balance at a time.
-
-    :param at: aware time.
-    :param credits: the balance in credits.
-    """
+    """A balance in credits, at an aware time."""
 
     at: datetime
     credits: float

@@ -6,7 +6,8 @@ It only reads. The number of queries does not depend on the number of rows, and 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,6 @@ _KEY = (TaskInstance.dag_id, TaskInstance.run_id, TaskInstance.task_id, TaskInst
 class Wallet:
     """The connection and organization whose credits a task uses.
 
-    :param conn_id: the connection.
     :param organization: None for the connection's own.
     """
 
@@ -95,8 +95,8 @@ class QueryResult:
     :param complete: False if a limit left something out.
     """
 
-    tasks: tuple[WaitingTask, ...]
-    readings: Mapping[Wallet, tuple[Reading, ...]]
+    tasks: Sequence[WaitingTask]
+    readings: Mapping[Wallet, Sequence[Reading]]
     complete: bool
 
     @property
@@ -110,16 +110,14 @@ def query_database(session: Session, now: datetime) -> QueryResult:
 
     :param now: aware time.
     """
-    readings: dict[Wallet, list[Reading]] = {}
+    readings: dict[Wallet, list[Reading]] = defaultdict(list)
     deferred = list(_deferred_tasks(session, readings))
     others = list(_other_tasks(session))
-    from_xcom, xcom_complete = _readings_from_xcom(session, now - HISTORY)
-    for wallet, reading in from_xcom:
-        readings.setdefault(wallet, []).append(reading)
+    xcom_complete = _add_readings_from_xcom(session, now - HISTORY, readings)
     oldest = datetime.min.replace(tzinfo=UTC)
     return QueryResult(
-        tuple(sorted([*deferred, *others], key=lambda task: task.since or oldest)),
-        {wallet: tuple(of_wallet) for wallet, of_wallet in readings.items()},
+        sorted([*deferred, *others], key=lambda task: task.since or oldest),
+        readings,
         complete=xcom_complete and max(len(deferred), len(others)) < MAX_TASKS,
     )
 
@@ -139,7 +137,7 @@ def _deferred_tasks(session: Session, readings: dict[Wallet, list[Reading]]) -> 
         arguments = _trigger_arguments(trigger)
         wallet = _wallet(arguments)
         if wallet and (reading := _reading(arguments.get("last_credits"), arguments.get("last_credits_at"))):
-            readings.setdefault(wallet, []).append(reading)
+            readings[wallet].append(reading)
         yield WaitingTask(
             dag_id,
             run_id,
@@ -185,24 +183,23 @@ def _other_tasks(session: Session) -> Iterator[WaitingTask]:
         .order_by(TaskInstance.start_date)
         .limit(MAX_TASKS)
     )
-    for dag_id, run_id, task_id, map_index, state, operator, started, rescheduled, fields in session.execute(
-        statement
-    ):
+    for row in session.execute(statement):
+        dag_id, run_id, task_id, map_index, state, operator, started, rescheduled, fields = row
         fields = fields or {}
         if operator == SENSOR:
+            where = "on a worker"
             needs = _needs(fields.get("minimum_credits"), fields.get("expected_credits"))
         else:
+            where = "no, it is running"
             needs = _needs(0, fields.get("credits"))
         if state == "up_for_reschedule":
             where = "by reschedule"
-        else:
-            where = "on a worker" if operator == SENSOR else "no, it is running"
         since = rescheduled or started
         yield WaitingTask(dag_id, run_id, task_id, map_index, _wallet(fields), needs, since, None, where)
 
 
-def _readings_from_xcom(session: Session, since: datetime) -> tuple[list[tuple[Wallet, Reading]], bool]:
-    """Return the balances that sensors and operators have pushed, and whether no limit left one out."""
+def _add_readings_from_xcom(session: Session, since: datetime, readings: dict[Wallet, list[Reading]]) -> bool:
+    """Add the balances that sensors and operators have pushed; return whether no limit left one out."""
     statement = (
         select(
             XComModel.dag_id,
@@ -226,7 +223,6 @@ def _readings_from_xcom(session: Session, since: datetime) -> tuple[list[tuple[W
     # Airflow keeps rendered fields for a task's latest runs only, and never for a task that ran on no worker.
     unrendered = {row.dag_id for row in rows if not row.rendered_fields and row.map_index < 0}
     defined = _defined_fields(session, sorted(unrendered)[:MAX_DAGS])
-    readings = []
     for dag_id, task_id, map_index, value, at, fields in rows:
         if not fields and map_index < 0:
             fields = defined.get((dag_id, task_id))
@@ -234,8 +230,8 @@ def _readings_from_xcom(session: Session, since: datetime) -> tuple[list[tuple[W
         if wallet and (reading := _reading(_credits_in(value), at)):
             if isinstance(value, dict) and (organization := value.get("organization")):
                 wallet = Wallet(wallet.conn_id, str(organization))
-            readings.append((wallet, reading))
-    return readings, len(rows) < MAX_READINGS and len(unrendered) <= MAX_DAGS
+            readings[wallet].append(reading)
+    return len(rows) < MAX_READINGS and len(unrendered) <= MAX_DAGS
 
 
 def _defined_fields(session: Session, dag_ids: list[str]) -> dict[tuple[str, str], dict[str, Any]]:
@@ -250,13 +246,7 @@ def _defined_fields(session: Session, dag_ids: list[str]) -> dict[tuple[str, str
     )
     statement = (
         select(SerializedDagModel)
-        .join(
-            latest,
-            and_(
-                latest.c.dag_id == SerializedDagModel.dag_id,
-                latest.c.at == SerializedDagModel.created_at,
-            ),
-        )
+        .where(SerializedDagModel.dag_id == latest.c.dag_id, SerializedDagModel.created_at == latest.c.at)
         .options(lazyload("*"))
     )
     found = {}
@@ -269,12 +259,7 @@ def _defined_fields(session: Session, dag_ids: list[str]) -> dict[tuple[str, str
 
 
 def _same_task_instance(other: Any) -> Any:
-    return and_(
-        other.dag_id == TaskInstance.dag_id,
-        other.run_id == TaskInstance.run_id,
-        other.task_id == TaskInstance.task_id,
-        other.map_index == TaskInstance.map_index,
-    )
+    return and_(*(getattr(other, column.key) == column for column in _KEY))
 
 
 def _wallet(fields: Mapping[str, Any]) -> Wallet | None:

@@ -42,7 +42,7 @@ unexport PYTHONPATH AIRFLOW_HOME
 # Without compiled modules each start of an Airflow process takes twice as long.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help venvs demo bench test test-e2e test-cluster test-ui screenshots test-all lint format build check-wheel constraints clean
+.PHONY: help venvs demo bench test test-e2e test-cluster test-ui screenshots test-all test-between lint format build check-wheel constraints clean
 .DELETE_ON_ERROR:
 
 help:
@@ -57,6 +57,7 @@ help:
 	@echo "make test PYTHON=3.13    the same, on another Python"
 	@echo "make test-e2e            gates in a real Airflow, while everything goes wrong"
 	@echo "make test-all            make test and make test-e2e, on every Airflow"
+	@echo "make test-between        of make test-e2e, what differs on the Airflows between the oldest and the newest"
 	@echo "make venvs               install all these Airflows at once: else each is when it is first used"
 	@echo "make test-cluster        gates and spending in a cluster whose parts are killed; installs PostgreSQL and Redis"
 	@echo "make test-ui             Airflow 3.3's web pages in a real browser; installs Debian's Chromium if there is none"
@@ -96,6 +97,13 @@ test-cluster: $(VENV)/installed-cluster
 screenshots: export SCREENSHOTS := docs/images
 test-ui screenshots: $(VENV)/installed-ui
 	@CHROMIUM="$$(bash .ci/find-browser)" && export CHROMIUM && $(STORY) tests/ui $(ARGS)
+
+# For CI, on the Airflows between the oldest and the newest: see tests/versions.py. Each on its own, since make may
+# run them side by side.
+BETWEEN := $(filter-out $(firstword $(AIRFLOWS)) $(lastword $(AIRFLOWS)),$(AIRFLOWS))
+test-between: $(BETWEEN:%=test-e2e-%)
+test-e2e-%:
+	@$(MAKE) --no-print-directory test-e2e AIRFLOW=$* ARGS=--only-what-differs
 
 test-all:
 	@set -e; for airflow in $(AIRFLOWS); do $(MAKE) --no-print-directory test test-e2e AIRFLOW=$$airflow; done

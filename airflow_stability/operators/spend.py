@@ -243,7 +243,8 @@ class StabilitySpendOperator(PythonOperator):
         show_wait(context, f"Refused: {refusal}")
         if maybe_paid:
             self.log.warning(
-                "%d calls of this run may have been charged before one was refused. All of it runs again.",
+                "Calls of this run that may have been charged before one was refused: %d. All of it runs "
+                "again.",
                 maybe_paid,
             )
         is_402 = isinstance(refusal, StabilityPaymentRequiredError)

@@ -134,7 +134,7 @@ OUTCOMES = (
         "success",
         3,
         (4, 4),
-        text="1 calls of this run may have been paid for before one was refused",
+        text="Calls of this run that may have been charged before one was refused: 1. All of it runs again.",
         credits=4.0,
         meanwhile="nothing",
         function="paint_two",
@@ -165,7 +165,7 @@ OUTCOMES = (
         "failed",
         1,
         (1, 1),
-        text="Airflow's retries are not used for it.",
+        text="Airflow's retries are not used.",
         faults=(Fault.reset(after_work=True),),
     ),
 )

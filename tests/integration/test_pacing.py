@@ -10,10 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from airflow_stability.compat import TaskDeferred
 from airflow_stability.sensors.stability import StabilityBalanceSensor
 from airflow_stability.triggers.feed import loop_state, observations
 from airflow_stability.triggers.stability import StabilityBalanceTrigger
-from tests.versions import TaskDeferred
 
 pytestmark = pytest.mark.usefixtures("connection")
 

@@ -21,13 +21,13 @@ from airflow_stability.compat import (
     AIRFLOW_VERSION,
     AirflowFailException,
     AirflowSensorTimeout,
+    TaskDeferred,
 )
 from airflow_stability.sensors.stability import StabilityBalanceSensor
 from airflow_stability.simulator import Fault
 from airflow_stability.triggers.stability import StabilityBalanceTrigger
 from tests.integration.recorded.record import POOR, RICH, WATCHED
 from tests.integration.test_event_trigger import Store, Watch, airflow_3
-from tests.versions import TaskDeferred
 
 HERE = Path(__file__).parent / "recorded"
 THIS = ".".join(map(str, AIRFLOW_VERSION))

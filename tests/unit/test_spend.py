@@ -13,6 +13,7 @@ from airflow_stability.compat import (
     AIRFLOW_VERSION,
     AirflowFailException,
     PythonOperator,
+    TaskDeferred,
 )
 from airflow_stability.errors import (
     StabilityError,
@@ -25,7 +26,6 @@ from airflow_stability.operators.client_argument import without_client
 from airflow_stability.operators.spend import StabilitySpendOperator
 from airflow_stability.sensors.stability import StabilityBalanceSensor
 from airflow_stability.triggers.stability import StabilityBalanceTrigger
-from tests.versions import TaskDeferred
 
 try:
     from airflow.sdk import DAG, task

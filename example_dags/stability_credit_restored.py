@@ -1,7 +1,8 @@
 """Start a pipeline when credit is restored. Until then, no task runs or waits. Needs Airflow 3.
 
-The watcher fires once when the balance rises above the threshold. It fires again only after the balance has
-gone back by the margin. So a small top-up does not start the pipeline again.
+The watcher fires once when the balance rises above the threshold. Before it can fire again, the balance must
+have fallen to the threshold minus the margin, or lower: here to 10 credits. So the pipeline does not start
+again for each small top-up.
 """
 
 from __future__ import annotations

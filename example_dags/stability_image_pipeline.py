@@ -1,7 +1,8 @@
 """Wait for credit, generate an image for each prompt, and report the images and the remaining credits.
 
-The gate holds the run back until there is credit for the first image. It cannot guarantee the rest, because
-other tasks and programs spend from the same balance. So a spending task makes each image:
+The gate holds the run back until there are more credits than the first image costs. It cannot guarantee the
+credit for the other images, because other tasks and programs spend from the same balance. So a spending task
+makes each image:
 
 - It checks whether the balance is enough for its image, and then makes the image.
 - If the balance is too low, or the API refuses the call, the task waits again.
@@ -59,8 +60,9 @@ def stability_image_pipeline():
         poke_interval=10,
         wait_timeout=6 * 60 * 60,
         max_active_tis_per_dagrun=2,
-        # Waiting uses no retry. A retry may pay for its image again. If it is unknown whether the call was
-        # charged, the task fails without a retry.
+        # Waiting uses no retry. If a call gets no complete response, it may have been charged: the task then
+        # fails without a retry. But after a worker was killed during a call, the retry may pay again for its
+        # image. `retries=0` prevents that.
         retries=1,
     )
     def generate_image(client, prompt: str, params=None, run_id=None) -> str:

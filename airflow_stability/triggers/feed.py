@@ -30,16 +30,12 @@ from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from airflow_stability import metrics
 from airflow_stability.errors import StabilityError, StabilityPermanentError, StabilityTransientError
 from airflow_stability.rules.pacing import Pacer, Reservation
-from airflow_stability.triggers.shared_connection import SharedConnection
-
-if TYPE_CHECKING:
-    from airflow_stability.client import StabilityClient
+from airflow_stability.triggers.shared_connection import FeedClient, SharedConnection
 
 #: Threads for the HTTP calls of all feeds of the process. Each call has an end: see StabilityClient.
 _calls = ThreadPoolExecutor(max_workers=8, thread_name_prefix="stability-feed")
@@ -189,10 +185,7 @@ class Feed:
         self._latest_requested_at = 0.0
         self._requested_at: float | None = None
         self._observed_organization = organization
-        self._client: StabilityClient | None = None
-        self._client_version = 0
-        self._client_key = 0
-        self._key_that_worked: int | None = None
+        self._client = FeedClient(connection)
         self._task = self._loop.create_task(self._run(), context=contextvars.Context())
 
     def join(self, interval: float, reservation: Reservation | None, *, is_gate: bool) -> _Follower:
@@ -265,8 +258,7 @@ class Feed:
             self._state.feed_ended(self._wallet)
             for follower in self._intervals:
                 follower.put_nowait(None)
-            if self._client is not None:
-                self._client.close()
+            self._client.close()
             metrics.waiting(len(self._state.gates))
 
     async def _serve(self, observation: Observation) -> None:
@@ -297,14 +289,15 @@ class Feed:
             self._connection.lock_out(error.retry_after)
         except Exception as error:  # a feed never fails: a thousand gates would
             outcome = StabilityTransientError(f"The balance could not be read ({type(error).__name__}).")
-        key = self._client_key
-        had_worked = self._key_that_worked == key
+        had_worked = self._client.key_has_worked
         if not isinstance(outcome, StabilityError):
-            self._key_that_worked = key
+            self._client.take_note_of_success()
         metrics.polled(self._connection.conn_id, self._observed_organization, outcome)
         metrics.waiting(len(self._state.gates))
         now = datetime.now(UTC)
-        return Observation(now, outcome, self._observed_organization, key, had_worked, shares=shares)
+        return Observation(
+            now, outcome, self._observed_organization, self._client.key, had_worked, shares=shares
+        )
 
     async def _read_balance(self, began: float) -> float | None:
         """Request the balance; once more after a permanent failure, if the connection has changed since."""
@@ -316,7 +309,7 @@ class Feed:
             # Another feed may have read the connection before it was mended. No gate fails for that.
             if read_at >= began:
                 raise
-            version = self._client_version
+            version = self._client.version
             await self._connection.read(since=began)
             if self._connection.version == version:
                 raise
@@ -324,13 +317,7 @@ class Feed:
 
     async def _call(self) -> float | None:
         """Call the API; return None if meanwhile a lock-out began or the last follower left."""
-        if self._client is None or self._client_version != self._connection.version:
-            if self._client is not None:
-                self._client.close()
-                self._client = None
-            self._client_version, self._client_key = self._connection.version, self._connection.key
-            self._client = self._connection.make_client()
-        client = self._client
+        client = self._client.get()
         self._observed_organization = self._organization or client.organization
         if not self._intervals or self._connection.seconds_locked_out():
             return None

@@ -61,7 +61,7 @@ class SharedConnection:
                 self.read_at = began
 
     def make_client(self) -> StabilityClient:
-        """Return a new client of the connection as it was read. A client serves one thread at a time.
+        """Return a new client of the connection as it was read.
 
         :raises StabilityConfigurationError: a field of the connection is unusable.
         """
@@ -88,3 +88,44 @@ class SharedConnection:
             if self._settings is None or settings[0] != self._settings[0]:
                 self.key += 1
         self._connection, self._settings = connection, settings
+
+
+class FeedClient:
+    """The client of one feed, made anew when the connection has changed. It serves one thread at a time.
+
+    :param connection: the connection, which other feeds share.
+    """
+
+    def __init__(self, connection: SharedConnection) -> None:
+        self._connection = connection
+        self._client: StabilityClient | None = None
+        #: The version and the API key of the connection that the client is made of.
+        self.version = 0
+        self.key = 0
+        self._key_that_worked: int | None = None
+
+    @property
+    def key_has_worked(self) -> bool:
+        """Whether the client's API key has read a balance for this feed."""
+        return self._key_that_worked == self.key
+
+    def take_note_of_success(self) -> None:
+        """Take note that the client has read a balance."""
+        self._key_that_worked = self.key
+
+    def get(self) -> StabilityClient:
+        """Return the client.
+
+        :raises StabilityConfigurationError: a field of the connection is unusable.
+        """
+        if self._client is None or self.version != self._connection.version:
+            self.close()
+            self.version, self.key = self._connection.version, self._connection.key
+            self._client = self._connection.make_client()
+        return self._client
+
+    def close(self) -> None:
+        """Close the HTTP connections."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None

@@ -71,7 +71,7 @@ CONTENDERS = (
         "balance, and starts in the triggerer (`start_from_trigger`). Its check is in a module of its own, "
         "because the trigger reloads that module at every poll. The check gets no threshold as an argument, "
         "so each threshold needs a function of its own. The task ends on a worker, because the trigger fires "
-        "no event that ends a task. It fails after ten failed polls in a row, less than a minute of an "
-        "outage.",
+        "no event that ends a task. The task fails after ten failed polls in a row: an outage of less than "
+        "a minute is enough for that.",
     ),
 )

@@ -138,17 +138,19 @@ While one round of the event loop runs, everything else in the loop waits. The r
 - A round is what the loop does between two looks at its sockets and timers. Each round is timed in the loop
   itself, at its beginning and its end. Rounds under 20 ms are not recorded.
 - The time in our code is the time in which a function of this package is on the loop's stack, even if it
-  has called other code. It is the sum over the round, and it is sampled: every 10 ms of a round, a signal
-  makes the loop's thread read its own stack, as soon as running C code has returned. Each sample stands for
-  all the time since the sample before. So half a sample at either end may be wrong.
+  has called other code. The figure is the sum over the round. It is sampled: every 10 ms of a round, a signal
+  makes the loop's thread read its own stack. If C code is running, this happens as soon as that code has
+  returned. Each sample stands for all the time since the sample before. So the beginning and the end of the
+  time in our code may each be wrong by half of such a time.
 - The time of garbage collections is not part of the time in our code. A collection stops all threads of the
-  process. It starts in whatever code happens to create one object too many.
-- A round whose CPU time is less than its length has waited. It may have waited for another thread that held
-  the global lock, such as one that sends a request, for a core that another process used, or for a lock or a
-  socket.
-- "First gate" is one gate that opens before all others start, because the triggerer loads with it what it
-  needs for any gate. "Loading" lasts from the start of the other gates until {loading_margin} s after the
-  last one waits. "Opening" lasts from the top-up until all tasks have ended.
+  process. It starts in the code that happens to create the object with which Python's limit is exceeded. This
+  can be any code.
+- A round whose CPU time is less than its length has waited. It may have waited for a core that another
+  process used, for a lock or a socket, or for another thread that held Python's global lock. For example,
+  a thread that sends a request may hold it.
+- "First gate" is one gate that opens before all others start. With this gate, the triggerer loads everything
+  that it needs for any gate. "Loading" lasts from the start of the other gates until {loading_margin} s after
+  the last one waits. Then comes "Waiting". "Opening" lasts from the top-up until all tasks have ended.
 
 ## How it is measured
 
@@ -157,12 +159,12 @@ While one round of the event loop runs, everything else in the loop waits. The r
 - {gates} gates use one connection: {each} gates for each of {organizations} organizations. Each gate runs
   in a DAG run of its own, and looks at the balance every {INTERVAL} s. All gates end in the triggerer
   (`end_from_trigger`), and push their XCom. One gate in ten is deferred by a worker. The others start in
-  the triggerer (`start_from_trigger`). Of these, the gates of every second organization are paced
-  (`expected_credits`).
+  the triggerer (`start_from_trigger`). Of these others, the gates of every second organization have
+  `expected_credits`, so they open at [a pace](spending.md#the-pace).
 - Requests, CPU time (user and system) and memory (USS) are measured during {result["window"]:.0f} s in
   which all gates wait. CPU time and memory are those of the triggerer's two processes, minus those of the
-  same triggerer without gates (CPU: {result["idle_cpu_per_minute"]:.2f} s a minute), after a first gate.
-  The loop is watched all the time, with and without gates.
-- All organizations are topped up at once, at any time between their polls. A gate is open when its state is
-  no longer `deferred`. The database is queried every 0.2 s.
+  same triggerer without gates (CPU: {result["idle_cpu_per_minute"]:.2f} s a minute). It is measured without
+  gates after a first gate has ended. The loop is watched all the time, with and without gates.
+- All organizations are topped up at the same moment. It may be any moment between their polls. A gate is
+  open when its state is no longer `deferred`. The database is queried every 0.2 s.
 """

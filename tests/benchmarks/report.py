@@ -18,7 +18,7 @@ OTHERS = [each.dag for each in CONTENDERS if not each.ours]
 #: The measures of waiting gates: the field, its name, and its format.
 MEASURES: dict[str, tuple[str, Callable[[float], str]]] = {
     "requests_per_minute": ("requests a minute", "{:.0f}".format),
-    "worker_starts_per_gate": ("worker starts a gate", "{:.3g}".format),
+    "worker_starts_per_gate": ("worker starts / gate", "{:.3g}".format),
     "triggerer_cpu_per_minute": ("triggerer CPU, s a minute", "{:.2f}".format),
     "triggerer_memory": ("triggerer memory, MB", "{:.0f}".format),
     "seconds_to_last_open": ("top-up to last gate open, s", "{:.1f}".format),
@@ -34,8 +34,8 @@ EVENTS = (
     "for themselves, at moments spread over the interval."
 )
 XCOM = (
-    "Each XCom is written before the event, in a round of its own of the triggerer's main loop, with all "
-    "queries of such a round. `do_xcom_push=False` saves that."
+    "Each XCom is written before its event. For this, the main loop of the triggerer makes an extra round, "
+    "with all database queries that belong to a round. `do_xcom_push=False` avoids this extra round."
 )
 WHY: dict[int, str] = {4: f"{EVENTS} {XCOM}", 5: XCOM}
 
@@ -229,8 +229,9 @@ def _page(result: Result, picture: str) -> str:
 {result["began"][:10]}, {result["machine"]}.
 {", ".join(f"{name} {number}" for name, number in versions.items())}.
 
-"Ours" are gates of this package. A ratio gives our figure first: 1 : 40 means that the other contender's
-figure is 40 times as high. Lower is better for all figures.
+"Ours" are gates of this package. "Hand-written" is a gate that a user writes with Airflow's own means.
+[What is compared](#what-is-compared) describes all contenders. A ratio gives our figure first: 1 : 40 means
+that the other contender's figure is 40 times as high. Lower is better for all figures.
 
 {chr(10).join([sections[0], "", sections[1]])}
 
@@ -240,9 +241,9 @@ figure is 40 times as high. Lower is better for all figures.
 
 ## What is compared
 
-Every gate waits for more than 10 credits, and looks at the balance every {INTERVAL} s. All gates use the
-same connection and organization. Each runs in a DAG run of its own. [Another page](load.md) shows what
-thousands of gates cost.
+Every gate polls every {INTERVAL} s. All except HttpSensor wait for more than 10 credits. HttpSensor waits
+until the response has another status. All gates use the same connection and organization. Each runs in a DAG
+run of its own. [Another page](load.md) shows what thousands of gates cost.
 
 {compared}
 
@@ -254,18 +255,19 @@ thousands of gates cost.
   table. The settings that matter are Airflow's defaults with two exceptions: the limits on runs are higher
   than the number of gates, and a worker checks every second whether its task has ended.
 - The server is this package's simulator, without a rate limit. The real limit is 150 requests in 10
-  seconds. It would lock out the key of more than 75 gates that each poll every {INTERVAL} s.
+  seconds. More than 75 gates that each poll every {INTERVAL} s would exceed it, and their key would be locked
+  out.
 - Requests, CPU time (user and system) and memory (USS) are measured during {result["window"]:.0f} s in
   which all gates wait. CPU time and memory are those of the triggerer and its child processes, minus those
-  of the same triggerer without gates (CPU: {result["idle_cpu_per_minute"]:.2f} s a minute). One gate has
-  run before, because the triggerer loads 200 MB of Airflow with its first trigger, for each of the
-  contenders.
-- A worker start is a process of a task that has reported to Airflow that it runs. They are counted in
-  Airflow's table `log`.
+  of the same triggerer without gates (CPU: {result["idle_cpu_per_minute"]:.2f} s a minute). Before it is
+  measured without gates, it has run one gate. With its first trigger, the triggerer loads 200 MB of Airflow.
+  This is so for each of the contenders.
+- A worker start is counted when the process of a task reports to Airflow that it runs. Airflow's table `log`
+  contains these reports.
 - The top-up comes right after the response to a poll, which is the worst moment. A gate is open when its
   state is no longer `deferred`. A task has ended when its state is `success`. The database is queried for
   both every 0.2 s.
 - Each import runs in a new process, which has already loaded Airflow's `DAG` and `BaseSensorOperator`. The
-  time is the median of 9 imports, with the sensors in turns. The hand-written gate names its trigger as a
+  time is the median of 9 imports. The sensors take turns. The hand-written gate names its trigger as a
   string, and loads only `StartTriggerArgs`.
 """

@@ -140,11 +140,11 @@ While one round of the event loop runs, everything else in the loop waits. The r
 - The time in our code is the time in which a function of this package is on the loop's stack, even if it
   has called other code. The figure is the sum over the round. It is sampled: every 10 ms of a round, a signal
   makes the loop's thread read its own stack. If C code is running, this happens as soon as that code has
-  returned. Each sample stands for all the time since the sample before. So the beginning and the end of the
-  time in our code may each be wrong by half of such a time.
+  returned. Each sample stands for all the time since the sample before. So the moments at which
+  our code begins and ends may each be wrong by half the time between two samples.
 - The time of garbage collections is not part of the time in our code. A collection stops all threads of the
-  process. It starts in the code that happens to create the object with which Python's limit is exceeded. This
-  can be any code.
+  process. It starts when the number of objects exceeds Python's limit, in the code that happens to create an
+  object at that moment. This can be any code.
 - A round whose CPU time is less than its length has waited. It may have waited for a core that another
   process used, for a lock or a socket, or for another thread that held Python's global lock. For example,
   a thread that sends a request may hold it.

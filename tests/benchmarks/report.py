@@ -30,8 +30,8 @@ MEASURES: dict[str, tuple[str, Callable[[float], str]]] = {
 EVENTS = (
     "All our gates see the same balance at the same moment. But the triggerer writes their events to "
     "Airflow's database one after another, and a gate counts as open only after that. This time comes on top "
-    "of the poll interval, because the top-up is at the worst moment. The gates of the other contenders poll "
-    "for themselves, at moments spread over the interval."
+    "of the poll interval, because the top-up comes at the worst moment, right after a poll. The gates of "
+    "the other contenders poll for themselves, at moments spread over the interval."
 )
 XCOM = (
     "Each XCom is written before its event. For this, the main loop of the triggerer makes an extra round, "
@@ -242,8 +242,8 @@ that the other contender's figure is 40 times as high. Lower is better for all f
 ## What is compared
 
 Every gate polls every {INTERVAL} s. All except HttpSensor wait for more than 10 credits. HttpSensor waits
-until the response has another status. All gates use the same connection and organization. Each runs in a DAG
-run of its own. [Another page](load.md) shows what thousands of gates cost.
+until the response no longer has status 404. All gates use the same connection and organization. Each runs in
+a DAG run of its own. [Another page](load.md) shows what thousands of gates cost.
 
 {compared}
 

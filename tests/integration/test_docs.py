@@ -329,7 +329,7 @@ def test_the_figures_of_the_benchmark_are_those_of_its_page():
     paragraphs = README.read_text().split("\n\n")
     (quoted,) = [each for each in paragraphs if "](docs/benchmark.md), 500 waiting gates" in each]
     figures = re.findall(r"\d+(?:\.\d+)?", quoted)
-    (interval,) = re.findall(r"looks at the balance every (\d+) s", page)
+    (interval,) = re.findall(r"Every gate polls every (\d+) s", page)
     rows = re.findall(r"^\| 500 +\| ([^|]+?) +\|(.*)\|$", page, flags=re.MULTILINE)
     measured = {name: [float(number) for number in cells.split("|")] for name, cells in rows}
 

@@ -1,4 +1,4 @@
-"""The commands of :mod:`airflow_stability.cli` on every Airflow; Airflow itself has them only from 3.2 on.
+"""The commands of :mod:`airflow_stability.cli` for every Airflow; ``airflow`` itself has them from 3.2 on.
 
 ``python -m airflow_stability balance`` is the same as ``airflow stability balance``.
 """
@@ -13,7 +13,7 @@ from airflow_stability.cli import EXIT_FAILURE, get_cli_commands
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command. It ends the process with its exit status.
+    """Run a command, which ends the process with its exit status.
 
     :param arguments: the command's arguments; None for those of the process.
     """

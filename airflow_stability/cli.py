@@ -1,16 +1,15 @@
 """The commands ``airflow stability balance`` and ``airflow stability account``.
 
 Airflow 3.2 and later find :func:`get_cli_commands` through the provider info. Every ``airflow`` command loads
-this module, so the functions import heavy modules themselves. ``python -m airflow_stability`` offers the same
+this module, so each function imports heavy modules itself. ``python -m airflow_stability`` offers the same
 commands on every Airflow.
 
 Both commands follow these rules:
 
 - Only the output goes to stdout. An error is one line on stderr and never shows the API key.
-- The exit status is 0 for success; 1 for any error, including Ctrl-C and an output that nobody reads; 2 for
-  arguments that the parser rejects, such as an unknown option; 3 for a balance that is not more than
-  ``--minimum``.
-- A request is not retried, whatever the connection's ``retry_deadline``, because a user waits for the result.
+- The exit status is 0 for success; 1 for any error, including Ctrl-C and output that nobody reads; 2 for
+  arguments that the parser rejects, such as an unknown option; 3 for a balance of ``--minimum`` or less.
+- No request is retried, whatever ``retry_deadline`` the connection has, because a user waits for the result.
   A script can repeat the command, and a sensor can wait for credits.
 """
 
@@ -32,8 +31,8 @@ if TYPE_CHECKING:
 EXIT_FAILURE = 1
 EXIT_NOT_MORE_THAN_MINIMUM = 3
 
-#: A table's cell for the API key's default organization. The brackets tell it from an id, and the column's
-#: heading already says "organization", so it is not the label that texts use.
+#: How a table shows the API key's default organization. The brackets tell it from an id. The column's heading
+#: already says "organization", so this is shorter than the label in texts.
 DEFAULT_ORGANIZATION = "(the key's default)"
 
 _BALANCE_EPILOG = (
@@ -56,7 +55,7 @@ def get_cli_commands() -> list[GroupCommand]:
         metavar="ID",
         help="The organization, such as org-123456 (default: the connection's, else the API key's default)",
     )
-    # The command checks it, not the parser, so that a wrong value has the exit status of other errors.
+    # The command checks it, not the parser, so that a wrong value gets exit status 1, not 2.
     minimum = Arg(  # type: ignore[no-untyped-call]
         ("--minimum",),
         metavar="CREDITS",
@@ -65,7 +64,7 @@ def get_cli_commands() -> list[GroupCommand]:
     return [
         GroupCommand(
             name="stability",
-            help="Show an account of Stability AI and its credits",
+            help="Show a Stability AI account and its credits",
             subcommands=(
                 ActionCommand(
                     name="balance",
@@ -166,7 +165,7 @@ def _print(output: str, data: Any, rows: list[dict[str, str]]) -> None:
 
     if sys.stdout is None:  # closed by a caller who needs only the exit status
         return
-    # Other people choose the names. They must not style the output or control the terminal.
+    # Other people choose the names, which must not style the output or control the terminal.
     console = AirflowConsole(markup=False, emoji=False)
     rows = [{column: _printable(text) for column, text in row.items()} for row in rows]
     try:

@@ -1,8 +1,8 @@
-"""Every branch on an Airflow version, with its reason. All other modules import these names from here.
+"""All code that depends on the Airflow version, with the reasons. Other modules import these names from here.
 
-The package does not depend on ``apache-airflow-providers-common-compat``, which exists for this: managed
-Airflow installs providers under Airflow's own constraints, and the version that those pin for Airflow
-2.11 and 3.0 lacks half of these names.
+The package does not use ``apache-airflow-providers-common-compat``, although it exists for this. Managed
+Airflow installs providers under Airflow's own constraints. For Airflow 2.11 and 3.0, they pin a version that
+lacks half of these names.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _since(version: tuple[int, int], new: str, old: str) -> str:
 #: The module of each name on this version. A name is loaded when it is imported from here. Names that moved
 #: still work in their old module for a while, but warn.
 _MODULES = {
-    # Airflow 3: names for DAG authors and providers are in the Task SDK, some of them later than the rest.
+    # In Airflow 3, names for DAG authors and providers are in the Task SDK. Some moved later than the rest.
     **dict.fromkeys(("BaseOperator", "Connection"), _since((3, 0), "airflow.sdk", "airflow.models")),
     **dict.fromkeys(
         ("BaseSensorOperator", "PokeReturnValue"), _since((3, 0), "airflow.sdk", "airflow.sensors.base")
@@ -71,7 +71,7 @@ _MODULES = {
         ),
         _since((3, 2), "airflow.sdk.exceptions", "airflow.exceptions"),
     ),
-    # A task of Airflow 3 has a supervisor that writes its log. This function tells the supervisor, too.
+    # In Airflow 3 a supervisor writes the task's log. This function tells it the secret, too.
     "mask_secret": _since(
         (3, 1),
         "airflow.sdk.log",
@@ -92,7 +92,7 @@ _MODULES = {
 
 def __getattr__(name: str) -> Any:
     if name == "BaseEventTrigger" and AIRFLOW_VERSION < (3, 0):
-        # Airflow 2.11 starts no DAG on an event. An import of what needs that must say so.
+        # Airflow 2.11 cannot start a DAG on an event. An import of a class that needs this must say so.
         raise ImportError(
             "StabilityBalanceEventTrigger needs Airflow 3 or later: Airflow 2.11 has no asset watchers."
         )
@@ -108,10 +108,10 @@ _Operator = TypeVar("_Operator", bound="BaseOperator")
 
 
 def execute_as(base: type[_Operator], operator: _Operator, context: Context) -> Any:
-    """Call the execute() of a class on an operator, below the decorator that Airflow puts around it.
+    """Call a class's ``execute()`` on an operator, without the decorator that Airflow puts around it.
 
-    Airflow 2.11 takes ``super().execute()`` for an operator that is called inside another one. It warns, or
-    fails where that is forbidden.
+    Airflow 2.11 mistakes ``super().execute()`` for one operator that calls another. It warns of such a call,
+    or fails where it is forbidden.
 
     :param base: the operator's class, or a base class of it.
     """
@@ -121,7 +121,7 @@ def execute_as(base: type[_Operator], operator: _Operator, context: Context) -> 
 class SensorBase(BaseSensorOperator):
     """BaseSensorOperator with a public method for the time to the next poke.
 
-    Airflow's own method for that is private, and the same in all versions.
+    Airflow's own method for this is private, but the same in all versions.
     """
 
     def seconds_to_next_poke(self, interval: float, time_left: float) -> float:
@@ -140,7 +140,7 @@ class SensorBase(BaseSensorOperator):
 
 
 # Whether Airflow starts a task in the triggerer when the operator asks for it, and renders templates there.
-# 3.1 and 3.2 ignore the wish.
+# 3.1 and 3.2 ignore the request.
 STARTS_IN_TRIGGERER = AIRFLOW_VERSION < (3, 1) or AIRFLOW_VERSION >= (3, 3)
 RENDERS_IN_TRIGGERER = AIRFLOW_VERSION >= (3, 3)
 
@@ -149,10 +149,10 @@ HAS_EXTERNAL_VIEWS = AIRFLOW_VERSION >= (3, 1)
 
 
 def can_be_rescheduled(operator: Any) -> Any:
-    """Make the scheduler respect the reschedule date of an operator class. A class decorator.
+    """Decorate an operator class so that the scheduler respects its tasks' reschedule dates.
 
     The class needs an attribute ``reschedule`` that tells whether its tasks wait by reschedule. Up to Airflow
-    3.0 the scheduler respects that date for sensors only, and would start other tasks again at once.
+    3.0, the scheduler respects the dates of sensors only, and would start other tasks again at once.
     """
     if AIRFLOW_VERSION >= (3, 1):
         return operator
@@ -161,7 +161,7 @@ def can_be_rescheduled(operator: Any) -> Any:
     fields = {"reschedule"}
     operator.deps = operator.deps | {ReadyToRescheduleDep()}
     if AIRFLOW_VERSION >= (3, 0):
-        # The scheduler there looks at this attribute. Of mapped tasks it knows only the class.
+        # The scheduler of 3.0 reads this attribute. Of a mapped task, it knows only the class.
         fields.add("_is_sensor")
         operator._is_sensor = True
         BaseSensorOperator.register(operator)
@@ -193,7 +193,7 @@ def first_start(context: Context) -> datetime | None:
 def is_deferral_timeout(next_method: str, next_kwargs: dict[str, Any] | None) -> bool:
     """Tell whether a task resumes because its deferral timed out.
 
-    Airflow 3 has an exception for this. Airflow 2.11 has only a text, and a different one.
+    Airflow 3 has an exception for this, Airflow 2.11 has only a text. The two texts differ.
     """
     words = "Trigger/execution timeout" if AIRFLOW_VERSION < (3, 0) else "Trigger timeout"
     return next_method == "__fail__" and (next_kwargs or {}).get("error") == words
@@ -213,20 +213,20 @@ def try_of(context: Context) -> int:
     return number
 
 
-#: Writes of triggers that may be cancelled meanwhile. An event loop alone keeps no task alive.
+#: Writes whose triggers may be cancelled meanwhile. They are kept here: an event loop keeps no task alive.
 _writes: set[asyncio.Future[None]] = set()
-#: One write at a time, and not in asgiref's own thread. Each write takes a round of the triggerer's other
-#: process, and in that thread the read of a connection would wait for thousands of them.
+#: One write at a time, and not in asgiref's own thread, where the read of a connection could wait for
+#: thousands of them. Each write takes a turn of the triggerer's other process.
 _writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stability-xcom")
 
 
 async def success_event(task_instance: Any, returned: float, *, do_xcom_push: bool) -> TaskSuccessEvent:
-    """Return the event that ends a task in the triggerer, after its return value was pushed to XCom.
+    """Return the event that ends a task in the triggerer, after pushing its return value to XCom.
 
     Airflow 2.11 writes the event's XComs. Some versions of Airflow 3 encode them twice, so that a number
-    comes back as a string. There the XCom is written before the event.
+    comes back as a string. So on Airflow 3 the XCom is written before the event.
 
-    :param task_instance: the trigger's.
+    :param task_instance: the trigger's task instance.
     :param returned: the return value.
     """
     from airflow.triggers.base import TaskSuccessEvent
@@ -248,8 +248,8 @@ async def success_event(task_instance: Any, returned: float, *, do_xcom_push: bo
             map_index=task_instance.map_index,
         )
     )
-    # Airflow 3.0 and 3.1 match responses to requests by their order. A request that is cancelled with its
-    # trigger would leave its response to the next one, and the whole triggerer would end.
+    # Airflow 3.0 and 3.1 match responses to requests by their order. If a request were cancelled with its
+    # trigger, the next request would get its response, and the whole triggerer would end.
     _writes.add(write)
     write.add_done_callback(_writes.discard)
     await asyncio.shield(write)
@@ -259,7 +259,7 @@ async def success_event(task_instance: Any, returned: float, *, do_xcom_push: bo
 def stats() -> Any:
     """Return the object that takes metrics. It moved to the Task SDK in Airflow 3.2.
 
-    A triggerer of 3.2 and 3.3 sets up another copy for itself. This one works there, too, because loading the
+    A triggerer of 3.2 or 3.3 sets up another copy for itself. This copy works there, too, because loading the
     SDK's serializers sets it up.
     """
     if AIRFLOW_VERSION >= (3, 2):
@@ -270,8 +270,8 @@ def stats() -> Any:
 async def read_connection(conn_id: str) -> Connection:
     """Read a connection on an event loop, such as a triggerer's.
 
-    Airflow 3.1 has an asynchronous call. Before, the synchronous one has to go through asgiref, which Airflow
-    installs. Called directly, it blocks the loop, or fails outside of the trigger's own asyncio task.
+    From 3.1 on, Airflow has an asynchronous call. Before, the synchronous call goes through asgiref, which
+    Airflow installs. Called directly, it blocks the loop, or fails outside the trigger's own asyncio task.
     """
     if TYPE_CHECKING or AIRFLOW_VERSION >= (3, 1):
         return await BaseHook.aget_connection(conn_id)
@@ -283,8 +283,8 @@ async def read_connection(conn_id: str) -> Connection:
 def read_connections_as_a_command() -> None:
     """Let this process read connections as the commands of ``airflow connections`` do.
 
-    From Airflow 3.1 on, a process that is neither a task nor a server gets none from the database. This is
-    how Airflow's own commands ask for them.
+    From Airflow 3.1 on, a process that is neither a task nor a server gets no connections from the database.
+    This is how Airflow's own commands ask for them.
     """
     if AIRFLOW_VERSION >= (3, 1):
         os.environ["_AIRFLOW_PROCESS_CONTEXT"] = "server"

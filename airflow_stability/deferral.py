@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
 from airflow_stability.compat import AirflowFailException, BaseOperator, Context, is_left_over
-from airflow_stability.errors import StabilityConnectionNotFoundError, StabilityError
+from airflow_stability.errors import StabilityConnectionNotFoundError
 from airflow_stability.rules.gate import Gate
 from airflow_stability.rules.wording import airflow_timeout_text
 
@@ -24,9 +24,9 @@ RESUME_METHOD = "execute_complete"
 #: Airflow's own timeout of a deferral comes this much after the trigger's, in case no triggerer runs.
 BACKSTOP = timedelta(minutes=5)
 
-#: Seconds after a deferral before which a task does not resume. Airflow (all versions up to 3.3) fails a task
-#: that starts again before its scheduler has noticed that the worker ended with the deferral: "the task
-#: instance finished with state success, but its state attribute is queued". It notices within seconds.
+#: The shortest deferral, in seconds. Airflow (all versions up to 3.3) fails a task that resumes before the
+#: scheduler has noticed that its worker ended: "the task instance finished with state success, but its state
+#: attribute is queued". The scheduler notices within seconds.
 MIN_DEFERRAL_SECONDS = 10.0
 
 
@@ -34,7 +34,7 @@ MIN_DEFERRAL_SECONDS = 10.0
 class DeferralEvent:
     """The event that resumes a task.
 
-    :param verdict: one of the constants below. A later release may know more of them.
+    :param verdict: one of the constants below. A later release may have more of them.
     :param text: the reason in a sentence.
     :param credits: the balance that opened the gate, or was read last; None if none was read.
     :param failure: name of the error class that failed the gate.
@@ -44,7 +44,7 @@ class DeferralEvent:
     OPEN: ClassVar = "open"
     TIMEOUT: ClassVar = "timeout"
     FAIL: ClassVar = "fail"
-    UNUSABLE: ClassVar = "unusable"  # an argument is
+    UNUSABLE: ClassVar = "unusable"  # an argument is unusable
 
     verdict: str
     text: str
@@ -54,7 +54,7 @@ class DeferralEvent:
 
     @classmethod
     def from_payload(cls, payload: Mapping[str, Any]) -> DeferralEvent:
-        """Return the event that a trigger has fired. Another release may have fired it."""
+        """Return the event in a trigger's payload, which may come from another release."""
         get = payload.get
         return cls(payload["verdict"], get("text", ""), get("credits"), get("failure"), get("memory"))
 
@@ -62,13 +62,18 @@ class DeferralEvent:
         """Return the event as plain JSON types."""
         return asdict(self)
 
+    @property
+    def unknown_verdict_text(self) -> str:
+        """The log line of a task that polls again, because its release does not know the verdict."""
+        return f"Polling again, because another release has sent the verdict {self.verdict!r}. {self.text}"
+
     def is_left_over(self, context: Context) -> bool:
-        """Tell whether the event is one of an earlier try, which Airflow 3.0 hands to the next one."""
+        """Tell whether the event belongs to an earlier try: Airflow 3.0 hands it to the next one."""
         return self.memory is not None and is_left_over(context, self.memory.get("try_number", 0))
 
 
 def handover_arguments(gate: Gate, now: datetime) -> dict[str, Any]:
-    """Return what a gate has learned on a worker, as arguments of the trigger that goes on with it."""
+    """Return what a gate has learned on a worker, as arguments of the trigger that goes on waiting."""
     balance, failure, locked_out = gate.last_balance, gate.last_failure, gate.seconds_until_poll(now)
     return {
         "last_organization": gate.organization,
@@ -80,25 +85,19 @@ def handover_arguments(gate: Gate, now: datetime) -> dict[str, Any]:
     }
 
 
-def failure_name(failure: StabilityError | None) -> str | None:
-    """Return what an event says of the error that failed a gate."""
-    return type(failure).__name__ if failure else None
-
-
 def failure_exception(text: str, failure: str | None) -> Exception:
-    """Return what a task raises when its gate has failed.
+    """Return the exception that a task raises when its gate has failed.
 
     :param failure: name of the error class that failed it.
     """
     if failure == StabilityConnectionNotFoundError.__name__:
-        # A secrets backend that is out of order looks the same to Airflow. That may pass, so Airflow's
-        # retries count.
+        # Airflow reports a broken secrets backend in the same way. That may pass, so Airflow's retries count.
         return StabilityConnectionNotFoundError(text)
     return AirflowFailException(text)
 
 
 def airflow_timeout(task: BaseOperator, argument: str) -> str:
-    """Return what is known when Airflow, and not the trigger, ended a deferral.
+    """Return the text for a deferral that Airflow ended, not the trigger.
 
     :param argument: name of the task's argument that limits the wait.
     """

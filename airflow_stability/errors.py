@@ -1,8 +1,8 @@
-"""Errors between this package and the Stability API. Imports nothing.
+"""The errors of calls to the Stability API. This module imports nothing.
 
 Callers have one question: may I call again? The tree's three branches answer it. Transient: yes, later.
-Permanent: not before somebody changes something. Unknown outcome: not before somebody has checked, because
-the call may have been charged::
+Permanent: not until somebody changes something. Unknown outcome: not until somebody has checked, because the
+call may have been charged::
 
     StabilityError
     ├── StabilityTransientError              may pass by itself: call again later
@@ -19,7 +19,7 @@ the call may have been charged::
     │   ├── StabilityPaymentRequiredError    402: not enough credits for this call
     │   ├── StabilityPermissionError         403: the key may not do this
     │   ├── StabilityNotFoundError           404, 410
-    │   ├── StabilityRedirectError           3xx: never followed, the key would go along
+    │   ├── StabilityRedirectError           3xx: never followed, or the key would go along
     │   └── StabilityRequestError            every other 4xx
     └── StabilityOutcomeUnknownError         a call that may cost was sent; no complete response came
 """
@@ -36,7 +36,7 @@ class StabilityError(Exception):
 
     :param text: the failure, the path, the error id, and what to do about it.
     :param status: HTTP status of the response; None where there was none.
-    :param error_id: the vendor's identifier of this one failure, which their support asks for.
+    :param error_id: the vendor's identifier of this failure, which their support asks for.
     :param name: the vendor's short name of the failure, such as ``rate_limit_exceeded``.
     :param message: the vendor's own message, cut at 500 characters and without control characters.
     :param retry_after: seconds before which another attempt makes no sense; None if unknown.
@@ -67,13 +67,13 @@ class StabilityError(Exception):
 
 
 class StabilityTransientError(StabilityError):
-    """A failure that may pass by itself. It tells nothing about the key or the balance."""
+    """A failure that may pass by itself. It says nothing about the key or the balance."""
 
 
 class StabilityNetworkError(StabilityTransientError):
     """The API could not be reached, or the connection broke.
 
-    A second call does no harm: nothing was sent, or the call changes nothing, such as GET.
+    A second call does no harm: either nothing was sent, or the call changes nothing (a GET).
     """
 
     advice = "If it goes on, check host, port and schema, then the network, the proxy and the CA settings."
@@ -82,7 +82,7 @@ class StabilityNetworkError(StabilityTransientError):
 class StabilityTimeoutError(StabilityTransientError):
     """The API did not send a complete response in time.
 
-    A second call does no harm: nothing was sent, or the call changes nothing, such as GET.
+    A second call does no harm: either nothing was sent, or the call changes nothing (a GET).
     """
 
     advice = "Raise request_timeout if the API is only slow."
@@ -95,7 +95,7 @@ class StabilityRateLimitError(StabilityTransientError):
 
 
 class StabilityUnavailableError(StabilityTransientError):
-    """The server cannot serve the call now: 408, 425, 5xx, or it calls the failure temporary."""
+    """The server cannot serve the call now: 408, 425, 5xx, or a response that calls the failure temporary."""
 
     advice = "This usually passes; send the error id to the vendor's support if it goes on."
 
@@ -121,7 +121,7 @@ class StabilityConfigurationError(StabilityPermanentError, ValueError):
 
 
 class StabilityConnectionNotFoundError(StabilityConfigurationError):
-    """There is no such Airflow connection, or Airflow could not read it: Airflow says the same of both."""
+    """There is no such Airflow connection, or Airflow could not read it. Airflow reports both alike."""
 
     advice = (
         "Make the connection, or name another one; if it is there, Airflow could not read it, and "
@@ -148,7 +148,7 @@ class StabilityPermissionError(StabilityPermanentError):
 
 
 class StabilityNotFoundError(StabilityPermanentError):
-    """Status 404 or 410: this host has no such resource, or no longer."""
+    """Status 404 or 410: this host does not have the resource, or no longer has it."""
 
     advice = "Check host and api_version, and the organization id if one is set."
 
@@ -166,10 +166,10 @@ class StabilityRequestError(StabilityPermanentError):
 
 
 class StabilityOutcomeUnknownError(StabilityError):
-    """A call that may cost was sent, or may have been, and no complete response came.
+    """A call that may cost credits was sent, or may have been, and no complete response came.
 
-    It is on neither of the other branches. No rule may repeat such a call, because it could be charged twice.
-    No rule may call it failed, because the image may have been made. ``status`` is set where the response
+    It belongs to neither of the other branches. No rule may repeat such a call, because it could be charged
+    twice. No rule may call it failed, because the image may have been made. ``status`` is set if the response
     broke off after its status: a 2xx says that the call was accepted.
     """
 

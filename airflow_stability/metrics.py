@@ -1,8 +1,8 @@
 """Metrics of balance polls, sent through Airflow: their names, tags and values.
 
 Backends that support tags get them: OpenTelemetry, Datadog, and StatsD with InfluxDB's syntax. Plain StatsD
-drops tags, so the balances of two organizations would overwrite each other. There the values of the tags are
-part of the name.
+drops tags, so two organizations' balances would overwrite each other. There, the metric names contain the
+tags' values.
 """
 
 from __future__ import annotations
@@ -80,8 +80,7 @@ def _tags(stability_conn_id: str, organization: str | None) -> dict[str, str]:
 
 def _send(kind: str, name: str, tags: dict[str, str], *value: Any) -> None:
     try:
-        # A dot would start a new level in a StatsD name. Airflow allows only these characters, and names of
-        # at most 250.
+        # A dot would start a new level in a StatsD name. Airflow allows only these characters, at most 250.
         tags = {tag: re.sub(r"[^A-Za-z0-9_-]", "_", text)[:60] for tag, text in tags.items()}
         if _supports_tags():
             getattr(stats(), kind)(name, *value, tags=tags)

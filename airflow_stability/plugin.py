@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class BuyCreditsLink(BaseOperatorLink):
     """A button on the page of each task that waits for credit.
 
-    A plugin offers it, not the operators' own ``operator_extra_links``: a worker that runs the task stores
-    those, and a task may wait and end without a worker.
+    The plugin offers it. A link in an operator's own ``operator_extra_links`` is stored by the worker that
+    runs the task, and a task may wait and end without a worker.
     """
 
     name = "Buy credits"
@@ -45,9 +45,9 @@ _ICON = (
 
 
 class StabilityPlugin(AirflowPlugin):
-    """The plugin: see :class:`BuyCreditsLink`, and :mod:`airflow_stability.page` for the Credits page.
+    """The plugin for :class:`BuyCreditsLink` and for the Credits page (:mod:`airflow_stability.page`).
 
-    Every process of Airflow loads it, so the page's app is made when the API server asks for it.
+    Every Airflow process loads it, so the page's app is made only when the API server asks for it.
     """
 
     name = "stability"
@@ -57,7 +57,7 @@ class StabilityPlugin(AirflowPlugin):
         external_views = [
             {
                 "name": "Stability credits",
-                # Without a leading slash it is taken from Airflow's base_url, which may have a path.
+                # Without a leading slash, it is relative to Airflow's base_url, which may have a path.
                 "href": "stability/",
                 "url_route": "stability-credits",
                 "destination": "nav",

@@ -1,17 +1,16 @@
-"""One poll of the balance by a task on a worker, and where the task's page shows why it waits."""
+"""One poll of the balance by a task on a worker, and the entry on the task's page that says why it waits."""
 
 from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime
 
-from airflow_stability import metrics
+from airflow_stability import errors, metrics
 from airflow_stability.compat import Context, task_state_store
-from airflow_stability.errors import StabilityError, StabilityPermanentError
 from airflow_stability.hooks.stability import StabilityHook
 from airflow_stability.rules.gate import Decision, Gate
 
-#: The name under which the page of a task shows why it waits, or has waited last.
+#: The name under which a task's page shows why the task waits, or why it waited last.
 LAST_WAIT = "last_wait"
 
 _log = logging.getLogger(__name__)
@@ -20,16 +19,18 @@ _log = logging.getLogger(__name__)
 def read_and_decide(gate: Gate, hook: StabilityHook, organization: str | None) -> Decision:
     """Request the balance once, and pass it to the gate.
 
-    After a permanent failure the connection is read again, and tried at once if it has changed.
+    After a permanent failure, the connection is read again. If it has changed, it is tried at once.
 
-    :param gate: it learns whose balance it is, too.
-    :param hook: with a ``retry_deadline`` of 0; close it when done.
+    :param gate: it also learns whose balance was polled.
+    :param hook: with a ``retry_deadline`` of 0; the caller closes it.
     :param organization: whose balance; None for the connection's organization, else the key's default.
     """
     try:
         try:
             credits = _read_balance(gate, hook, organization)
-        except StabilityPermanentError:
+        except errors.StabilityConnectionNotFoundError:
+            raise  # it was read just now
+        except errors.StabilityPermanentError:
             key = hook.key_id
             if not hook.reload():
                 raise
@@ -37,7 +38,7 @@ def read_and_decide(gate: Gate, hook: StabilityHook, organization: str | None) -
             if hook.key_id != key:
                 gate.key_changed()
             credits = _read_balance(gate, hook, organization)
-    except StabilityError as error:
+    except errors.StabilityError as error:
         metrics.polled(hook.stability_conn_id, gate.organization, error)
         return gate.observe_failure(error, datetime.now(UTC))
     metrics.polled(hook.stability_conn_id, gate.organization, credits)
@@ -52,7 +53,7 @@ def _read_balance(gate: Gate, hook: StabilityHook, organization: str | None) -> 
 
 
 def show_wait(context: Context, text: str) -> None:
-    """Show on the task's page why it waits, where Airflow has a place for that.
+    """Show on the task's page why it waits, if this Airflow has a place for that.
 
     The entry outlives the wait, so it carries a timestamp.
     """
@@ -60,5 +61,5 @@ def show_wait(context: Context, text: str) -> None:
         return
     try:
         store.set(LAST_WAIT, f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S %Z}: {text}")
-    except Exception as error:  # whatever Airflow's API raises: no task fails for it
+    except Exception as error:  # whatever Airflow's API raises; it must not fail a task
         _log.debug("%s was not shown on the task's page: %s.", LAST_WAIT, type(error).__name__)

@@ -1,4 +1,4 @@
-"""The provider's metadata, which Airflow reads to discover this package. Imports nothing heavy."""
+"""The provider's metadata, which Airflow reads to discover this package. It imports nothing heavy."""
 
 from __future__ import annotations
 

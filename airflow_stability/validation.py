@@ -1,6 +1,6 @@
-"""Checks of what callers pass: credits, seconds, times, ids. Knows no HTTP and no Airflow.
+"""Checks of arguments: credits, seconds, times and ids. This module uses no HTTP and no Airflow.
 
-Everything that takes arguments uses these functions, so each rule stands once. A DAG file can import them
+All code that takes arguments uses these functions, so each rule is written once. A DAG file can import them
 without loading an HTTP library.
 """
 
@@ -12,25 +12,24 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from numbers import Real
 
-#: Defaults of a client's time limits, in seconds. The connection and its form show the same ones.
+#: Defaults of a client's time limits, in seconds. The connection and its form have the same defaults.
 DEFAULT_REQUEST_TIMEOUT = 10.0
 DEFAULT_RETRY_DEADLINE = 120.0
 
 #: The longest time limit of a client, in seconds: a day.
 MAX_CLIENT_SECONDS = 86400.0
 
-#: What an HTTP header can carry as one word. The vendor's ids look like ``org-123456`` and its keys like
-#: ``sk-...``. A key that was pasted here by mistake would get into logs and metrics, which name
-#: organizations.
+#: An organization id: one word that an HTTP header can carry. The vendor's ids look like ``org-123456``, its
+#: keys like ``sk-...``. A key pasted here by mistake is refused, because logs and metrics name organizations.
 _ORGANIZATION = re.compile(r"(?!sk-)[!-~]{1,256}")
 
 
 def check_credits(value: object, *, argument: str = "minimum_credits") -> float:
-    """Return a number of credits, or of a string that is a number, as a float.
+    """Return a number of credits as a float.
 
     :param value: a number or a string such as ``"12.5"``.
     :param argument: the name that the error text uses.
-    :raises ValueError: it is not a number, a boolean, not finite, or negative.
+    :raises ValueError: it is not a number, is a boolean, is not finite, or is negative.
     """
     number = math.nan
     if isinstance(value, str) or (isinstance(value, (Real, Decimal)) and not isinstance(value, bool)):
@@ -47,7 +46,7 @@ def check_credits(value: object, *, argument: str = "minimum_credits") -> float:
 
 
 def check_credits_as_given(value: float | str, *, argument: str = "minimum_credits") -> float | str:
-    """Return a number of credits as a task shows it: a string stays as its user wrote it.
+    """Check a number of credits, and return it as a task shows it: a string stays as the user wrote it.
 
     :raises ValueError: see :func:`check_credits`.
     """
@@ -56,10 +55,10 @@ def check_credits_as_given(value: float | str, *, argument: str = "minimum_credi
 
 
 def check_organization(value: object) -> str | None:
-    """Return an organization id fit for the ``Organization`` header, or None for "the key's default".
+    """Return an organization id that fits the ``Organization`` header, or None for the key's default.
 
     :param value: an id such as ``org-123456``, or None.
-    :raises ValueError: it is not a string, empty, an API key, or has a character that no header can carry.
+    :raises ValueError: it is not a string, is empty or an API key, or has a character that no header carries.
     """
     if value is None:
         return None
@@ -80,7 +79,7 @@ def check_seconds(
     :param argument: the name that the error text uses.
     :param allow_zero: whether 0 is allowed.
     :param maximum: the most seconds that are allowed; None for no limit.
-    :raises ValueError: it is neither, a boolean, not finite, too small or too large.
+    :raises ValueError: it is neither of these, or is a boolean, not finite, too small or too large.
     """
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
     if isinstance(seconds, int | float) and not isinstance(seconds, bool):
@@ -100,7 +99,7 @@ def in_utc(time: datetime) -> datetime:
 def check_conn_id(value: object) -> str:
     """Return the id of a connection.
 
-    :raises ValueError: it is not a string, or empty.
+    :raises ValueError: it is not a string, or is empty.
     """
     if isinstance(value, str) and value:
         return value
@@ -124,6 +123,6 @@ def safe_repr(value: object) -> str:
     """Return a value as error texts show it: quoted, at most 80 characters, with API keys masked."""
     try:
         text = re.sub(r"\bsk-[\w-]{8,}", "sk-***", repr(value))
-    except ValueError:  # a whole number of more digits than Python writes
+    except ValueError:  # an integer with more digits than Python writes
         text = f"a {type(value).__name__} that is too long to show"
     return text if len(text) <= 80 else text[:79] + "…"

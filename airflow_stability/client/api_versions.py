@@ -65,4 +65,12 @@ def _combined_refusals(refusals: list[errors.StabilityPermanentError]) -> errors
 def _combined(what: str, decisive: _Error, failures: Sequence[errors.StabilityError]) -> _Error:
     """Return an error with the kind and the facts of the decisive one, and the texts of all of them."""
     facts = [str(failure).removesuffix(failure.advice).rstrip() for failure in failures]
-    return type(decisive)(f"{what} {' '.join(facts)} {decisive.advice}", **vars(decisive))
+    return type(decisive)(
+        f"{what} {' '.join(facts)} {decisive.advice}",
+        status=decisive.status,
+        error_id=decisive.error_id,
+        name=decisive.name,
+        message=decisive.message,
+        retry_after=decisive.retry_after,
+        temporary=decisive.temporary,
+    )

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from airflow_stability.compat import DecoratedOperator, TaskDecorator, task_decorator_factory
+from airflow_stability.compat import (
+    Context,
+    DecoratedOperator,
+    TaskDecorator,
+    execute_as,
+    task_decorator_factory,
+)
 from airflow_stability.operators.client_argument import without_client
 from airflow_stability.operators.spend import StabilitySpendOperator
 
@@ -38,6 +44,10 @@ class StabilityDecoratedOperator(DecoratedOperator, StabilitySpendOperator):
             **kwargs,
         )
 
+    def resume(self, context: Context) -> Any:
+        """Go on after a deferral. A DecoratedOperator handles the assets around an execution."""
+        return execute_as(DecoratedOperator, self, context)
+
     def determine_kwargs(self, context: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the arguments of the function, the client among them."""
         # From Airflow 3.2 on, DecoratedOperator has a method of this name, which would come first.
@@ -49,8 +59,8 @@ def stability_task(
 ) -> TaskDecorator:
     """Return the decorator that makes a task of a function that spends credits.
 
-    ``@task.stability(credits=3)``. The operator fills in the function's argument ``client``; a DAG calls the
-    function without it.
+    Write ``@task.stability(credits=3)``. The operator fills in the function's argument ``client``; a DAG
+    calls the function without it.
 
     :param python_callable: the function.
     :param multiple_outputs: push each item of a returned dict as an XCom of its own.

@@ -1,6 +1,6 @@
-"""The fields of an Airflow connection of type ``stability``, and the one way from them to a client.
+"""The fields of an Airflow connection of type ``stability``, and the function that makes a client from them.
 
-The hook uses it, and so does the feed in a triggerer, which reads connections by itself.
+The hook uses this module, and so does the feed in a triggerer, which reads connections by itself.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ConnectionExtra(BaseModel):
 
 
 def unknown_fields(connection: Connection) -> list[str]:
-    """Return the names in the extra that have no meaning here, which are most likely typing errors.
+    """Return the names in the extra that have no meaning here, most likely typing errors.
 
     :raises StabilityConfigurationError: the extra is not a JSON object.
     """
@@ -66,8 +66,11 @@ def client_from_connection(connection: Connection, *, retry_deadline: float | No
         fields = ConnectionExtra.model_validate(_read_extra(connection))
         if retry_deadline is not None:
             fields = fields.model_copy(update={"retry_deadline": retry_deadline})
-        base_url = _base_url(connection.host, connection.port, connection.schema)
-        return StabilityClient(connection.password or "", base_url=base_url, **fields.model_dump())
+        return StabilityClient(
+            connection.password or "",
+            base_url=_base_url(connection.host, connection.port, connection.schema),
+            **fields.model_dump(),
+        )
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         field = str(first["loc"][0])
@@ -81,15 +84,15 @@ def client_from_connection(connection: Connection, *, retry_deadline: float | No
 
 
 def connection_settings(connection: Connection) -> tuple[object, ...]:
-    """Return everything that a client is made of, to tell whether a connection has changed."""
+    """Return everything that a client is made from, to tell whether a connection has changed."""
     return (connection.password, connection.host, connection.port, connection.schema, connection.extra)
 
 
 def reading_failure(conn_id: str, error: Exception) -> StabilityError:
     """Return our error for one that Airflow's database, API or secrets backend raised for a connection.
 
-    Raise it outside of the handler. The original's text or context may hold the key, so our text names only
-    its class.
+    Raise it outside the handler. The original's text or context may hold the key, so our text names only its
+    class.
     """
     if isinstance(error, AirflowNotFoundException):  # its text is the connection's id
         return StabilityConnectionNotFoundError(f"{error}. {StabilityConnectionNotFoundError.advice}")
@@ -98,7 +101,7 @@ def reading_failure(conn_id: str, error: Exception) -> StabilityError:
         return StabilityConfigurationError(
             f"Connection {conn_id!r} is neither a connection URI nor the JSON of one ({kind})."
         )
-    if isinstance(error, PermissionError):  # what Airflow 3 raises for a secrets backend that says no
+    if isinstance(error, PermissionError):  # what Airflow 3 raises if a secrets backend refuses
         return StabilityConfigurationError(f"Connection {conn_id!r} may not be read from here ({kind}).")
     return StabilityTransientError(
         f"Connection {conn_id!r} could not be read just now ({kind}); the log of Airflow has more."
@@ -108,8 +111,8 @@ def reading_failure(conn_id: str, error: Exception) -> StabilityError:
 def _read_extra(connection: Connection) -> dict[str, Any]:
     """Return the fields of the extra that are set.
 
-    Airflow's ``extra_dejson`` is not used. It takes an extra that is not JSON for an empty one, and then the
-    balance of another organization than the intended one would be watched.
+    Airflow's ``extra_dejson`` is not used. It treats an extra that is not JSON as empty, and then the balance
+    of the wrong organization would be watched.
     """
     try:
         extra = json.loads(connection.extra or "{}")
@@ -134,7 +137,7 @@ def _base_url(host: str | None, port: int | None, schema: str | None) -> str:
         schema = given.lower()
     if host.count(":") > 1 and not host.startswith("["):
         host = f"[{host}]"  # a bare IPv6 address
-    if port or port == 0:  # which the URL's check refuses: it would mean the default port
+    if port or port == 0:  # the URL's check refuses 0; left out, it would mean the default port
         address, slash, path = host.partition("/")
         host = f"{address}:{port}{slash}{path}"
     return f"{schema or 'https'}://{host}"

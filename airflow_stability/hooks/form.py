@@ -48,7 +48,7 @@ def _field(label: str, description: str, kind: str = "string", **schema: Any) ->
 
 
 #: The fields of the extra. An empty field means the default. No default is filled in: Airflow would store it,
-#: and a later default of this package would not count. (Only the API version shows its choice.)
+#: and a later default of this package would have no effect. (Only the API version shows its choice.)
 FIELDS = {
     "organization": _field(
         "Organization",

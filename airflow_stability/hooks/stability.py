@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 from airflow_stability.compat import BaseHook, mask_secret
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class StabilityHook(BaseHook):
-    """Calls the Stability API with the API key of an Airflow connection.
+    """A hook that calls the Stability API with the API key of an Airflow connection.
 
     :param stability_conn_id: a connection of type ``stability``; its password is the API key.
     :param retry_deadline: seconds that one call may spend on retries, 0 for a single attempt; None for the
@@ -74,16 +75,16 @@ class StabilityHook(BaseHook):
 
     @property
     def key_id(self) -> int:
-        """A number that tells one API key from another, and nothing else about it."""
+        """A number that tells one API key from another. It reveals nothing else about the key."""
         return hash(self._connection and self._connection.password)
 
     def with_retry_deadline(self, retry_deadline: float | None) -> StabilityHook:
-        """Return a hook of the same connection, which is not read again, with another deadline.
+        """Return a hook of the same connection with another deadline. The connection is not read again.
 
         :param retry_deadline: as in the constructor.
         """
-        hook = StabilityHook(self.stability_conn_id, retry_deadline=retry_deadline)
-        hook._connection = self._connection
+        hook = copy.copy(self)  # which may be of a subclass
+        hook.retry_deadline, hook._client = retry_deadline, None
         return hook
 
     def reload(self) -> bool:
@@ -115,7 +116,7 @@ class StabilityHook(BaseHook):
         :returns: whether the connection works, and a text: the account, its organizations, the balance, and
             the API version that answered; or what is wrong.
         """
-        hook = self.with_retry_deadline(0)  # somebody waits in front of the form
+        hook = self.with_retry_deadline(0)  # a user waits for the result
         try:
             return True, hook._describe()
         except StabilityError as error:

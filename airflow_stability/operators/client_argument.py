@@ -1,4 +1,4 @@
-"""The argument ``client`` of a function that spends: the operator fills it in, a DAG does not see it."""
+"""The argument ``client`` of a function that spends: the operator fills it in, and a DAG does not see it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CLIENT = "client"
 def without_client(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function as a DAG calls it: without the argument ``client``, which the operator fills in.
 
-    Airflow checks the arguments of the DAG against the signature, before there is a client.
+    Airflow checks the DAG's arguments against the signature, before there is a client.
     """
     if not callable(function) or takes_client(function):
         return function

@@ -1,6 +1,6 @@
 """StabilitySpendOperator: runs a function that spends credits, and waits for credit when it is refused.
 
-The driver of :mod:`airflow_stability.rules.spending` on a worker.
+It is the driver of :mod:`airflow_stability.rules.spending` on a worker.
 """
 
 from __future__ import annotations
@@ -56,16 +56,15 @@ class StabilitySpendOperator(PythonOperator):
     """An operator that runs a function that spends credits, and waits for credit when it is refused.
 
     The function gets a :class:`~airflow_stability.client.StabilityClient` of the connection as its argument
-    ``client``, if it has one of that name, and everything that a PythonOperator passes. Its return value is
-    the task's XCom.
+    ``client``, if it has an argument of that name, and everything that a PythonOperator passes. Its return
+    value is the task's XCom.
 
     The balance is polled before each run of the function. If it is too low, or there is no response, the task
     waits without running the function. The task also waits when the function raises
-    StabilityPaymentRequiredError (402). It waits after StabilityRateLimitError (429), status 503 or a failure
-    to reach the API as well, as long as no call that was made with the client may have been charged. Then
-    **the function runs again, from its beginning**. Waiting uses no worker and none of Airflow's retries.
-    After a refusal it lasts ``poke_interval`` at least, and twice as long after each further one, up to 15
-    minutes.
+    StabilityPaymentRequiredError (402). It also waits after StabilityRateLimitError (429), status 503 or a
+    failure to reach the API, unless a call that was made with the client may have been charged. Then **the
+    function runs again, from its beginning**. Waiting uses no worker and none of Airflow's retries. After a
+    refusal, it lasts at least ``poke_interval``. Each further refusal doubles it, up to 15 minutes.
 
     Any other exception of the function is handled by Airflow as usual. After StabilityOutcomeUnknownError,
     which says that a call may have been charged, the task fails without Airflow's retries. A function that
@@ -85,13 +84,11 @@ class StabilitySpendOperator(PythonOperator):
     :param stability_conn_id: a connection of type ``stability`` (templated).
     :param deferrable: wait in a triggerer (default), where all tasks on one connection and organization share
         one poll and are let go in turn. If False, the task is rescheduled. ``wait_timeout`` then runs from
-        the first reschedule and includes time spent in the function; each pause equals the time elapsed so
-        far.
+        the first reschedule and includes time spent in the function; each pause equals the time elapsed.
     :param poke_interval: seconds, or a timedelta, between two polls of the balance; default 60.
     :param reservation_seconds: seconds, or a timedelta, for which a triggerer reserves ``credits`` once it
         has let the task go; default 60.
-    :param kwargs: the arguments of a PythonOperator: ``op_args``, ``op_kwargs``, ``templates_dict`` and so
-        on.
+    :param kwargs: arguments of a PythonOperator: ``op_args``, ``op_kwargs``, ``templates_dict`` and so on.
     :raises ValueError: an argument is unusable; for a template, when the task runs.
     """
 
@@ -157,8 +154,8 @@ class StabilitySpendOperator(PythonOperator):
         """Run the function once there is credit, and return what it returns.
 
         :raises ValueError: a rendered argument is unusable.
-        :raises AirflowFailException: a permanent failure, ``wait_timeout``, ``max_refusals``, or an unknown
-            outcome.
+        :raises AirflowFailException: permanent failure, unknown outcome, ``wait_timeout`` or
+            ``max_refusals``.
         :raises StabilityConnectionNotFoundError: there is no such connection; Airflow's retries count.
         """
         event, now = self._event, datetime.now(UTC)
@@ -168,16 +165,17 @@ class StabilitySpendOperator(PythonOperator):
             return self._poll_and_run(context, self._spending(context, state))
         spending = self._spending(context, SpendState.from_memory(event.memory or {}).resumed(now))
         match event.verdict:
-            case DeferralEvent.OPEN if event.credits is not None:
+            case DeferralEvent.OPEN:
                 self.log.info("%s", event.text)
-                spending.gate.restore((event.credits, now))
+                spending.gate.restore((event.credits or 0.0, now))
             case DeferralEvent.TIMEOUT:
                 raise AirflowFailException(spending.timeout_text(event.text, event.credits))
             case DeferralEvent.UNUSABLE:
                 raise ValueError(event.text)
             case DeferralEvent.FAIL:
                 raise deferral.failure_exception(event.text, event.failure)
-        # Also after a verdict of another release.
+            case _:
+                self.log.warning("%s", event.unknown_verdict_text)
         return self._poll_and_run(context, spending)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
@@ -187,10 +185,13 @@ class StabilitySpendOperator(PythonOperator):
         """
         self._event = DeferralEvent.from_payload(event)
         try:
-            # Of the class: a DecoratedOperator handles the assets around it.
-            return execute_as(type(self), self, context)
+            return self.resume(context)
         finally:
             self._event = None
+
+    def resume(self, context: Context) -> Any:
+        """Go on after a deferral. What a subclass does in its own ``execute`` runs only once in a try."""
+        return execute_as(StabilitySpendOperator, self, context)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after a deferral; see :meth:`execute` for what is raised."""
@@ -258,7 +259,7 @@ class StabilitySpendOperator(PythonOperator):
     def _poll(self, gate: Gate, hook: StabilityHook) -> Decision:
         decision = read_and_decide(gate, hook, self.organization)
         if decision.verdict is Verdict.FAIL:
-            raise deferral.failure_exception(decision.text, deferral.failure_name(decision.failure))
+            raise deferral.failure_exception(decision.text, decision.failure)
         return decision
 
     def _call(self, context: Context, client: StabilityClient) -> Any:
@@ -266,16 +267,16 @@ class StabilitySpendOperator(PythonOperator):
         try:
             return execute_as(PythonOperator, self, context)
         finally:
-            self.op_kwargs = op_kwargs  # a PythonOperator replaces them by what the function gets
+            self.op_kwargs = op_kwargs  # a PythonOperator replaces them with what the function gets
             self._client = None
 
     def determine_kwargs(self, context: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the arguments of the function: a PythonOperator's, and the client."""
+        """Return the arguments of the function: those of a PythonOperator, and the client."""
         kwargs: Mapping[str, Any] = super().determine_kwargs(context)
         return {**kwargs, CLIENT: self._client} if takes_client(self.python_callable) else kwargs
 
     def _leave(self, gate: Gate, step: Wait | GiveUp) -> BaseException:
-        """Return the exception with which the task leaves the worker: it waits, or fails."""
+        """Return the exception with which the task leaves the worker, to wait or to fail."""
         if isinstance(step, GiveUp):
             return AirflowFailException(step.text)
         now = datetime.now(UTC)

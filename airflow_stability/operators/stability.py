@@ -9,13 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from airflow_stability import metrics
+from airflow_stability import errors, metrics
 from airflow_stability.compat import AirflowFailException, BaseOperator, Context
-from airflow_stability.errors import (
-    StabilityConnectionNotFoundError,
-    StabilityError,
-    StabilityPermanentError,
-)
 from airflow_stability.hooks.stability import StabilityHook
 from airflow_stability.rules.wording import organization_label
 from airflow_stability.validation import check_organization, format_number, is_template
@@ -24,7 +19,7 @@ if TYPE_CHECKING:
     from airflow_stability.client import StabilityClient
     from airflow_stability.operators.spend import StabilitySpendOperator as StabilitySpendOperator
 
-#: Stands in XCom instead of an e-mail address.
+#: What XCom holds instead of an e-mail address.
 REDACTED = "***"
 
 
@@ -111,7 +106,7 @@ class StabilityBalanceOperator(BaseOperator):
             try:
                 with metrics.timed_call(*wallet):
                     credits = client.get_balance(organization).credits
-            except StabilityError as error:
+            except errors.StabilityError as error:
                 metrics.polled(*wallet, error)
                 raise
         metrics.polled(*wallet, credits)
@@ -125,9 +120,9 @@ def _client(stability_conn_id: str) -> Iterator[StabilityClient]:
     hook = StabilityHook(stability_conn_id)
     try:
         yield hook.get_conn()
-    except StabilityConnectionNotFoundError:
+    except errors.StabilityConnectionNotFoundError:
         raise  # a secrets backend may be out of order: Airflow's retries count
-    except StabilityPermanentError as error:
+    except errors.StabilityPermanentError as error:
         raise AirflowFailException(str(error)) from None
     finally:
         hook.close()

@@ -85,7 +85,7 @@ class _QueryCache:
 def connect(conn_id: str) -> StabilityClient:
     """Make the client of a connection, as the hook does.
 
-    :raises StabilityError: the connection cannot be read, is of another type, or makes no client.
+    :raises StabilityError: the connection cannot be read, is of another type, or has an unusable field.
     """
     hook = StabilityHook(conn_id, retry_deadline=0)
     client = hook.get_conn()

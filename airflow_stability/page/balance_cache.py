@@ -6,9 +6,9 @@ Reloading the page must not lock a key out, and an API that hangs must not hang 
 - One thread requests all balances of a connection, one after another. A lock-out belongs to the API key, so
   it applies to all of them.
 - A page waits a few seconds and then shows the earlier values. The request goes on in its thread, and a later
-  page shows its result. No page waits for a request that hangs: the waiting threads are the API server's.
+  page shows its result. No page waits for a request that hangs, or it would hold a thread of the API server.
 
-Knows no Airflow.
+This module uses no Airflow.
 """
 
 from __future__ import annotations

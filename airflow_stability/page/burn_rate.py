@@ -1,6 +1,6 @@
 """Readings of a balance, and the burn rate: how fast credits are spent and how long they last.
 
-Knows no HTTP and no Airflow.
+This module uses no HTTP and no Airflow.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Readings as an SVG path. Knows no HTTP and no Airflow.
+"""Readings as an SVG path. This module uses no HTTP and no Airflow.
 
 The picture holds no text. The page places the labels around it, so that they stay readable on a phone.
 """

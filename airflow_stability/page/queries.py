@@ -286,7 +286,7 @@ def _reading(credits: object, at: object) -> Reading | None:
     time = _time(at)
     if time is None or isinstance(credits, bool) or not isinstance(credits, int | float):
         return None
-    # Any user who may write an XCom can write any number, also one that cannot be plotted.
+    # Any user who may write an XCom can write any number, even one that cannot be plotted.
     return Reading(time, float(credits)) if -MAX_CREDITS <= credits <= MAX_CREDITS else None
 
 

@@ -1,1 +1,1 @@
-"""The rules, pure: no HTTP, no Airflow, the clock is passed in."""
+"""The rules, as pure functions and classes: no HTTP, no Airflow, and the clock is passed in."""

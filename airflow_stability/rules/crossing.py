@@ -1,15 +1,14 @@
-"""When a balance crosses a threshold: the decision behind event-driven DAGs.
+"""The decision that starts event-driven DAGs: has the balance crossed a threshold?
 
 A driver passes a balance or a failure to the watch. The watch returns a :class:`CrossingDecision`. The rules:
 
 - ``above``: an event fires when the balance rises to more credits than the threshold. ``below``: an event
   fires when the balance falls to the threshold or fewer credits.
-- It fires once. The watch is armed again when the balance is back on the other side, by the margin at least:
-  ``above`` at the threshold less the margin or fewer credits, ``below`` at more credits than the threshold
-  plus the margin.
-- The first balance tells the side and fires nothing, because a crossing has two sides. If it is beyond the
-  threshold, it counts as if it had fired. After a restart the state can be restored; then the next balance is
-  not the first.
+- An event fires once. The watch is armed again when the balance is back on the other side, by at least the
+  margin. For ``above``, that is the threshold less the margin, or fewer credits; for ``below``, more credits
+  than the threshold plus the margin.
+- The first balance fires nothing, because one balance alone shows no crossing. If it is beyond the threshold,
+  it counts as if it had fired. After a restart, a restored state replaces the first balance.
 - A failure fires nothing, forgets nothing and ends nothing.
 - The watch logs when it starts, at each change, and every hour.
 """
@@ -82,8 +81,8 @@ class ThresholdWatch:
     def restore(self, state: object) -> None:
         """Take over a :attr:`state` from before a restart. Anything else is ignored.
 
-        It may come after balances were observed. It counts as long as they have fired nothing, and never
-        disarms what they have armed.
+        Balances may have been observed before. The state counts only if they have fired nothing, and never
+        disarms a watch that they have armed.
         """
         match state:
             case {"armed": bool(armed), "credits": int() | float() as credits} if math.isfinite(credits):
@@ -100,7 +99,7 @@ class ThresholdWatch:
 
         :param credits: the balance as the API sent it.
         :param now: aware time at which it was read.
-        :param organization: whose it is, for the text; None for the key's default.
+        :param organization: whose balance it is, for the text; None for the key's default.
         """
         previous, self._credits = self._credits, credits
         has = f"{organization_label(organization)} has {format_number(credits)} credits"

@@ -1,15 +1,15 @@
-"""When credit suffices: the one decision of every sensor mode and of every task that spends.
+"""The decision of every sensor mode and of every task that spends: is there enough credit?
 
 A driver (poke, reschedule, trigger) passes a balance or a failure to the gate. The gate returns a
 :class:`Decision`. The rules:
 
-- The gate opens when the credits are more than the minimum; exactly the minimum is not enough. A gate with
-  expected credits opens when that much is there beyond the minimum, and not reserved for others.
+- The gate opens when the credits are more than the minimum; exactly the minimum is not enough. With expected
+  credits, that much must also be there beyond the minimum and not be reserved for others.
 - A transient failure neither opens the gate nor fails it: an unknown balance is not a low balance.
 - A permanent failure fails the gate. A key that has worked for this gate gets ten minutes of grace first,
-  because a key and its connection are not replaced in the same moment.
-- The gate is not polled before the server allows a call.
-- It logs when it starts to wait, at each change, every hour, and at the end.
+  because a key and its connection are not replaced at the same moment.
+- The balance is not polled before the server allows a call.
+- The gate logs when it starts to wait, at each change, every hour, and at the end.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ class Decision:
     :param text: the reason in a sentence, for the log and for the failure.
     :param should_log: whether the text is news for the log.
     :param credits: the balance that opened the gate.
-    :param failure: the error that failed the gate.
+    :param failure: name of the error class that failed the gate.
     """
 
     verdict: Verdict
     text: str
     should_log: bool
     credits: float | None = None
-    failure: StabilityError | None = None
+    failure: str | None = None
 
 
 class Gate:
@@ -95,7 +95,7 @@ class Gate:
         self.grace = grace
         #: The balance that was read last, and when.
         self.last_balance: tuple[float, datetime] | None = None
-        #: What went wrong last, unless a balance was read after it.
+        #: The last failure; None if a balance was read after it.
         self.last_failure: StabilityError | None = None
         self._failures = 0
         self._reserved = 0.0
@@ -116,11 +116,11 @@ class Gate:
         return credits is not None and suffices(credits, self.minimum_credits, self.expected_credits)
 
     def seconds_until_poll(self, now: datetime) -> float:
-        """Return for how many more seconds the server wants no call; 0.0 when it may be asked."""
+        """Return for how many more seconds the server wants no call; 0.0 if it allows one."""
         return self._lockout.seconds_left(now.timestamp())
 
     def key_changed(self) -> None:
-        """Take note that another key is used from now on, which has not worked yet."""
+        """Take note that another key is in use from now on. It has not worked yet."""
         self._key_has_worked = False
         self._refused_since = None
         self._lockout.end()  # a lock-out belongs to a key
@@ -130,10 +130,10 @@ class Gate:
         self._key_has_worked = True
 
     def restore(self, balance: tuple[float, datetime] | None, failure: StabilityError | None = None) -> None:
-        """Take over what the same gate knew in the worker that deferred it.
+        """Take over what the same gate knew on the worker that deferred it.
 
         :param balance: the credits that were read last and when; None if none were read.
-        :param failure: what went wrong last, unless a balance was read after it.
+        :param failure: the last failure; None if a balance was read after it.
         """
         if balance is not None:
             self.last_balance = balance
@@ -147,7 +147,7 @@ class Gate:
 
         :param credits: the balance as the API sent it.
         :param now: aware time at which it was read.
-        :param reserved: credits of it that others were let go for and may not have spent yet.
+        :param reserved: credits of it that are reserved for others, who may not have spent them yet.
         """
         self.last_balance, self._reserved = (credits, now), reserved
         self._key_has_worked = True
@@ -176,7 +176,7 @@ class Gate:
         if self._key_has_worked and now < grace_ends:
             return self._wait(f"{wording.grace_text(grace_ends)} {error}", kind, now)
         worked = " The key had worked before." if self._key_has_worked else ""
-        return Decision(Verdict.FAIL, f"{error}{worked}", True, failure=error)
+        return Decision(Verdict.FAIL, f"{error}{worked}", True, failure=type(error).__name__)
 
     def timeout_text(self, timeout: float) -> str:
         """Return why the gate did not open in time: too little credit, or no response.
@@ -194,7 +194,7 @@ class Gate:
         return wording.timeout_text(timeout, reason)
 
     def locked_out_text(self, timeout: float, now: datetime) -> str:
-        """Return that the server wants no call before the timeout, so that the gate cannot open in time.
+        """Return why the gate cannot open in time: the server wants no call before the timeout.
 
         :param timeout: seconds that the gate was given.
         """

@@ -16,7 +16,7 @@ class LogThrottle:
         self._logged_at: datetime | None = None
 
     def is_new(self, situation: object) -> bool:
-        """Tell whether this is another situation than the one that was logged last."""
+        """Tell whether the situation differs from the one that was logged last."""
         return self._logged_at is None or situation != self._situation
 
     def should_log(self, situation: object, now: datetime) -> bool:

@@ -1,15 +1,15 @@
-"""Who is let go at a balance, and in which order.
+"""The decision which tasks a balance lets go, and in which order.
 
-After a top-up a thousand gates could open at once, and most of their runs would find the balance used up
-again. Tasks that say how much they expect to spend are paced instead. The rules:
+After a top-up a thousand gates could open at once, and most of their runs would find the balance used up.
+Tasks that say how much they expect to spend are paced instead. The rules:
 
-- The oldest task goes first. A task for which the balance is not enough holds back no task behind it.
-- At one balance, as many tasks are let go as it covers: see :func:`airflow_stability.rules.gate.suffices`.
-- The expected credits of a task that was let go are reserved until a balance that was requested some time
-  later: by then they show in the balance, if they were spent.
+- The oldest task goes first. A task for which the balance is too low does not hold back the tasks behind it.
+- One balance lets go as many tasks as it covers: see :func:`airflow_stability.rules.gate.suffices`.
+- The expected credits of a task that was let go are reserved for some time. A balance that is requested after
+  that time shows whether they were spent.
 
-This is advice. Other processes and other people spend from the same balance, and only the server can refuse a
-call without a race.
+The pacing is only advisory. Other processes and other people spend from the same balance, and only the server
+can refuse a call without a race.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Pacer:
         :param balance: in credits.
         :param requested_at: when the balance was requested.
         :param now: the time at which tasks are let go.
-        :param only: a newcomer that this balance is news to; the others have seen it.
+        :param only: the one task to consider, a newcomer; the others have seen this balance.
         :returns: for each task that was waiting, the credits of the balance that are reserved for others.
             A task for which the rest suffices has been let go, and waits no longer.
         """

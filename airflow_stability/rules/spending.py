@@ -1,15 +1,14 @@
 """What a task that spends does next: run its function, wait, or give up.
 
-A balance that was read is old at once: only the server knows whether a call can be paid for. So the task
-finds out by spending. The rules:
+A balance may be out of date as soon as it is read. Only the server knows whether a call can be paid for, so
+the task finds out by spending. The rules:
 
 - The function runs when the balance covers what it is expected to spend. Otherwise the task waits.
-- A 402 response (payment required) sends the task back to waiting. So does a response which says that nothing
+- A 402 response (payment required) sends the task back to waiting. So does a failure which says that nothing
   was accepted (429, 503, no connection), unless an earlier call of the same run may have been charged.
 - After a refusal the task pauses before the function runs again: for ``poke_interval`` at first, then for
-  twice as long each time, at most for 15 minutes.
-- The task gives up after ``wait_timeout``, or after ``max_refusals`` refusals that low credit does not
-  explain.
+  twice as long each time, up to 15 minutes.
+- The task gives up after ``wait_timeout`` or ``max_refusals`` refusals that low credit does not explain.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ class SpendState:
     """What a task remembers while it waits, as plain JSON types. Times are aware, in ISO format.
 
     :param try_number: the try that waits.
-    :param since: when the task began to wait for the first time; None before.
+    :param since: when the task began to wait for the first time; None before that.
     :param waiting_since: when it began to wait this time; None while it does not wait.
     :param seconds_waited: seconds for which it waited before.
     :param last_pause: length of its last pause in seconds; 0.0 before the first.
@@ -56,20 +55,20 @@ class SpendState:
 
     @classmethod
     def from_memory(cls, memory: Mapping[str, Any]) -> SpendState:
-        """Return the state that was stored; what this release does not know is ignored."""
+        """Return the state that was stored. Fields that this release does not know are ignored."""
         return cls(**{each.name: memory[each.name] for each in fields(cls) if each.name in memory})
 
     @classmethod
     def rescheduled(cls, first_reschedule: datetime, now: datetime) -> SpendState:
         """Return the state of a task that waits by reschedule, and so remembers nothing but its start.
 
-        All the time since then counts as waiting, and the next pause is as long.
+        All the time since then counts as waiting. The next pause is as long as that time.
         """
         passed = (now - first_reschedule).total_seconds()
         return cls(seconds_waited=passed, last_pause=passed / 2)
 
     def resumed(self, now: datetime) -> SpendState:
-        """Return the state after this time of waiting."""
+        """Return the state after this wait."""
         if self.waiting_since is None:
             return self
         waited = (now - datetime.fromisoformat(self.waiting_since)).total_seconds()
@@ -122,7 +121,7 @@ def is_refusal(error: StabilityError, maybe_paid: int) -> bool:
 
 
 class Spending:
-    """The decisions of one task that spends, in one start of it on a worker.
+    """The decisions of one task that spends, for one start on a worker.
 
     :param gate: the gate of the task, with a minimum of 0 and the credits that the function will spend. It is
         stateful if the task remembers its state while it waits.
@@ -152,7 +151,7 @@ class Spending:
         self._credits_before_run = 0.0
 
     def after_poll(self, decision: Decision, now: datetime) -> Run | Wait | GiveUp:
-        """Return what follows a poll that did not fail for good."""
+        """Return what follows a poll that did not fail permanently."""
         if decision.verdict is Verdict.OPEN:
             self._credits_before_run = decision.credits or 0.0
             return Run()
@@ -204,7 +203,7 @@ class Spending:
             return GiveUp(self.timeout_text(text, self.gate.last_credits))
         if not self.gate.stateful:
             locked_out = self.gate.seconds_until_poll(now)
-            if locked_out > left:  # after the wait it would not remember that, and poll
+            if locked_out > left:  # it would not remember that after the wait, and would poll
                 text = self.gate.locked_out_text(self.wait_timeout, now)
                 return GiveUp(self.timeout_text(text, self.gate.last_credits))
             pause = min(max(pause, self.poke_interval, locked_out), max(left, self.min_wait))

@@ -1,6 +1,6 @@
-"""Wordings of the texts that tasks log and fail with.
+"""The texts that tasks log and fail with.
 
-How numbers are written is in :mod:`airflow_stability.validation`.
+:mod:`airflow_stability.validation` says how numbers are written.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def clock_time(time: datetime) -> str:
 def balance_text(organization: str | None, credits: float, reserved: float, needs: str) -> str:
     """Return what a balance is, and what is needed.
 
-    :param reserved: credits of it that others were let go for.
+    :param reserved: credits of it that are reserved for other tasks.
     """
     of_which = f" of which {format_number(reserved)} are reserved for other tasks," if reserved else ""
     return f"{organization_label(organization)} has {format_number(credits)} credits,{of_which} {needs}"
 
 
 def opens_text(balance: str) -> str:
-    """Return that a gate opens.
+    """Return the text of a gate that opens.
 
     :param balance: see :func:`balance_text`.
     """
@@ -52,9 +52,9 @@ def opens_text(balance: str) -> str:
 
 
 def waits_text(reason: str, *, again: bool) -> str:
-    """Return that a gate waits.
+    """Return the text of a gate that waits.
 
-    :param again: whether it was logged before, for the same reason.
+    :param again: whether the same reason was logged before.
     """
     return f"{'Still waiting' if again else 'Waiting'}: {reason}"
 
@@ -72,7 +72,7 @@ def history_text(failures: int, balance: tuple[float, datetime] | None) -> str:
 
 
 def grace_text(ends: datetime) -> str:
-    """Return that a refused key gets time to be replaced."""
+    """Return the text for a refused key that gets time to be replaced."""
     return (
         "the key has worked before and may be about to be replaced; if it is still refused at "
         f"{clock_time(ends)}, the task fails."
@@ -80,7 +80,7 @@ def grace_text(ends: datetime) -> str:
 
 
 def timeout_text(timeout: float, reason: str) -> str:
-    """Return that the time is over, and why credit was not there.
+    """Return the text of a timeout, with its reason.
 
     :param timeout: seconds that the task was given.
     """
@@ -88,7 +88,7 @@ def timeout_text(timeout: float, reason: str) -> str:
 
 
 def locked_out_text(until: datetime, timeout: float, reason: str) -> str:
-    """Return that the key is locked out until after the timeout.
+    """Return the text for a key that is locked out until after the timeout.
 
     :param timeout: seconds that the task was given.
     """
@@ -99,9 +99,9 @@ def locked_out_text(until: datetime, timeout: float, reason: str) -> str:
 
 
 def airflow_timeout_text(limits: dict[str, float]) -> str:
-    """Return what is known when Airflow, and not the trigger, ended a deferral.
+    """Return the text for a deferral that Airflow ended, not the trigger.
 
-    :param limits: seconds by the name of the task's argument that allowed them.
+    :param limits: seconds by the name of the task's argument that set this limit.
     """
     shown = " and ".join(f"{name} of {format_number(seconds)} s" for name, seconds in limits.items())
     return (

@@ -1,4 +1,4 @@
-"""StabilityBalanceSensor: holds a DAG back until there is credit. The driver of the gate on a worker."""
+"""StabilityBalanceSensor: the driver of the gate on a worker. It holds a DAG back until there is credit."""
 
 from __future__ import annotations
 
@@ -35,23 +35,12 @@ from airflow_stability.validation import (
     is_template,
 )
 
-#: The names that a template may use to be rendered in the triggerer. The rest of a task's context is missing
-#: there, or a request for it (an XCom, an earlier run) is never answered.
-TRIGGERER_TEMPLATE_NAMES = frozenset(
-    {
-        "dag_run",
-        "data_interval_end",
-        "data_interval_start",
-        "ds",
-        "ds_nodash",
-        "logical_date",
-        "params",
-        "run_id",
-        "ts",
-        "ts_nodash",
-        "ts_nodash_with_tz",
-    }
-)
+#: The names that a template may use if it is rendered in the triggerer. The rest of a task's context is
+#: missing there, or a request for it (an XCom, an earlier run) is never answered.
+TRIGGERER_TEMPLATE_NAMES = {
+    *("dag_run", "params", "run_id", "logical_date", "data_interval_start", "data_interval_end"),
+    *("ds", "ds_nodash", "ts", "ts_nodash", "ts_nodash_with_tz"),
+}
 
 
 class _GateFailed(AirflowFailException):
@@ -73,11 +62,11 @@ class StabilityBalanceSensor(SensorBase):
 
     Its XCom is the balance, a float.
 
-    An outage, a rate limit or a firewall neither opens the gate nor fails it: it waits on, up to ``timeout``.
-    A permanent failure, such as a refused key, fails the task at once and without retries. ``soft_fail``
-    skips at a timeout only. ``never_fail`` skips in both cases. After a permanent failure the connection is
-    read again first, and tried at once if it has changed. In mode ``poke`` and in a triggerer, a key that has
-    worked before may be refused for ten minutes.
+    An outage, a rate limit or a firewall neither opens the gate nor fails it: the sensor goes on waiting, up
+    to ``timeout``. A permanent failure, such as a refused key, fails the task at once and without retries.
+    ``soft_fail`` skips the task only at a timeout, ``never_fail`` in both cases. After a permanent failure,
+    the connection is first read again. If it has changed, it is tried at once. In mode ``poke`` and in a
+    triggerer, a key that has worked before may be refused for ten minutes first.
 
     :param minimum_credits: the gate opens on more credits than this: a finite number, 0 or more, or a string
         that is one once rendered (templated).
@@ -85,9 +74,8 @@ class StabilityBalanceSensor(SensorBase):
         default (templated).
     :param stability_conn_id: a connection of type ``stability`` (templated).
     :param expected_credits: credits that the run behind the gate will spend (templated). The gate then opens
-        when that much is there beyond the minimum. In a triggerer it takes turns with the other gates that
-        expect to spend, so that they do not open together on credit for one. None: it opens on the balance
-        alone.
+        when that much is there beyond the minimum. In a triggerer it takes turns with other gates that expect
+        to spend, so that they do not all open on credit for one. None: it opens on the balance alone.
     :param reservation_seconds: seconds, or a timedelta, for which a triggerer reserves the expected credits
         once the gate has opened; default 60.
     :param deferrable: wait in a triggerer after a first poll on the worker. All gates there on one connection
@@ -96,7 +84,7 @@ class StabilityBalanceSensor(SensorBase):
         Where Airflow cannot do that, the task defers from a worker at once and logs so: on Airflow 3.1 and
         3.2, when mapped, with most templates, and under ``airflow dags test``.
     :param end_from_trigger: with ``deferrable``, succeed in the triggerer, without another start on a worker.
-        All other ends go through a worker. ``on_success_callback``, listeners and ``outlets`` are given up.
+        All other ends go through a worker. ``on_success_callback``, listeners and ``outlets`` have no effect.
     :param kwargs: the arguments of every sensor: ``poke_interval`` (seconds or a timedelta, default 60),
         ``timeout`` (seconds or a timedelta), ``mode`` (``poke`` or ``reschedule``), ``soft_fail``,
         ``never_fail`` and so on.
@@ -125,7 +113,7 @@ class StabilityBalanceSensor(SensorBase):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if deferrable:  # all gates that share its poll would poll without a pause
+        if deferrable:  # at 0, all gates that share its poll would poll without a pause
             check_seconds(self.poke_interval, argument="poke_interval")
         self.deferrable = deferrable
         self.end_from_trigger = end_from_trigger
@@ -186,7 +174,8 @@ class StabilityBalanceSensor(SensorBase):
                 raise ValueError(fired.text)
             case DeferralEvent.FAIL:
                 raise _GateFailed(fired.text, fired.failure)
-            case _:  # a verdict of another release
+            case _:
+                self.log.warning("%s", fired.unknown_verdict_text)
                 return self._wait_for_credit(context, poll_first=True, memory=fired.memory)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
@@ -214,6 +203,8 @@ class StabilityBalanceSensor(SensorBase):
             balance: float = execute_as(BaseSensorOperator, self, context)
             return balance
         except (AirflowSensorTimeout, AirflowSkipException, AirflowFailException) as ended:
+            if ended.__cause__ is not None and not isinstance(ended.__cause__, _GateFailed):
+                raise  # something else than a failed gate or a timeout, from a subclass
             timed_out = ended.__cause__ is None and not isinstance(ended, AirflowFailException)
             ending = self._ending(AirflowSensorTimeout(self._timeout_text()) if timed_out else ended)
         finally:
@@ -221,13 +212,13 @@ class StabilityBalanceSensor(SensorBase):
         raise ending
 
     def _ending(self, ended: Exception) -> Exception:
-        """Return what the task raises in the end: one rule for all modes and versions of Airflow.
+        """Return the exception that ends the task, by one rule for all modes and versions of Airflow.
 
         :param ended: an exception that has passed the handlers of BaseSensorOperator.
         """
         error = ended
-        if isinstance(ended, AirflowSkipException) and isinstance(ended.__cause__, Exception):
-            error = ended.__cause__
+        while isinstance(error, AirflowSkipException) and isinstance(error.__cause__, Exception):
+            error = error.__cause__
         text = str(error)
         if isinstance(error, AirflowSensorTimeout):
             skips = self.soft_fail or self.never_fail
@@ -238,7 +229,7 @@ class StabilityBalanceSensor(SensorBase):
             return (
                 deferral.failure_exception(text, error.failure) if isinstance(error, _GateFailed) else error
             )
-        return ended
+        return error if isinstance(error, AirflowSkipException) else ended
 
     def _timeout_text(self) -> str:
         now = datetime.now(UTC)
@@ -263,7 +254,7 @@ class StabilityBalanceSensor(SensorBase):
         raise self._deferral(started, try_of(context))
 
     def _deferral(self, started: datetime, try_number: int) -> TaskDeferred:
-        """Return what makes the task go on in a triggerer.
+        """Return the exception that makes the task go on in a triggerer.
 
         :param started: start of the try, which stays the same when the task comes back to a worker.
         """
@@ -282,7 +273,7 @@ class StabilityBalanceSensor(SensorBase):
             **deferral.handover_arguments(self._gate, now),
             deadline=deadline.isoformat(),
             since=started.isoformat(),
-            # Some versions of Airflow give another start when a task resumes.
+            # Some versions of Airflow report another start when a task resumes.
             memory={"try_number": try_number, "started": started.isoformat()},
         )
         return TaskDeferred(
@@ -319,7 +310,7 @@ class StabilityBalanceSensor(SensorBase):
 
         :raises AirflowFailException: a permanent failure.
         """
-        if self._gate is None:  # called by itself, as tests do
+        if self._gate is None:  # called directly, as tests do
             self._start()
         if self._gate.seconds_until_poll(datetime.now(UTC)) > 0:
             return False
@@ -334,12 +325,12 @@ class StabilityBalanceSensor(SensorBase):
         if locked_out > time_left:
             if self.reschedule:
                 # Between two pokes nothing is remembered, so the next one would come inside the lock-out.
-                # Nothing can be learned before the timeout: the time is over now.
+                # Nothing can be learned before the timeout, so the wait ends now.
                 raise AirflowSensorTimeout
             return time_left
         from airflow_stability.client.retry import with_jitter
 
-        # The gates that were locked out together do not come back together.
+        # Gates that were locked out together must not come back together.
         return max(interval, with_jitter(locked_out))
 
     def _start(self) -> None:
@@ -357,7 +348,7 @@ class StabilityBalanceSensor(SensorBase):
 
         decision = read_and_decide(self._gate, self._hook, self.organization)
         if decision.verdict is Verdict.FAIL:
-            raise _GateFailed(decision.text, deferral.failure_name(decision.failure))
+            raise _GateFailed(decision.text, decision.failure)
         if decision.should_log:
             self.log.info("%s", decision.text)
             if decision.verdict is Verdict.WAIT:

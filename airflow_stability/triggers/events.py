@@ -1,14 +1,13 @@
 """StabilityBalanceEventTrigger: the driver of the threshold watch in a triggerer. It needs Airflow 3.
 
-It shares the feed with all gates there. What must not happen to the trigger of an AssetWatcher, and how it is
-prevented:
+It shares the feed with all gates there. The dangers for an AssetWatcher's trigger, and what prevents them:
 
-- Airflow restarts a trigger that ends or raises every two seconds, for ever. ``run`` does neither.
+- If a trigger ends or raises, Airflow restarts it every two seconds, for ever. ``run`` does neither.
 - An event is lost if the triggerer is killed before Airflow has stored it. So the state is stored a moment
   after the event. If the triggerer is killed in between, the event fires again: it may come twice, but is not
   lost.
-- When the state cannot be read or stored, events fire all the same, and it is tried again with each balance.
-- Another release may have stored the arguments. Unknown ones are ignored. With unusable ones nothing is
+- If the state cannot be read or stored, events still fire. Each balance brings another attempt.
+- Another release may have stored the arguments. Unknown ones are ignored. If one is unusable, nothing is
   watched until the DAG is parsed again.
 """
 
@@ -29,17 +28,17 @@ from airflow_stability.rules.crossing import CrossingDecision, Direction, Thresh
 from airflow_stability.triggers.feed import Observation, observations
 from airflow_stability.validation import check_conn_id, check_organization, check_seconds
 
-#: Seconds that Airflow gets to store an event. It takes one or two, and reports to nobody.
+#: Seconds that Airflow gets to store an event. It takes one or two, and does not report the end.
 EVENT_STORE_SECONDS = 5.0
 
 
 class StabilityBalanceEventTrigger(BaseEventTrigger):
-    """A trigger for an ``AssetWatcher`` that fires when a balance crosses a threshold. Airflow 3.
+    """A trigger for an ``AssetWatcher`` that fires when a balance crosses a threshold. It needs Airflow 3.
 
-    It fires once per crossing, and again after the balance was back on the other side. The first balance that
-    it ever reads fires nothing. If it is beyond the threshold, it counts as if it had fired. On Airflow 3.3
-    the side and the last balance are stored in the asset's state store, so a crossing while no triggerer ran
-    is noticed afterwards. Before 3.3 each restart of the triggerer begins anew.
+    It fires once per crossing, and again only after the balance was back on the other side. The first balance
+    that it ever reads fires nothing. If it is beyond the threshold, it counts as if it had fired. On Airflow
+    3.3 the side and the last balance are stored in the asset's state store, so a crossing while no triggerer
+    ran is noticed afterwards. Before 3.3, the watch begins anew with each restart of the triggerer.
 
     The event's payload is a dict of ``credits``, ``previous_credits``, ``threshold``, ``direction``,
     ``organization`` (None for the key's default) and ``time`` (in ISO format).
@@ -60,8 +59,8 @@ class StabilityBalanceEventTrigger(BaseEventTrigger):
     :raises TypeError: an argument is unknown.
     """
 
-    #: Seconds between two polls after a permanent failure, at least. A gate fails then. A watcher goes on
-    #: until somebody mends it, and that may take days.
+    #: The shortest time between two polls after a permanent failure, in seconds. A gate fails then. A watcher
+    #: goes on until somebody fixes the cause, which may take days.
     poll_interval_after_permanent_failure = 300.0
 
     def __init__(
@@ -76,7 +75,7 @@ class StabilityBalanceEventTrigger(BaseEventTrigger):
         **unknown_arguments: Any,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's
-        # Only serialize() gives it: Airflow makes the trigger from its database. Then arguments of another
+        # Only serialize() passes it: Airflow makes this trigger from its database. Then arguments of another
         # release are kept and ignored, and an unusable argument raises nothing.
         stored = unknown_arguments.pop("stored", False)
         if unknown_arguments and not stored:
@@ -89,14 +88,14 @@ class StabilityBalanceEventTrigger(BaseEventTrigger):
         self.organization = organization
         self.stability_conn_id = stability_conn_id
         self.poke_interval: float = poke_interval  # type: ignore[assignment]  # checked below
-        #: Why nothing can be watched.
+        #: Why nothing can be watched; None if it can.
         self.unusable: str | None = None
         try:
             self._check()
         except ValueError as error:
             if not stored:
                 raise
-            self.unusable = str(error)  # a triggerer that makes the trigger anew would die of a ValueError
+            self.unusable = str(error)  # a ValueError would end a triggerer that makes the trigger anew
 
     def _check(self) -> None:
         watch = ThresholdWatch(self.threshold, self.direction, margin=self.margin)
@@ -106,7 +105,7 @@ class StabilityBalanceEventTrigger(BaseEventTrigger):
         self.poke_interval = check_seconds(self.poke_interval, argument="poke_interval")
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return the class and its arguments, as Airflow stores them: equal ones are one trigger."""
+        """Return the class and its arguments, as Airflow stores them. Equal ones make one trigger."""
         arguments = {
             "threshold": self.threshold,
             "direction": self.direction,
@@ -129,7 +128,10 @@ class StabilityBalanceEventTrigger(BaseEventTrigger):
                 "argument that this one cannot use: %s",
                 self.unusable,
             )
-            await asyncio.Event().wait()  # until Airflow cancels it: ended, it would be started again at once
+            await asyncio.Event().wait()  # until Airflow cancels it; if it ended, Airflow would restart it
+        if self.unknown_arguments:
+            ignored = ", ".join(sorted(self.unknown_arguments))
+            self.log.warning("Arguments that only another release knows are ignored: %s.", ignored)
         watch = ThresholdWatch(self.threshold, self.direction, margin=self.margin)
         store = _WatchStore(self, watch)
         while True:
@@ -138,7 +140,7 @@ class StabilityBalanceEventTrigger(BaseEventTrigger):
                     async for event in events:
                         yield event
             except Exception:
-                self.log.exception("An unexpected error; the balance is watched on.")
+                self.log.exception("An unexpected error; the watch goes on.")
             await asyncio.sleep(self.poke_interval)
 
     async def _events(self, watch: ThresholdWatch, store: _WatchStore) -> AsyncGenerator[TriggerEvent, None]:
@@ -187,14 +189,14 @@ class StabilityBalanceEventTrigger(BaseEventTrigger):
 
 
 class _WatchStore:
-    """The state of a watch in the state store of the asset, where Airflow has one."""
+    """The state of a watch in the asset's state store, if this Airflow has one."""
 
     def __init__(self, trigger: StabilityBalanceEventTrigger, watch: ThresholdWatch) -> None:
         self._watch = watch
         self._log = trigger.log
         self._store = asset_state_store(trigger)
-        # Several triggers can watch one asset, and another threshold has another state. The interval is not
-        # in the key: it may change without anything being forgotten.
+        # Several triggers can watch one asset, and each threshold has its own state. The interval is not in
+        # the key, so that the state survives a change of it.
         self._key = (
             f"stability_balance {trigger.direction} {trigger.threshold} margin {trigger.margin} "
             f"{trigger.organization or 'default'} {trigger.stability_conn_id}"
@@ -204,7 +206,7 @@ class _WatchStore:
         self._fails = False
 
     async def read(self) -> None:
-        """Restore the state from before a restart, unless that is done."""
+        """Restore the state from before a restart, unless that was done already."""
         if self._store is None or self._was_read:
             return
         try:
@@ -216,7 +218,7 @@ class _WatchStore:
         self._watch.restore(self._written)
 
     async def write(self) -> None:
-        """Store the state if it has changed; never over a state that was not read yet."""
+        """Store the state if it has changed, but never over a state that was not read yet."""
         state = self._watch.state
         if self._store is None or not self._was_read or state is None or state == self._written:
             return

@@ -3,22 +3,22 @@
 A thousand deferred gates are a thousand triggers in one event loop. Each of them follows the feed of its
 connection and organization. The feed polls at the smallest interval that a follower wants, and hands every
 observation to all followers. It starts with its first follower and ends with its last. Followers that say how
-much they expect to spend are paced: with a balance, each gets how much of it is reserved for others.
+much they expect to spend are paced: with a balance, each learns how much of it is reserved for others.
 
-Airflow 3.3 can share a stream between triggers as well (``shared_stream_key``). It is not used here. It does
-not exist before 3.3. It also serves only triggers that derive from BaseEventTrigger, and a triggerer that
+Airflow 3.3 can also share a stream between triggers (``shared_stream_key``), but the feed does not use that.
+It does not exist before 3.3. It serves only triggers that derive from BaseEventTrigger, and a triggerer that
 listens on a queue never runs those.
 
 What must not happen in a triggerer, and how it is prevented:
 
-- Nothing of Airflow that asks its supervisor runs in a thread of ours. The connection is read on the event
+- No Airflow code that asks the supervisor runs in a thread of ours. The connection is read on the event
   loop's side, and the thread makes only the HTTP call.
-- The feed's task starts with an empty context. With the caller's context, everything that it ever does would
-  be logged into the log of the task whose trigger came first.
-- The loop's own executor has a handful of threads for all triggers, and calls that hang would starve the
-  others. The feeds have an executor of their own.
-- All other triggers wait while the loop is busy. The loop loads no module here, and does not serve a thousand
-  followers in one turn.
+- The feed's task starts with an empty context. With the caller's context, everything that it logs would go
+  into the log of the task whose trigger came first.
+- The loop's own executor has only a few threads for all triggers, and calls that hang would block the others.
+  So the feeds have an executor of their own.
+- All other triggers wait while the loop is busy. So the loop loads no module here, and does not serve a
+  thousand followers in one turn.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from airflow_stability.errors import StabilityError, StabilityPermanentError, St
 from airflow_stability.rules.pacing import Pacer, Reservation
 from airflow_stability.triggers.shared_connection import FeedClient, SharedConnection
 
-#: Threads for the HTTP calls of all feeds of the process. Each call has an end: see StabilityClient.
+#: Threads for the HTTP calls of all feeds of the process. Each call ends in time: see StabilityClient.
 _calls = ThreadPoolExecutor(max_workers=8, thread_name_prefix="stability-feed")
 
-#: Followers that are served in one turn of the loop, over all feeds of the process. One that goes on waiting
-#: takes some ten microseconds, one that ends a millisecond.
+#: Followers that are served in one turn of the loop, over all feeds of the process. A follower that goes on
+#: waiting takes about ten microseconds, one that ends a millisecond.
 AT_A_TIME = 20
 
 
@@ -52,10 +52,10 @@ class Observation:
     :param at: aware time after the call.
     :param outcome: the credits, or what went wrong.
     :param organization: whose balance; None for the key's default.
-    :param key: a number of the API key; another number is another key.
+    :param key: a number for the API key; another key has another number.
     :param key_has_worked: whether this key has read a balance for this feed before.
-    :param reserved: credits of the balance that others were let go for; 0.0 without a reservation.
-    :param shares: the same for each follower with a reservation.
+    :param reserved: credits of the balance that are reserved for others; 0.0 without a reservation.
+    :param shares: the reserved credits for each follower with a reservation.
     """
 
     at: datetime
@@ -88,16 +88,16 @@ async def observations(
 ) -> AsyncGenerator[Observation, None]:
     """Follow the feed of a connection and organization: its latest observation if fresh, then each new one.
 
-    Close it when done (``contextlib.aclosing``), because the feed ends with its last follower.
+    Close the generator when done (``contextlib.aclosing``), because the feed ends with its last follower.
 
     :param stability_conn_id: the connection.
     :param organization: id such as ``org-123456``; None for the connection's, else the key's default.
-    :param interval: seconds between two polls that this follower wants at most.
+    :param interval: the longest time between two polls that this follower accepts, in seconds.
     :param not_before: aware time before which the server wants no call with this connection.
-    :param ignore_before: aware time of this follower's own last poll: older observations are no news to it.
-    :param paused_until: aware time before which this follower wants no observation, and no poll for it.
+    :param ignore_before: aware time of this follower's own last poll. Older observations are no news to it.
+    :param paused_until: aware time before which this follower wants no observation and causes no poll.
     :param reservation: what this follower waits for, if it is paced.
-    :param is_gate: whether a task waits for it, for the metrics.
+    :param is_gate: whether this follower is a gate that a task waits at, for the metrics.
     """
     state = loop_state()
     if not_before is not None:
@@ -111,7 +111,7 @@ async def observations(
             yield fresh if reservation is None else feed.share(fresh, follower)
         while (observation := await follower.get()) is not None:
             yield observation if reservation is None else observation.for_follower(follower)
-        raise asyncio.CancelledError  # as its feed was: Airflow starts the trigger anew
+        raise asyncio.CancelledError  # its feed was cancelled: Airflow starts the trigger anew
     finally:
         feed.leave(follower)
 
@@ -124,15 +124,15 @@ class LoopState:
 
     def __init__(self) -> None:
         self.feeds: dict[tuple[str, str | None], Feed] = {}
-        #: The followers that are gates. Watchers of assets are none.
+        #: The followers that are gates, not asset watchers.
         self.gates: set[object] = set()
         self.pacers: dict[tuple[str, str | None], Pacer] = {}
         self.connections: dict[str, SharedConnection] = {}
-        #: Held while followers are served: the polls of many feeds may end together.
+        #: Held while followers are served, because the polls of many feeds may end together.
         self.serving = asyncio.Lock()
 
     def feed(self, stability_conn_id: str, organization: str | None) -> Feed:
-        """Return the feed of a connection and organization, which starts if there is none."""
+        """Return the feed of a connection and organization. It is started if there is none."""
         wallet = (stability_conn_id, organization)
         if wallet not in self.feeds:
             now = asyncio.get_running_loop().time()
@@ -148,7 +148,7 @@ class LoopState:
         return self.connections[stability_conn_id]
 
     def feed_ended(self, wallet: tuple[str, str | None]) -> None:
-        """Remove a feed. No API key is kept for a connection without feeds; a lock-out is."""
+        """Remove a feed. For a connection without feeds, no API key is kept, but a lock-out is."""
         del self.feeds[wallet]
         in_use = {conn_id for conn_id, _ in self.feeds}
         for connection in [each for each in self.connections.values() if each.conn_id not in in_use]:
@@ -166,10 +166,10 @@ def loop_state() -> LoopState:
 
 
 class Feed:
-    """The followers of one balance, and the poll for them.
+    """The followers of one balance, and the polls for them.
 
     :param state: the state of the event loop.
-    :param connection: the connection that is polled with.
+    :param connection: the connection to poll with.
     :param organization: whose balance; None for the connection's organization, else the key's default.
     """
 
@@ -208,7 +208,7 @@ class Feed:
             pacer.leave(follower)
 
     def share(self, observation: Observation, newcomer: _Follower) -> Observation:
-        """Return an observation from before a newcomer came, with the newcomer's own share."""
+        """Return an earlier observation with a newcomer's own share."""
         if isinstance(observation.outcome, StabilityError):
             return observation
         shares = self._state.pacers[self._wallet].observe(
@@ -223,7 +223,7 @@ class Feed:
         """Return the latest observation if it is no older than the interval.
 
         In a lock-out a failure stays fresh until the lock-out ends; a balance does not. A permanent failure
-        is never fresh: its reason may have been mended since, and a newcomer would fail for it.
+        is never fresh: its cause may have been fixed since, and a newcomer would fail because of it.
         """
         if self._latest is None or (ignore_before is not None and self._latest.at <= ignore_before):
             return None
@@ -242,7 +242,7 @@ class Feed:
 
     async def _run(self) -> None:
         try:
-            with contextlib.suppress(Exception):  # the first poll loads it again, and reports what it meets
+            with contextlib.suppress(Exception):  # the first poll tries again, and reports the failure
                 await self._loop.run_in_executor(_calls, _prepare, len(self._state.gates))
             while self._intervals:
                 if (seconds := self._seconds_until_poll()) > 0:
@@ -254,7 +254,7 @@ class Feed:
                 if observation is not None:
                     await self._serve(observation)
         finally:
-            # Nothing is awaited between the last check for followers and this: nobody joins in between.
+            # Nothing is awaited between the last check for followers and this, so nobody joins in between.
             self._state.feed_ended(self._wallet)
             for follower in self._intervals:
                 follower.put_nowait(None)
@@ -262,7 +262,7 @@ class Feed:
             metrics.waiting(len(self._state.gates))
 
     async def _serve(self, observation: Observation) -> None:
-        # A newcomer gets it as the latest from here on. Nothing was awaited since it was made, and paced.
+        # From here on, a newcomer gets it as the latest. Nothing was awaited since it was made and paced.
         self._latest, self._latest_requested_at = observation, self._requested_at or 0.0
         followers = list(self._intervals)
         async with self._state.serving:
@@ -272,7 +272,7 @@ class Feed:
                 await asyncio.sleep(0)
 
     async def _poll(self) -> Observation | None:
-        """Request the balance; return None if meanwhile a lock-out began or the last follower left."""
+        """Request the balance; return None if a lock-out began or the last follower left meanwhile."""
         outcome: float | StabilityError
         shares: Mapping[object, float] = {}
         self._observed_organization = self._organization
@@ -287,7 +287,7 @@ class Feed:
         except StabilityError as error:
             outcome = error
             self._connection.lock_out(error.retry_after)
-        except Exception as error:  # a feed never fails: a thousand gates would
+        except Exception as error:  # a feed must never fail: a thousand gates would
             outcome = StabilityTransientError(f"The balance could not be read ({type(error).__name__}).")
         had_worked = self._client.key_has_worked
         if not isinstance(outcome, StabilityError):
@@ -300,13 +300,13 @@ class Feed:
         )
 
     async def _read_balance(self, began: float) -> float | None:
-        """Request the balance; once more after a permanent failure, if the connection has changed since."""
+        """Request the balance, and once more if the failure is permanent and the connection has changed."""
         await self._connection.read(since=began - min(self._intervals.values()))
         read_at = self._connection.read_at
         try:
             return await self._call()
         except StabilityPermanentError:
-            # Another feed may have read the connection before it was mended. No gate fails for that.
+            # Another feed may have read the connection before it was fixed. That must not fail a gate.
             if read_at >= began:
                 raise
             version = self._client.version
@@ -316,7 +316,7 @@ class Feed:
             return await self._call()
 
     async def _call(self) -> float | None:
-        """Call the API; return None if meanwhile a lock-out began or the last follower left."""
+        """Call the API; return None if a lock-out began or the last follower left meanwhile."""
         client = self._client.get()
         self._observed_organization = self._organization or client.organization
         if not self._intervals or self._connection.seconds_locked_out():
@@ -329,7 +329,7 @@ class Feed:
 
 
 def _prepare(gates: int) -> None:
-    """Do what takes long the first time, in a thread: load the client, and look up the host's name."""
+    """Load the client and look up the host's name, in a thread: both take long the first time."""
     import airflow_stability.hooks.connection  # noqa: F401
 
     metrics.waiting(gates)

@@ -28,9 +28,9 @@ class SharedConnection:
     def __init__(self, conn_id: str) -> None:
         self.conn_id = conn_id
         self.lockout = Lockout()
-        #: When the read that is known was begun.
+        #: When the last successful read began.
         self.read_at = 0.0
-        #: Counts the versions of the connection, and its API keys: another number is another one.
+        #: Numbers for the connection's version and for its API key: each change gives a new number.
         self.version = 0
         self.key = 0
         self._connection: Connection | None = None
@@ -50,9 +50,9 @@ class SharedConnection:
         self._connection = self._settings = None
 
     async def read(self, since: float) -> None:
-        """Read the connection, unless another feed has read it since a time.
+        """Read the connection, unless a feed has read it since the given time.
 
-        :raises StabilityError: Airflow cannot hand it out.
+        :raises StabilityError: Airflow cannot provide it.
         """
         async with self._reading:
             if self._connection is None or self.read_at < since:
@@ -99,7 +99,7 @@ class FeedClient:
     def __init__(self, connection: SharedConnection) -> None:
         self._connection = connection
         self._client: StabilityClient | None = None
-        #: The version and the API key of the connection that the client is made of.
+        #: The numbers of the connection's version and of its API key that the client was made with.
         self.version = 0
         self.key = 0
         self._key_that_worked: int | None = None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_stability.compat import success_event
-from airflow_stability.deferral import MIN_DEFERRAL_SECONDS, TRIGGER_PATH, DeferralEvent, failure_name
+from airflow_stability.deferral import MIN_DEFERRAL_SECONDS, TRIGGER_PATH, DeferralEvent
 from airflow_stability.errors import StabilityError, StabilityTransientError
 from airflow_stability.rules.gate import GRACE, Decision, Gate, Verdict
 from airflow_stability.rules.pacing import RESERVATION_SECONDS, Reservation
@@ -36,9 +36,9 @@ class StabilityBalanceTrigger(BaseTrigger):
     :param minimum_credits: the gate opens on more credits than this: a number, or a string that is one.
     :param poke_interval: seconds between two polls of the balance.
     :param timeout: seconds that the gate was given, for the text.
-    :param deadline: when they are over: an aware time in ISO format, as all times here. None for a task that
-        started in the triggerer, whose time begins with the trigger. Airflow's own timeout limits that one
-        when a triggerer is killed.
+    :param deadline: when those seconds are over: an aware time in ISO format, like all times here. None for a
+        task that started in the triggerer, whose time begins with the trigger. If a triggerer is killed,
+        Airflow's own timeout limits such a task.
     :param end_from_trigger: succeed here, instead of resuming on a worker.
     :param do_xcom_push: whether the balance is then pushed to XCom.
     :param grace: seconds for which a key that has worked before may be refused.
@@ -46,13 +46,13 @@ class StabilityBalanceTrigger(BaseTrigger):
         that comes before the first poll. None for the key's default.
     :param last_credits: the balance that the worker read; None if it got none.
     :param last_credits_at: when it was read.
-    :param last_failure: why the worker got none; None if it did.
+    :param last_failure: why the worker got no balance; None if it got one.
     :param not_before: before this time the server wants no call; None if it named no time.
     :param expected_credits: credits that the run behind the gate will spend: a number, or a string that is
-        one. The gate is then let go in turn with others. None if unknown.
-    :param reservation_seconds: seconds for which they are reserved after the gate was let go.
-    :param since: when the task began to wait, for its turn; None for now.
-    :param paused_until: before this time the gate does not open, and is not polled for; None for no pause.
+        one. The gate then takes turns with others. None if unknown.
+    :param reservation_seconds: seconds for which those credits stay reserved after the gate was let go.
+    :param since: when the task began to wait, which decides its turn; None for now.
+    :param paused_until: the gate does not open and causes no poll before this time; None for no pause.
     :param deferred_at: when the task deferred from a worker; None for one that started in the triggerer.
     :param memory: what the task has to remember, as plain JSON types: the event hands it back.
     :param unknown_arguments: arguments of another release. They are kept, handed on and ignored.
@@ -133,7 +133,7 @@ class StabilityBalanceTrigger(BaseTrigger):
 
     async def _wait_for_scheduler(self) -> None:
         """Let the scheduler notice the deferral before the task resumes: see MIN_DEFERRAL_SECONDS."""
-        # `airflow dags test` runs the trigger without a triggerer and a scheduler: then it has no id.
+        # `airflow dags test` runs the trigger without a triggerer and a scheduler. Then it has no id.
         if (deferred_at := _time(self.deferred_at)) and self.trigger_id is not None:
             left = MIN_DEFERRAL_SECONDS - (datetime.now(UTC) - deferred_at).total_seconds()
             await asyncio.sleep(min(left, MIN_DEFERRAL_SECONDS))  # the worker's clock may be ahead
@@ -162,15 +162,14 @@ class StabilityBalanceTrigger(BaseTrigger):
         except TimeoutError:
             text = gate.timeout_text(self.timeout)
             return DeferralEvent(DeferralEvent.TIMEOUT, text, gate.last_credits)
-        await self._log_in_thread(
-            decision.text
-        )  # after the timeout's block: a slow log ends no gate that is open
+        # This comes after the timeout's block, so that a slow log does not end an open gate.
+        await self._log_in_thread(decision.text)
         verdict = DeferralEvent.OPEN if decision.verdict is Verdict.OPEN else DeferralEvent.FAIL
-        return DeferralEvent(verdict, decision.text, decision.credits, failure_name(decision.failure))
+        return DeferralEvent(verdict, decision.text, decision.credits, decision.failure)
 
     async def _log_in_thread(self, text: str) -> None:
-        # Airflow's log goes through a socket, and the triggerer's other process does not read it while it is
-        # busy, as it is when many gates open.
+        # Airflow's log goes through a socket. The triggerer's other process does not read it while busy, for
+        # example when many gates open.
         await asyncio.to_thread(self.log.info, "%s", text)
 
     async def _follow(self, gate: Gate) -> Decision:
@@ -223,7 +222,7 @@ def _time(argument: str | None) -> datetime | None:
 
 
 def __getattr__(name: str) -> Any:
-    # An alias, loaded on demand: Airflow 2.11 has no such trigger, and says so then.
+    # An alias, loaded on demand: on Airflow 2.11 there is no such trigger, and the import says so.
     if name == "StabilityBalanceEventTrigger":
         from airflow_stability.triggers.events import StabilityBalanceEventTrigger
 

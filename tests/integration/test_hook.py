@@ -273,3 +273,19 @@ def test_test_connection_of_a_missing_connection_says_so():
 
     assert not works
     assert "nowhere" in text
+
+
+class Vault(StabilityHook):
+    """A hook of a user that takes connections from elsewhere."""
+
+    @classmethod
+    def get_connection(cls, conn_id):
+        return super().get_connection("stability_default")
+
+
+def test_test_connection_uses_what_a_subclass_has_overridden(connect):
+    connect()
+
+    works, text = Vault("elsewhere").test_connection()
+
+    assert works, text

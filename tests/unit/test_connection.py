@@ -221,3 +221,26 @@ def test_what_kept_airflow_from_reading_the_connection_may_pass_or_not(error, ki
     assert isinstance(failure, kind)
     assert type(error).__name__ in str(failure)
     assert "KEY" not in str(failure)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"host": "https://user:sk-SECRET0SECRET0SECRET0@example.com"},
+        {"password": "sk-SECRET0SECRET0SECRET0 twice"},
+        {"extra": {"proxy": "http://user:sk-SECRET0SECRET0SECRET0@", "request_timeout": "soon"}},
+    ],
+    ids=["host", "password", "proxy"],
+)
+def test_no_variable_of_the_tracebacks_frames_holds_a_secret(fields):
+    described = connection(**fields)
+    with pytest.raises(StabilityConfigurationError) as raised:
+        client_from_connection(described)
+
+    trace = raised.value.__traceback__.tb_next  # without this test's own frame
+    assert raised.value.__context__ is None
+    while trace is not None:
+        for value in trace.tb_frame.f_locals.values():
+            shown = str(getattr(value, "__dict__", value))
+            assert "SECRET0" not in shown
+        trace = trace.tb_next

@@ -11,6 +11,7 @@ from airflow_stability.compat import (
     AIRFLOW_VERSION,
     RENDERS_IN_TRIGGERER,
     STARTS_IN_TRIGGERER,
+    AirflowFailException,
     AirflowSensorTimeout,
     AirflowSkipException,
     TaskDeferralError,
@@ -179,3 +180,42 @@ def test_an_argument_that_was_unusable_in_the_triggerer_is_a_value_error():
 
     with pytest.raises(ValueError, match="minimum_credits must be a number"):
         gate().resume_execution("execute_complete", {"event": event}, {})
+
+
+class Maintained(StabilityBalanceSensor):
+    """A sensor of a user that has a failure of its own."""
+
+    def poke(self, context):
+        raise AirflowFailException("closed for maintenance")
+
+
+@pytest.mark.parametrize(
+    ("flags", "ending"),
+    [
+        ({}, AirflowFailException),
+        ({"soft_fail": True}, AirflowSkipException),
+        ({"never_fail": True}, AirflowSkipException),
+        ({"silent_fail": True}, AirflowFailException),
+    ],
+)
+def test_a_failure_of_a_subclass_is_treated_as_airflow_treats_it(flags, ending):
+    with pytest.raises(ending):
+        Maintained(task_id="gate", minimum_credits=8, **flags).execute({})
+
+
+@responses.activate
+@pytest.mark.parametrize(
+    ("flags", "ending"),
+    [
+        ({}, AirflowFailException),
+        ({"soft_fail": True}, AirflowFailException),
+        ({"never_fail": True}, AirflowSkipException),
+    ],
+)
+def test_a_gate_that_polls_again_for_an_unknown_verdict_keeps_the_reason_of_its_end(
+    connection, base_url, flags, ending
+):
+    responses.get(f"{base_url}/v1/user/balance", status=401)
+
+    with pytest.raises(ending, match="answered 401"):
+        gate(**flags).resume_execution("execute_complete", {"event": {"verdict": "shared"}}, {})

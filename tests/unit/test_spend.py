@@ -5,6 +5,7 @@ import contextlib
 import inspect
 import json
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 import responses
@@ -12,9 +13,11 @@ import responses
 from airflow_stability.compat import (
     AIRFLOW_VERSION,
     AirflowFailException,
+    AirflowRescheduleException,
     PythonOperator,
     TaskDeferred,
 )
+from airflow_stability.deferral import MIN_DEFERRAL_SECONDS
 from airflow_stability.errors import (
     StabilityError,
     StabilityOutcomeUnknownError,
@@ -155,8 +158,6 @@ def test_a_key_that_let_the_task_go_is_not_refused_for_good_at_once(api):
 )
 @pytest.mark.parametrize(("try_number", "left_over"), [(1, False), (2, True)])
 def test_a_new_try_does_not_go_by_what_was_left_of_another(api, try_number, left_over):
-    from types import SimpleNamespace
-
     memory = {"waiting_since": "2026-11-22T10:00:00+00:00", "try_number": 1}
     failed = {"verdict": "unusable", "text": "so it was.", "credits": None, "memory": memory}
     context = {"ti": SimpleNamespace(try_number=try_number, start_date=None)}
@@ -445,3 +446,42 @@ def test_what_is_around_an_execution_is_around_one_that_had_to_wait(api):
     operator.resume_execution("execute_complete", {"event": opened}, {"outlet_events": {}})
 
     assert [each.uri for each in operator.outlets] == ["s3://bucket/image"]
+
+
+class Drafting(StabilitySpendOperator):
+    """An operator of a user that pays for something of its own before the function runs."""
+
+    drafts = 0
+
+    def execute(self, context):
+        type(self).drafts += 1
+        return "not reached after a wait"
+
+
+def test_what_a_subclass_does_in_its_own_execute_is_not_done_again_after_a_wait(api):
+    api(json={"credits": 5.0})
+    operator = Drafting(task_id="spend", python_callable=lambda: "done", credits=3)
+    opened = event("open", credits=5.0)
+    opened["memory"]["waiting_since"] = datetime.now(UTC).isoformat()
+
+    ended = operator.resume_execution("execute_complete", {"event": opened}, {"outlet_events": {}})
+
+    assert (ended, Drafting.drafts) == ("done", 0)
+
+
+@pytest.mark.skipif(
+    AIRFLOW_VERSION < (3, 0), reason="Airflow 2.11 reads the first reschedule from its database"
+)
+@pytest.mark.parametrize(("poke_interval", "seconds"), [(60, MIN_DEFERRAL_SECONDS), (3, 3)])
+def test_the_last_wait_by_reschedule_is_long_enough_for_the_scheduler_to_notice(api, poke_interval, seconds):
+    api(json={"credits": 2.0})
+    operator = spend(deferrable=False, wait_timeout=90, poke_interval=poke_interval)
+    before = datetime.now(UTC)
+    first = before - timedelta(seconds=89.5)
+    task_instance = SimpleNamespace(try_number=1, get_first_reschedule_date=lambda context: first)
+
+    with pytest.raises(AirflowRescheduleException) as raised:
+        operator.execute({"ti": task_instance})
+
+    wait = raised.value.reschedule_date - before
+    assert timedelta(seconds=seconds) <= wait < timedelta(seconds=seconds + 2)

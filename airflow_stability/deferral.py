@@ -91,7 +91,7 @@ def failure_exception(text: str, failure: str | None) -> Exception:
     :param failure: name of the error class that failed it.
     """
     if failure == StabilityConnectionNotFoundError.__name__:
-        # Airflow reports a broken secrets backend in the same way. That may pass, so Airflow's retries count.
+        # Airflow reports a broken secrets backend in the same way. That may pass, so Airflow's retries apply.
         return StabilityConnectionNotFoundError(text)
     return AirflowFailException(text)
 

@@ -156,7 +156,7 @@ class StabilitySpendOperator(PythonOperator):
         :raises ValueError: a rendered argument is unusable.
         :raises AirflowFailException: permanent failure, unknown outcome, ``wait_timeout`` or
             ``max_refusals``.
-        :raises StabilityConnectionNotFoundError: there is no such connection; Airflow's retries count.
+        :raises StabilityConnectionNotFoundError: there is no such connection; Airflow's retries apply.
         """
         event, now = self._event, datetime.now(UTC)
         if event is None or event.is_left_over(context):

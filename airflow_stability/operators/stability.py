@@ -52,8 +52,8 @@ class StabilityAccountOperator(BaseOperator):
         """Return the account as a dict of plain JSON types.
 
         :raises AirflowFailException: a permanent failure; Airflow's retries are not used.
-        :raises StabilityConnectionNotFoundError: there is no such connection; Airflow's retries count.
-        :raises StabilityTransientError: a failure that may pass; Airflow's retries count.
+        :raises StabilityConnectionNotFoundError: there is no such connection; Airflow's retries apply.
+        :raises StabilityTransientError: a failure that may pass; Airflow's retries apply.
         """
         with _client(self.stability_conn_id) as client:
             account = client.get_account()
@@ -96,8 +96,8 @@ class StabilityBalanceOperator(BaseOperator):
 
         :raises ValueError: the rendered organization is not an id.
         :raises AirflowFailException: a permanent failure; Airflow's retries are not used.
-        :raises StabilityConnectionNotFoundError: there is no such connection; Airflow's retries count.
-        :raises StabilityTransientError: a failure that may pass; Airflow's retries count.
+        :raises StabilityConnectionNotFoundError: there is no such connection; Airflow's retries apply.
+        :raises StabilityTransientError: a failure that may pass; Airflow's retries apply.
         """
         organization = check_organization(self.organization)
         with _client(self.stability_conn_id) as client:
@@ -121,7 +121,7 @@ def _client(stability_conn_id: str) -> Iterator[StabilityClient]:
     try:
         yield hook.get_conn()
     except errors.StabilityConnectionNotFoundError:
-        raise  # a secrets backend may be out of order: Airflow's retries count
+        raise  # a secrets backend may be out of order: Airflow's retries apply
     except errors.StabilityPermanentError as error:
         raise AirflowFailException(str(error)) from None
     finally:

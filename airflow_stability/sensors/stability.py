@@ -149,7 +149,7 @@ class StabilityBalanceSensor(SensorBase):
         :raises ValueError: a rendered argument is unusable.
         :raises AirflowSensorTimeout: not enough credit, or no response, within ``timeout``.
         :raises AirflowFailException: a permanent failure.
-        :raises StabilityConnectionNotFoundError: there is no such connection; Airflow's retries count.
+        :raises StabilityConnectionNotFoundError: there is no such connection; Airflow's retries apply.
         :raises AirflowSkipException: instead of a timeout under ``soft_fail``; instead of a timeout and of a
             permanent failure under ``never_fail``.
         """

@@ -244,8 +244,7 @@ class StabilitySpendOperator(PythonOperator):
         show_wait(context, f"Refused: {refusal}")
         if maybe_paid:
             self.log.warning(
-                "Calls of this run that may have been charged before one was refused: %d. All of it runs "
-                "again.",
+                "Calls that may have been charged before one was refused: %d. The function runs again.",
                 maybe_paid,
             )
         is_402 = isinstance(refusal, StabilityPaymentRequiredError)

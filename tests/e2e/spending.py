@@ -134,7 +134,7 @@ OUTCOMES = (
         "success",
         3,
         (4, 4),
-        text="Calls of this run that may have been charged before one was refused: 1. All of it runs again.",
+        text="Calls that may have been charged before one was refused: 1. The function runs again.",
         credits=4.0,
         meanwhile="nothing",
         function="paint_two",

@@ -84,7 +84,8 @@ class StabilityBalanceSensor(SensorBase):
         Where Airflow cannot do that, the task defers from a worker at once and logs so: on Airflow 3.1 and
         3.2, when mapped, with most templates, and under ``airflow dags test``.
     :param end_from_trigger: with ``deferrable``, succeed in the triggerer, without another start on a worker.
-        All other ends go through a worker. ``on_success_callback``, listeners and ``outlets`` have no effect.
+        All other ends go through a worker. ``outlets``, listeners and, on Airflow 3, ``on_success_callback``
+        have no effect.
     :param kwargs: the arguments of every sensor: ``poke_interval`` (seconds or a timedelta, default 60),
         ``timeout`` (seconds or a timedelta), ``mode`` (``poke`` or ``reschedule``), ``soft_fail``,
         ``never_fail`` and so on.

@@ -9,6 +9,7 @@ from airflow_stability import errors, metrics
 from airflow_stability.compat import Context, task_state_store
 from airflow_stability.hooks.stability import StabilityHook
 from airflow_stability.rules.gate import Decision, Gate
+from airflow_stability.rules.wording import clock_time
 
 #: The name under which a task's page shows why the task waits, or why it waited last.
 LAST_WAIT = "last_wait"
@@ -60,6 +61,6 @@ def show_wait(context: Context, text: str) -> None:
     if (store := task_state_store(context)) is None:
         return
     try:
-        store.set(LAST_WAIT, f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S %Z}: {text}")
+        store.set(LAST_WAIT, f"{clock_time(datetime.now(UTC))}: {text}")
     except Exception as error:  # whatever Airflow's API raises; it must not fail a task
         _log.debug("%s was not shown on the task's page: %s.", LAST_WAIT, type(error).__name__)

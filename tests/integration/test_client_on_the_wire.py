@@ -41,7 +41,6 @@ from airflow_stability.errors import (
     StabilityUnavailableError,
 )
 from tests.leaks import forms_of
-from tests.versions import OLDEST_OR_NEWEST
 
 KEY = "sk-THIS0is0SECRET/0aBcDeFgHiJkLmN+oPqRsTuVwXyZ=0"  # a URL writes some of these in another way
 TIMEOUT = 0.4  # seconds for each piece; a call as a whole may take twice that
@@ -574,7 +573,6 @@ OTHER_CALLS = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.skipif(not OLDEST_OR_NEWEST, reason="256 MiB take seconds: the oldest and newest Airflow do")
 @pytest.mark.parametrize(
     ("head", "body"),
     [

@@ -10,6 +10,7 @@ call may have been charged::
     │   ├── StabilityTimeoutError            no complete response in time
     │   ├── StabilityRateLimitError          429: the key is locked out for a while
     │   ├── StabilityUnavailableError        408, 425, 5xx, or `temporary: true` in the body
+    │   ├── StabilityJobPendingError         a job that was paid for is not finished
     │   ├── StabilityMalformedResponseError  a response that is not what the API documents
     │   └── StabilityBlockedError            a 403 that is not the API's own: a firewall's
     ├── StabilityPermanentError              will not pass until somebody changes something
@@ -20,7 +21,10 @@ call may have been charged::
     │   ├── StabilityPermissionError         403: the key may not do this
     │   ├── StabilityNotFoundError           404, 410
     │   ├── StabilityRedirectError           3xx: never followed, or the key would go along
+    │   ├── StabilityModeratedError          403, 422: the prompt or an image is not allowed
+    │   ├── StabilityContentFilteredError    200, but the picture is blurred
     │   └── StabilityRequestError            every other 4xx
+    │       └── StabilityPayloadTooLargeError  413: the request has more than 10 MiB
     └── StabilityOutcomeUnknownError         a call that may cost was sent; no complete response came
 """
 
@@ -100,6 +104,16 @@ class StabilityUnavailableError(StabilityTransientError):
     advice = "This usually passes; send the error id to the vendor's support if it goes on."
 
 
+class StabilityJobPendingError(StabilityTransientError):
+    """An asynchronous job is not finished. It has been paid for; asking for its result costs nothing."""
+
+    advice = "Ask again, at most every 10 s: the same call finds the job by its marker and pays nothing."
+
+    #: The id of the job, and the path of its result.
+    job_id: str | None = None
+    result_path: str | None = None
+
+
 class StabilityMalformedResponseError(StabilityTransientError):
     """The response is not what the API documents: cut short, HTML, or a value of the wrong type."""
 
@@ -159,10 +173,35 @@ class StabilityRedirectError(StabilityPermanentError):
     advice = "Redirects are not followed, the key would go along: set host to the API's real address."
 
 
+class StabilityModeratedError(StabilityPermanentError):
+    """The API refuses the content: 403 ``content_moderation``, 422 ``public_figure``, ``invalid_language``.
+
+    It is about the prompt or an image, not about the key. ``message`` says whether the call was charged, if
+    the server says so.
+    """
+
+    advice = "Change the prompt or the image: the same request is refused each time."
+
+
+class StabilityContentFilteredError(StabilityPermanentError):
+    """A 200 whose picture is blurred (``finish-reason: CONTENT_FILTERED``). It may have been charged."""
+
+    advice = 'Change the prompt or the image, or set filtered="keep" to get such pictures.'
+
+    #: Where the blurred picture is kept; None if the call named no folder.
+    path: str | None = None
+
+
 class StabilityRequestError(StabilityPermanentError):
     """Any other 4xx: the API does not accept this request as it is."""
 
     advice = "Check the arguments of the call."
+
+
+class StabilityPayloadTooLargeError(StabilityRequestError):
+    """Status 413: the request is larger than the API accepts, which is 10 MiB."""
+
+    advice = "Send smaller files: a request may have 10 MiB."
 
 
 class StabilityOutcomeUnknownError(StabilityError):

@@ -146,6 +146,8 @@ def _kind(status: int, facts: ErrorBody) -> type[errors.StabilityError]:
         return _REFUSALS[status]
     if status in (408, 425) or 500 <= status <= 599 or (status >= 400 and facts.temporary):
         return errors.StabilityUnavailableError
+    if facts.name in _MODERATION.get(status, ()):  # which may come without an id
+        return errors.StabilityModeratedError
     if status == 403 and not facts.from_api:
         return errors.StabilityBlockedError
     if 300 <= status <= 399:
@@ -155,12 +157,16 @@ def _kind(status: int, facts: ErrorBody) -> type[errors.StabilityError]:
     return errors.StabilityMalformedResponseError
 
 
+#: The names of refusals that are about the content of a request, by status.
+_MODERATION = {403: ("content_moderation",), 422: ("public_figure", "invalid_language")}
+
 _REFUSALS: dict[int, type[errors.StabilityError]] = {
     401: errors.StabilityAuthenticationError,
     402: errors.StabilityPaymentRequiredError,
     403: errors.StabilityPermissionError,
     404: errors.StabilityNotFoundError,
     410: errors.StabilityNotFoundError,
+    413: errors.StabilityPayloadTooLargeError,
     429: errors.StabilityRateLimitError,
 }
 

@@ -15,7 +15,9 @@ from airflow_stability.errors import (
     StabilityAuthenticationError,
     StabilityBlockedError,
     StabilityMalformedResponseError,
+    StabilityModeratedError,
     StabilityNotFoundError,
+    StabilityPayloadTooLargeError,
     StabilityPaymentRequiredError,
     StabilityPermissionError,
     StabilityRateLimitError,
@@ -47,7 +49,7 @@ def error_of(status, body=V1, headers=None, secrets=()):
         (407, StabilityRequestError),
         (408, StabilityUnavailableError),
         (410, StabilityNotFoundError),
-        (413, StabilityRequestError),
+        (413, StabilityPayloadTooLargeError),
         (422, StabilityRequestError),
         (425, StabilityUnavailableError),
         (429, StabilityRateLimitError),
@@ -94,6 +96,21 @@ def test_temporary_in_the_body_makes_a_refusal_pass():
     assert type(error_of(401, {**V1ALPHA, "temporary": True})) is StabilityUnavailableError
     assert type(error_of(500, {**V1ALPHA, "temporary": False})) is StabilityUnavailableError
     assert error_of(500, {**V1ALPHA, "temporary": False}).temporary is False
+
+
+@pytest.mark.parametrize("facts", [{}, {"id": "e1"}])
+@pytest.mark.parametrize(
+    ("status", "name"), [(403, "content_moderation"), (422, "public_figure"), (422, "invalid_language")]
+)
+def test_a_refusal_of_the_content_is_neither_a_firewall_nor_a_missing_right(status, name, facts):
+    error = error_of(status, {**facts, "name": name, "errors": ["Flagged; you were not charged"]})
+    assert type(error) is StabilityModeratedError
+    assert "Flagged; you were not charged" in str(error)
+
+
+def test_a_name_means_moderation_only_with_its_status():
+    assert type(error_of(403, {**V2, "name": "public_figure"})) is StabilityPermissionError
+    assert type(error_of(422, {**V2, "name": "content_moderation"})) is StabilityRequestError
 
 
 @pytest.mark.parametrize("advice", ["true", 1, None, [], {}])

@@ -39,21 +39,6 @@ LONGEST = (
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
 
 
-OPTION = "--only-what-differs"
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(OPTION, action="store_true", help="leave out what CI runs on others: see versions.py")
-
-
-def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    from tests.versions import is_left_to_other_airflows
-
-    if config.getoption(OPTION) and is_left_to_other_airflows(collection_path):
-        return True
-    return None
-
-
 def pytest_report_header() -> str:
     import platform
 

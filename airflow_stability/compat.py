@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from airflow.sdk import BaseSensorOperator as BaseSensorOperator
     from airflow.sdk import Connection as Connection
     from airflow.sdk import Context as Context
+    from airflow.sdk import ObjectStoragePath as ObjectStoragePath
     from airflow.sdk import PokeReturnValue as PokeReturnValue
     from airflow.sdk import conf as conf
+    from airflow.sdk import get_current_context as get_current_context
     from airflow.sdk.bases.decorator import DecoratedOperator as DecoratedOperator
     from airflow.sdk.bases.decorator import TaskDecorator as TaskDecorator
     from airflow.sdk.bases.decorator import task_decorator_factory as task_decorator_factory
@@ -56,6 +58,8 @@ _MODULES = {
     **dict.fromkeys(
         ("BaseSensorOperator", "PokeReturnValue"), _since((3, 0), "airflow.sdk", "airflow.sensors.base")
     ),
+    "ObjectStoragePath": _since((3, 0), "airflow.sdk", "airflow.io.path"),
+    "get_current_context": _since((3, 0), "airflow.sdk", "airflow.operators.python"),
     "Context": _since((3, 0), "airflow.sdk", "airflow.utils.context"),
     "BaseHook": _since((3, 1), "airflow.sdk", "airflow.hooks.base"),
     "conf": _since((3, 2), "airflow.sdk", "airflow.configuration"),

@@ -45,6 +45,7 @@ class DeferralEvent:
     TIMEOUT: ClassVar = "timeout"
     FAIL: ClassVar = "fail"
     UNUSABLE: ClassVar = "unusable"  # an argument is unusable
+    JOB: ClassVar = "job"  # there is something to learn about an asynchronous job
 
     verdict: str
     text: str

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
-from typing import Any, Self, TypeVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import requests
 from pydantic import BaseModel
@@ -19,6 +21,13 @@ from airflow_stability.client.responses import parse_response
 from airflow_stability.client.retry import build_retrying
 from airflow_stability.errors import StabilityConfigurationError
 from airflow_stability.validation import DEFAULT_REQUEST_TIMEOUT, DEFAULT_RETRY_DEADLINE
+
+if TYPE_CHECKING:
+    # Loaded with the first call of generate().
+    from upath import UPath
+
+    from airflow_stability.client.generate import Generation
+    from airflow_stability.client.storage import Storage
 
 DEFAULT_BASE_URL = "https://api.stability.ai"
 DEFAULT_CLIENT_ID = "airflow-provider-stability"
@@ -74,6 +83,13 @@ class StabilityClient:
         self.retry_deadline = options.check_seconds(
             retry_deadline, argument="retry_deadline", allow_zero=True
         )
+        #: How many of the calls in ``maybe_paid`` were durable: made by ``generate`` with a folder.
+        self.maybe_paid_durably = 0
+        #: Whether ``generate`` waits for asynchronous jobs in place. If not, and if the call has a folder, it
+        #: raises StabilityJobPendingError.
+        self.waits_for_jobs = True
+        #: Makes what ``generate`` opens URLs with; None for a client without Airflow.
+        self.storage: Callable[[], Storage] | None = None
         #: The API version that returned the last account or balance of this client.
         self.answered_version: str | None = None
         if user_agent is None:
@@ -182,6 +198,64 @@ class StabilityClient:
             self._sender.send, method, path, version, seconds, ANY_ENDPOINT, headers=headers or {}, **kwargs
         )
         return build_retrying(self.retry_deadline)(send) if method == "GET" else send()
+
+    def generate(
+        self,
+        endpoint: str,
+        *,
+        to: str | os.PathLike[str] | UPath | None = None,
+        name: str | None = None,
+        conn_id: str | None = None,
+        on_unknown: str = "fail",
+        filtered: str = "fail",
+        timeout: float = 120.0,
+        **fields: Any,
+    ) -> Generation:
+        """Make an image, a model or a sound, and with ``to``, pay for it only once.
+
+        With a folder, the call is durable. The file name is a hash of the endpoint, the fields and the
+        content of files: the same call with the same folder returns the same output, and pays nothing. A
+        marker is written before the request is sent, and removed when the output is there. A call that finds
+        a marker waits while another one may be under way, twice its ``timeout`` at most. Then it raises
+        StabilityOutcomeUnknownError, because the other call may have been paid for.
+
+        Calls that start an asynchronous job wait for its result, at most an hour, and ask every 10 seconds.
+        The marker keeps the job's id, so that a later call asks for the result and pays nothing.
+
+        :param endpoint: the path below ``/v2beta/``, such as ``stable-image/generate/core``.
+        :param to: the folder: a path, a URL such as ``s3://bucket/images/``, or an ObjectStoragePath. None
+            for a call without a folder, whose output is only in the returned object.
+        :param name: the file name without its ending, instead of the hash. Then the name alone decides
+            whether the output is there.
+        :param conn_id: the Airflow connection for a URL.
+        :param on_unknown: ``pay_again`` to pay again instead of StabilityOutcomeUnknownError.
+        :param filtered: ``keep`` to get a blurred image instead of StabilityContentFilteredError. With a
+            folder, it is kept in both cases, as ``NAME.filtered.png``.
+        :param timeout: seconds for connecting, and for each gap in the response.
+        :param fields: the fields of the endpoint, such as ``prompt`` and ``seed``. Bytes, a Path and an
+            ObjectStoragePath are sent as files. None leaves a field out.
+        :raises StabilityOutcomeUnknownError: this call, or an earlier one of the same name, may have been
+            paid for.
+        :raises StabilityContentFilteredError: the image is blurred.
+        :raises StabilityModeratedError: the API refuses the content.
+        :raises StabilityPaymentRequiredError: 402, the organization has too few credits for this call.
+        :raises StabilityJobPendingError: an asynchronous job is not finished.
+        :raises StabilityTransientError: a later call may succeed.
+        :raises StabilityPermanentError: the API refuses, an argument is unusable, or so is the folder.
+        """
+        from airflow_stability.client.generate import generate
+
+        return generate(
+            self,
+            endpoint,
+            to=to,
+            name=name,
+            conn_id=conn_id,
+            on_unknown=on_unknown,
+            filtered=filtered,
+            timeout=timeout,
+            fields=fields,
+        )
 
     def _get(self, path: str, model: type[_Model], organization: str | None = None) -> _Model:
         headers = {"Accept": "application/json"}

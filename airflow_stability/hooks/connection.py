@@ -22,6 +22,7 @@ from airflow_stability.errors import (
 from airflow_stability.validation import DEFAULT_REQUEST_TIMEOUT, DEFAULT_RETRY_DEADLINE, safe_repr
 
 if TYPE_CHECKING:
+    from airflow_stability.client.storage import Storage
     from airflow_stability.compat import Connection
 
 
@@ -66,11 +67,13 @@ def client_from_connection(connection: Connection, *, retry_deadline: float | No
         fields = ConnectionExtra.model_validate(_read_extra(connection))
         if retry_deadline is not None:
             fields = fields.model_copy(update={"retry_deadline": retry_deadline})
-        return StabilityClient(
+        client = StabilityClient(
             connection.password or "",
             base_url=_base_url(connection.host, connection.port, connection.schema),
             **fields.model_dump(),
         )
+        client.storage = _storage
+        return client
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         field = str(first["loc"][0])
@@ -106,6 +109,12 @@ def reading_failure(conn_id: str, error: Exception) -> StabilityError:
     return StabilityTransientError(
         f"Connection {conn_id!r} could not be read just now ({kind}); the log of Airflow has more."
     )
+
+
+def _storage() -> Storage:
+    from airflow_stability.hooks.storage import AirflowStorage
+
+    return AirflowStorage()
 
 
 def _read_extra(connection: Connection) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from airflow_stability import metrics
@@ -37,8 +38,12 @@ from airflow_stability.errors import StabilityError, StabilityPermanentError, St
 from airflow_stability.rules.pacing import Pacer, Reservation
 from airflow_stability.triggers.shared_connection import FeedClient, SharedConnection
 
-#: Threads for the HTTP calls of all feeds of the process. Each call ends in time: see StabilityClient.
-_calls = ThreadPoolExecutor(max_workers=8, thread_name_prefix="stability-feed")
+if TYPE_CHECKING:
+    from airflow_stability.triggers.jobs import JobPolls
+
+#: Threads for the HTTP calls of all feeds and jobs of the process. Each call ends in time: see
+#: StabilityClient.
+calls = ThreadPoolExecutor(max_workers=8, thread_name_prefix="stability-feed")
 
 #: Followers that are served in one turn of the loop, over all feeds of the process. A follower that goes on
 #: waiting takes about ten microseconds, one that ends a millisecond.
@@ -128,6 +133,8 @@ class LoopState:
         self.gates: set[object] = set()
         self.pacers: dict[tuple[str, str | None], Pacer] = {}
         self.connections: dict[str, SharedConnection] = {}
+        #: The jobs that tasks wait for, by connection.
+        self.jobs: dict[str, JobPolls] = {}
         #: Held while followers are served, because the polls of many feeds may end together.
         self.serving = asyncio.Lock()
 
@@ -148,9 +155,18 @@ class LoopState:
         return self.connections[stability_conn_id]
 
     def feed_ended(self, wallet: tuple[str, str | None]) -> None:
-        """Remove a feed. For a connection without feeds, no API key is kept, but a lock-out is."""
+        """Remove a feed."""
         del self.feeds[wallet]
-        in_use = {conn_id for conn_id, _ in self.feeds}
+        self._forget_unused()
+
+    def jobs_ended(self, stability_conn_id: str) -> None:
+        """Remove the jobs of a connection."""
+        del self.jobs[stability_conn_id]
+        self._forget_unused()
+
+    def _forget_unused(self) -> None:
+        """For connections without a feed and without jobs, keep no API key, but a lock-out."""
+        in_use = {conn_id for conn_id, _ in self.feeds} | self.jobs.keys()
         for connection in [each for each in self.connections.values() if each.conn_id not in in_use]:
             connection.forget()
             if not connection.seconds_locked_out():
@@ -243,7 +259,7 @@ class Feed:
     async def _run(self) -> None:
         try:
             with contextlib.suppress(Exception):  # the first poll tries again, and reports the failure
-                await self._loop.run_in_executor(_calls, _prepare, len(self._state.gates))
+                await self._loop.run_in_executor(calls, _prepare, len(self._state.gates))
             while self._intervals:
                 if (seconds := self._seconds_until_poll()) > 0:
                     self._followers_changed.clear()
@@ -324,7 +340,7 @@ class Feed:
         # The interval counts from here: reading the connection can take seconds when Airflow is busy.
         self._requested_at = self._loop.time()
         with metrics.timed_call(self._connection.conn_id, self._observed_organization):
-            balance = await self._loop.run_in_executor(_calls, client.get_balance, self._organization)
+            balance = await self._loop.run_in_executor(calls, client.get_balance, self._organization)
         return balance.credits
 
 

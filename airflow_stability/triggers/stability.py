@@ -18,7 +18,7 @@ from airflow_stability.errors import StabilityError, StabilityTransientError
 from airflow_stability.rules.gate import GRACE, Decision, Gate, Verdict
 from airflow_stability.rules.pacing import RESERVATION_SECONDS, Reservation
 from airflow_stability.triggers.feed import observations
-from airflow_stability.validation import in_utc
+from airflow_stability.validation import parse_time
 
 if TYPE_CHECKING:
     from airflow_stability.triggers.events import StabilityBalanceEventTrigger as StabilityBalanceEventTrigger
@@ -117,7 +117,7 @@ class StabilityBalanceTrigger(BaseTrigger):
         if (success := await self._end_task(event)) is not None:
             yield success
             return
-        await self._wait_for_scheduler()
+        await wait_for_scheduler(self)
         yield TriggerEvent(event.to_payload())  # type: ignore[no-untyped-call]  # Airflow's
 
     async def _end_task(self, event: DeferralEvent) -> TriggerEvent | None:
@@ -130,13 +130,6 @@ class StabilityBalanceTrigger(BaseTrigger):
             text = "The balance could not be pushed to XCom from here (%s): a worker does it."
             await asyncio.to_thread(self.log.warning, text, type(error).__name__)
             return None
-
-    async def _wait_for_scheduler(self) -> None:
-        """Let the scheduler notice the deferral before the task resumes: see MIN_DEFERRAL_SECONDS."""
-        # `airflow dags test` runs the trigger without a triggerer and a scheduler. Then it has no id.
-        if (deferred_at := _time(self.deferred_at)) and self.trigger_id is not None:
-            left = MIN_DEFERRAL_SECONDS - (datetime.now(UTC) - deferred_at).total_seconds()
-            await asyncio.sleep(min(left, MIN_DEFERRAL_SECONDS))  # the worker's clock may be ahead
 
     async def _wait_for_gate(self) -> DeferralEvent:
         try:
@@ -210,6 +203,17 @@ class StabilityBalanceTrigger(BaseTrigger):
         return Reservation(gate.expected_credits, gate.minimum_credits, since, self.reservation_seconds)
 
 
+async def wait_for_scheduler(trigger: Any) -> None:
+    """Let the scheduler notice the deferral before the task resumes: see MIN_DEFERRAL_SECONDS.
+
+    :param trigger: a trigger with an argument ``deferred_at``.
+    """
+    # `airflow dags test` runs the trigger without a triggerer and a scheduler. Then it has no id.
+    if (deferred_at := _time(trigger.deferred_at)) and trigger.trigger_id is not None:
+        left = MIN_DEFERRAL_SECONDS - (datetime.now(UTC) - deferred_at).total_seconds()
+        await asyncio.sleep(min(left, MIN_DEFERRAL_SECONDS))  # the worker's clock may be ahead
+
+
 _ARGUMENT_NAMES = [
     argument.name
     for argument in inspect.signature(StabilityBalanceTrigger).parameters.values()
@@ -218,7 +222,7 @@ _ARGUMENT_NAMES = [
 
 
 def _time(argument: str | None) -> datetime | None:
-    return in_utc(datetime.fromisoformat(argument)) if argument else None
+    return parse_time(argument) if argument else None
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,291 @@
+"""The folder of durable calls: which outputs are there, and which calls are under way. Stands on fsspec.
+
+A call has one name in its folder, and up to four kinds of files::
+
+    NAME.png               the output
+    NAME.filtered.png      the output, if the API blurred it
+    NAME.json              facts about the output: its seed, the id of the request
+    NAME.paying.json       a marker: a call is about to be paid for, or has been. NAME.paying-2.json and so
+                           on are those of a caller who chose to pay again
+
+Knows no HTTP and nothing of Airflow. A file appears whole or not at all. Only a marker may be cut short, if
+its writer dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec  # type: ignore[import-untyped]
+
+from airflow_stability.errors import (
+    StabilityConfigurationError,
+    StabilityError,
+    StabilityOutcomeUnknownError,
+)
+from airflow_stability.validation import safe_repr
+
+_log = logging.getLogger(__name__)
+
+
+class Storage:
+    """Opens folders, and tells who calls. This one is for use without Airflow."""
+
+    def open_url(self, url: str, conn_id: str | None) -> Any:
+        """Return the path object of a URL such as ``s3://bucket/images/``.
+
+        :param conn_id: an Airflow connection.
+        """
+        if conn_id is not None:
+            raise StabilityConfigurationError(
+                "conn_id names an Airflow connection: use it with a client that a StabilityHook has made."
+            )
+        from upath import UPath
+
+        return UPath(url)
+
+    def caller(self) -> Mapping[str, Any]:
+        """Return who calls, as plain JSON types, for a marker."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Marker:
+    """The marker of a call, as it was read or written.
+
+    :param file: its path.
+    :param number: 1, or more for a call that is paid for again.
+    :param facts: what it says; empty if it cannot be read.
+    """
+
+    file: str
+    number: int
+    facts: Mapping[str, Any]
+
+    @property
+    def job_id(self) -> str | None:
+        """The id of the asynchronous job that was started; None for no job, or if it is not known yet."""
+        found = self.facts.get("job_id")
+        return found if isinstance(found, str) else None
+
+
+class Folder:
+    """The files of one call in its folder.
+
+    :param to: the folder: a path, a URL, or a path object such as Airflow's ObjectStoragePath.
+    :param conn_id: the Airflow connection for a URL.
+    :param name: the name of the call.
+    :param ending: the ending of its output, such as ``png``.
+    :raises StabilityConfigurationError: the folder cannot be used.
+    """
+
+    def __init__(self, to: Any, *, conn_id: str | None, name: str, ending: str, storage: Storage) -> None:
+        is_url = isinstance(to, str) and "://" in to
+        if conn_id is not None and not is_url:
+            raise StabilityConfigurationError(
+                f"conn_id belongs to a URL such as s3://bucket/images/; to is {safe_repr(to)}."
+            )
+        with before_paying(to):
+            folder = storage.open_url(to, conn_id) if is_url else to
+            if hasattr(folder, "fs"):
+                files, root = folder.fs, str(folder.path).rstrip("/")
+            else:
+                folder = Path(folder).absolute()
+                files, root = fsspec.filesystem("file"), str(folder)
+        self._name, self._ending, self._folder = name, ending, folder
+        self._files: Any = files
+        self._root = root
+
+    # Outputs
+
+    @property
+    def output(self) -> str:
+        """The file name of the output."""
+        return f"{self._name}.{self._ending}"
+
+    @property
+    def filtered(self) -> str:
+        """The file name of the output, if the API blurred it."""
+        return f"{self._name}.filtered.{self._ending}"
+
+    def find(self) -> str | None:
+        """Return the file name of the output that is there; None if there is none."""
+        # A process that listed the folder before may have the list in a cache.
+        self._files.invalidate_cache(self._root)
+        return next(
+            (each for each in (self.output, self.filtered) if self._files.exists(self._path(each))), None
+        )
+
+    def write(self, file: str, content: bytes, facts: Mapping[str, Any]) -> None:
+        """Write an output with the facts about it. The facts come first: others look for the output."""
+        self._write_whole(self._facts_file, _to_json(facts))
+        self._write_whole(file, content)
+
+    def read(self, file: str) -> bytes:
+        """Return the content of a file."""
+        content: bytes = self._files.cat_file(self._path(file))
+        return content
+
+    def read_facts(self) -> Mapping[str, Any]:
+        """Return the facts about the output; none if they are not there."""
+        return self._read_json(self._facts_file) or {}
+
+    def address(self, file: str) -> str:
+        """Return the address of a file as a user may open it."""
+        return str(self._folder / file)
+
+    # Markers
+
+    def mark(self, number: int, facts: Mapping[str, Any]) -> Marker | None:
+        """Write a new marker; return None if there is one of that number.
+
+        The store is asked to create it only if it is not there, so that one of two callers gets it.
+        """
+        file = self._marker_file(number)
+        content = {"id": uuid.uuid4().hex, **facts}
+        try:
+            self._create(file, _to_json(content))
+        except FileExistsError:
+            return None
+        return Marker(file, number, content)
+
+    def find_marker(self, number: int) -> Marker | None:
+        """Return a marker that is there; None if there is none of that number."""
+        self._files.invalidate_cache(self._root)
+        facts = self._read_json(self._marker_file(number))
+        return None if facts is None else Marker(self._marker_file(number), number, facts)
+
+    def update(self, marker: Marker, **facts: Any) -> Marker:
+        """Write more facts into a marker."""
+        facts = {**marker.facts, **facts}
+        self._write_whole(marker.file, _to_json(facts))
+        return Marker(marker.file, marker.number, facts)
+
+    def unmark(self, *numbers: int) -> None:
+        """Remove markers. One that cannot be removed stays, which costs nothing."""
+        for number in numbers:
+            file = self._marker_file(number)
+            try:
+                self._files.rm_file(self._path(file))
+            except FileNotFoundError:
+                pass  # somebody else has removed it
+            except Exception as error:  # whatever the store raises
+                _log.warning(
+                    "The marker %s could not be removed (%s).", self.address(file), type(error).__name__
+                )
+
+    def marker_addresses(self, marker: Marker) -> str:
+        """Return the addresses of a marker and those before it."""
+        return ", ".join(self.address(self._marker_file(number)) for number in range(1, marker.number + 1))
+
+    @property
+    def _facts_file(self) -> str:
+        return f"{self._name}.json"
+
+    def _marker_file(self, number: int) -> str:
+        return f"{self._name}.paying{f'-{number}' if number > 1 else ''}.json"
+
+    def _path(self, file: str) -> str:
+        return f"{self._root}/{file}"
+
+    def _read_json(self, file: str) -> Mapping[str, Any] | None:
+        try:
+            content = json.loads(self._files.cat_file(self._path(file)))
+        except FileNotFoundError:
+            return None
+        except ValueError:  # cut short
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def _create(self, file: str, content: bytes) -> None:
+        """Write a file that is not there yet.
+
+        :raises FileExistsError: it is there.
+        """
+        path = self._path(file)
+        if _has_own(self._files, "pipe_file"):  # an object store, which makes it a conditional write
+            self._files.pipe_file(path, content, mode="create")
+            return
+        try:
+            opened = self._open_new(path)
+        except (ValueError, NotImplementedError):  # a store that creates nothing exclusively
+            if self._files.exists(path):
+                raise FileExistsError(path) from None
+            self._write_whole(file, content)
+            return
+        try:
+            with opened:
+                opened.write(content)
+        except BaseException:  # an empty marker would say that a call may have been paid for
+            self._files.rm_file(path)
+            raise
+
+    def _open_new(self, path: str) -> Any:
+        try:
+            return self._files.open(path, "xb")
+        except FileNotFoundError:
+            self._files.makedirs(self._root, exist_ok=True)
+            return self._files.open(path, "xb")
+
+    def _write_whole(self, file: str, content: bytes) -> None:
+        """Write a file, or replace it, so that nobody sees a part of it."""
+        path = self._path(file)
+        if not _has_own(self._files, "mv"):
+            self._files.pipe_file(path, content)  # an object store shows an upload when it is complete
+            return
+        part = f"{path}.part"  # only the owner of the marker writes it
+        self._files.pipe_file(part, content)
+        self._files.mv(part, path)
+
+
+def _has_own(files: Any, method: str) -> bool:
+    """Tell whether a file system has its own version of a method of fsspec's base class."""
+    return getattr(getattr(files, method), "__func__", None) is not getattr(fsspec.AbstractFileSystem, method)
+
+
+def _to_json(facts: Mapping[str, Any]) -> bytes:
+    return json.dumps(facts, indent=1).encode()
+
+
+@contextlib.contextmanager
+def before_paying(to: Any) -> Iterator[None]:
+    """Turn what a store raises into an error that says that nothing was paid for.
+
+    :param to: the folder as the user gave it.
+    """
+    try:
+        yield
+    except StabilityError:
+        raise
+    except Exception as error:  # whatever the store or its library raises
+        raise StabilityConfigurationError(
+            f"The folder {_shown(to)} cannot be used ({type(error).__name__}: {error}). Nothing was paid "
+            "for. Check the address, the connection and the rights to read, write and delete there."
+        ) from error
+
+
+@contextlib.contextmanager
+def after_paying(what: str, to: Any) -> Iterator[None]:
+    """Turn what a store raises into an error that says that something was paid for.
+
+    :param what: what was paid for, for the text.
+    :param to: the folder as the user gave it.
+    """
+    try:
+        yield
+    except Exception as error:  # whatever the store or its library raises
+        raise StabilityOutcomeUnknownError(
+            f"{what} was paid for, but could not be written to {_shown(to)} ({type(error).__name__}: "
+            f"{error}). Its marker stays there. To pay again, mend the store, then delete the marker."
+        ) from error
+
+
+def _shown(to: Any) -> str:
+    return safe_repr(str(to))

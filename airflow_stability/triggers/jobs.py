@@ -1,0 +1,195 @@
+"""StabilityJobTrigger: waits in a triggerer until an asynchronous job is finished.
+
+A thousand jobs that are asked for every ten seconds would lock out their key. So all jobs of one connection
+and event loop are asked for by one task, one after another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import functools
+import importlib
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from airflow_stability.deferral import DeferralEvent
+from airflow_stability.errors import (
+    StabilityError,
+    StabilityNotFoundError,
+    StabilityPermanentError,
+    StabilityTransientError,
+)
+from airflow_stability.rules.gate import GRACE
+from airflow_stability.triggers.feed import LoopState, calls, loop_state
+from airflow_stability.triggers.shared_connection import FeedClient, SharedConnection
+from airflow_stability.triggers.stability import wait_for_scheduler
+from airflow_stability.validation import parse_time
+
+#: The path of the class, as Airflow stores it.
+JOB_TRIGGER_PATH = "airflow_stability.triggers.jobs.StabilityJobTrigger"
+
+#: Seconds between two requests for the result of a job, at least. The vendor asks for that.
+JOB_POLL_SECONDS = 10.0
+
+#: Seconds between the requests for two jobs, at least: a fifth of what locks the key out.
+GAP_SECONDS = 0.33
+
+
+class StabilityJobTrigger(BaseTrigger):
+    """A trigger that fires once: when a job is finished, or when its time is over.
+
+    The payload of its event is a :class:`~airflow_stability.deferral.DeferralEvent`. A failure that waiting
+    cannot help fires it, too: the task asks for the result itself and reports the failure. After a refusal of
+    the API key, it goes on asking for ten minutes, since a key may be rotated.
+
+    :param stability_conn_id: a connection of type ``stability``. Never a key.
+    :param job_id: the id of the job, for the text.
+    :param result_path: the path of its result.
+    :param timeout: seconds that the task may wait in all, for the text.
+    :param deadline: when they are over: an aware time in ISO format.
+    :param deferred_at: when the task deferred.
+    :param memory: what the task has to remember, as plain JSON types: the event hands it back.
+    :param unknown_arguments: arguments of another release. They are kept, handed on and ignored.
+    """
+
+    def __init__(
+        self,
+        *,
+        stability_conn_id: str,
+        job_id: str,
+        result_path: str,
+        timeout: float,
+        deadline: str,
+        deferred_at: str | None = None,
+        memory: dict[str, Any] | None = None,
+        **unknown_arguments: Any,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # Airflow's
+        self.stability_conn_id = stability_conn_id
+        self.job_id = job_id
+        self.result_path = result_path
+        self.timeout = timeout
+        self.deadline = deadline
+        self.deferred_at = deferred_at
+        self.memory = memory
+        self.unknown_arguments = unknown_arguments
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return the class and its arguments, as Airflow stores them."""
+        arguments = {
+            "stability_conn_id": self.stability_conn_id,
+            "job_id": self.job_id,
+            "result_path": self.result_path,
+            "timeout": self.timeout,
+            "deadline": self.deadline,
+            "deferred_at": self.deferred_at,
+            "memory": self.memory,
+        }
+        return JOB_TRIGGER_PATH, arguments | self.unknown_arguments
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Wait until the job is finished, or its time is over."""
+        left = (parse_time(self.deadline) - datetime.now(UTC)).total_seconds()
+        try:
+            async with asyncio.timeout(left):
+                text = await _until_finished(self.stability_conn_id, self.result_path)
+            verdict = DeferralEvent.JOB
+        except TimeoutError:
+            verdict = DeferralEvent.TIMEOUT
+            text = (
+                f"The job {self.job_id} is not finished after {self.timeout:g} s. It has been paid for, and "
+                "its result is kept for 24 hours: clear the task to go on with it."
+            )
+        await asyncio.to_thread(self.log.info, "Job %s: %s", self.job_id, text)
+        await wait_for_scheduler(self)
+        event = DeferralEvent(verdict, text, memory=self.memory)
+        yield TriggerEvent(event.to_payload())  # type: ignore[no-untyped-call]  # Airflow's
+
+
+async def _until_finished(conn_id: str, path: str) -> str:
+    """Return once there is something to learn about a job, in words for the log."""
+    state = loop_state()
+    if conn_id not in state.jobs:
+        state.jobs[conn_id] = JobPolls(state, state.connection(conn_id))
+    return await state.jobs[conn_id].follow(path)
+
+
+class JobPolls:
+    """The jobs of one connection in one event loop, and the requests for their results.
+
+    :param state: the state of the event loop.
+    :param connection: the connection to ask with.
+    """
+
+    def __init__(self, state: LoopState, connection: SharedConnection) -> None:
+        self._state = state
+        self._connection = connection
+        self._loop = asyncio.get_running_loop()
+        self._followers: dict[asyncio.Future[str], str] = {}
+        self._client = FeedClient(connection)
+        self._refused_since: float | None = None
+        # With the caller's context, its log lines would go into the log of the first task.
+        self._task = self._loop.create_task(self._run(), context=contextvars.Context())
+
+    async def follow(self, path: str) -> str:
+        """Return once there is something to learn about a job, in words for the log.
+
+        :param path: the path of its result.
+        """
+        follower: asyncio.Future[str] = self._loop.create_future()
+        self._followers[follower] = path
+        try:
+            return await follower
+        finally:
+            del self._followers[follower]
+
+    async def _run(self) -> None:
+        try:
+            # In a thread, since it takes long the first time.
+            await self._loop.run_in_executor(
+                calls, importlib.import_module, "airflow_stability.hooks.connection"
+            )
+            while self._followers:
+                began = self._loop.time()
+                await asyncio.sleep(JOB_POLL_SECONDS)  # whoever follows a job has just asked for it
+                for follower, path in list(self._followers.items()):
+                    if follower in self._followers:
+                        await asyncio.sleep(max(self._connection.seconds_locked_out(), GAP_SECONDS))
+                        if (news := await self._ask(path, since=began)) is not None and not follower.done():
+                            follower.set_result(news)
+        finally:
+            # Nothing is awaited between the last check for followers and this, so nobody joins in between.
+            self._client.close()
+            self._state.jobs_ended(self._connection.conn_id)
+            for follower in self._followers:
+                follower.cancel()  # Airflow starts the trigger anew
+
+    async def _ask(self, path: str, *, since: float) -> str | None:
+        """Ask for a result; return what is new, or None if it is not finished or could not be reached."""
+        try:
+            await self._connection.read(since)
+            # The result is read and dropped here, since the API has no other way to ask.
+            ask = functools.partial(self._client.get().request, "GET", path, headers={"Accept": "*/*"})
+            response = await self._loop.run_in_executor(calls, ask)
+            self._refused_since = None
+            return None if response.status_code == 202 else "It is finished."
+        except StabilityTransientError as error:
+            self._connection.lock_out(error.retry_after)
+            return None
+        except StabilityPermanentError as error:
+            now = self._loop.time()
+            self._refused_since = self._refused_since or now
+            if isinstance(error, StabilityNotFoundError) or now - self._refused_since > GRACE.total_seconds():
+                return str(error)
+            return None
+        except StabilityError as error:
+            return str(error)
+        except Exception as error:  # it must never fail: a thousand jobs would
+            with contextlib.suppress(Exception):
+                self._connection.forget()
+            return f"Its result could not be requested ({type(error).__name__})."

@@ -410,7 +410,8 @@ class _DurableCall(_Call):
         return self.generation(file, facts, reused=False)
 
     def found(self, file: str) -> Generation:
-        """Return an output that was there before."""
+        """Return an output that was there before, and remove the marker of a caller that died after it."""
+        self.folder.unmark(1)
         guessed = mimetypes.guess_type(file)[0] or "application/octet-stream"
         facts = {"content_type": guessed, "seed": None, "finish_reason": None, "request_id": None}
         return self.generation(file, {**facts, **self.folder.read_facts()}, reused=True)

@@ -16,6 +16,7 @@ import hashlib
 import json
 import logging
 import mimetypes
+import os
 import re
 import socket
 import time
@@ -424,12 +425,13 @@ class _DurableCall(_Call):
         return Generation({"path": path, **facts, "reused": reused}, lambda: self.folder.read(file))
 
     def marker_facts(self) -> dict[str, Any]:
-        """Return what a marker says. It holds no key, and no prompt."""
+        """Return what a marker says. It holds no key and no prompt."""
         return {
             "endpoint": self.request.endpoint,
             "began": datetime.now(UTC).isoformat(),
             "timeout": self.timeout,
             "host": socket.gethostname(),
+            "pid": os.getpid(),
             **self.storage.caller(),
         }
 
@@ -452,8 +454,9 @@ class _Patience:
         """Tell whether to wait on.
 
         :param timeout: this caller's, for a marker that names none.
-        :param by_clock: whether the time that the marker names counts, too. Another machine's clock may be
-            wrong: it may end the wait early if that only leads to an error, not if it leads to a payment.
+        :param by_clock: whether the time and the process that the marker names count, too. Another machine's
+            clock may be wrong, and another container may have the name of this one. So they may end the wait
+            early if that leads to an error, not if it leads to a payment.
         """
         limit = marker.facts.get("timeout")
         if not isinstance(limit, int | float):
@@ -462,6 +465,8 @@ class _Patience:
         identity = marker.number, marker.facts.get("id")
         if identity not in self._seen:
             _log.info("Waiting for another call of the same name: %s.", _who(marker.facts).rstrip(","))
+        if by_clock and _has_died(marker.facts):
+            return False
         waited = time.monotonic() - self._seen.setdefault(identity, time.monotonic())
         if by_clock and (began := _began(marker.facts)) is not None:
             waited = max(waited, (datetime.now(UTC) - began).total_seconds())
@@ -497,6 +502,19 @@ _CALLER = {
     "run_id": "run",
     "host": "host",
 }
+
+
+def _has_died(facts: Mapping[str, Any]) -> bool:
+    """Tell whether a marker names a process of this machine that does not run any more."""
+    if facts.get("host") != socket.gethostname() or not isinstance(facts.get("pid"), int):
+        return False
+    try:
+        os.kill(facts["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # it belongs to somebody else
+        return False
+    return False
 
 
 def _began(facts: Mapping[str, Any]) -> datetime | None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
+import socket
 import stat
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -268,7 +272,7 @@ def test_the_marker_is_there_before_the_request_and_holds_no_secret(api, client,
     api.add_callback(responses.POST, URL, answer, content_type="image/png")
     client.generate(CORE, to=tmp_path, prompt="a secret prompt", timeout=60)
     facts = json.loads(seen[0])
-    assert facts.keys() == {"id", "endpoint", "began", "timeout", "host"}
+    assert facts.keys() == {"id", "endpoint", "began", "timeout", "host", "pid"}
     assert (facts["endpoint"], facts["timeout"]) == (CORE, 60)
     assert KEY not in seen[0]
     assert "secret prompt" not in seen[0]
@@ -406,6 +410,24 @@ def test_a_call_elsewhere_that_is_refused_meanwhile_gives_its_turn_away(
     monkeypatch.setattr(module.time, "sleep", lambda seconds: (clock.append(seconds), file.unlink()))
     assert not client.generate(CORE, to=tmp_path, name="cat", prompt="a").reused
     assert len(api.calls) == 1
+
+
+def test_a_dead_process_of_this_machine_is_not_waited_for(api, client, tmp_path, clock):
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    left_behind(tmp_path, began=datetime.now(UTC), host=socket.gethostname(), pid=process.pid)
+    with pytest.raises(StabilityOutcomeUnknownError):
+        client.generate(CORE, to=tmp_path, name="cat", prompt="a")
+    assert clock == []
+
+
+@pytest.mark.parametrize(("host", "pid"), [("elsewhere", None), (None, 1), (None, "x")])
+def test_a_process_that_lives_or_cannot_be_known_is_waited_for(api, client, tmp_path, clock, host, pid):
+    host, pid = host or socket.gethostname(), pid or os.getpid()
+    left_behind(tmp_path, began=datetime.now(UTC), host=host, pid=pid)
+    with pytest.raises(StabilityOutcomeUnknownError):
+        client.generate(CORE, to=tmp_path, name="cat", prompt="a", timeout=30)
+    assert sum(clock) > 60
 
 
 def test_a_call_that_stays_under_way_is_not_waited_for_longer_than_it_may_take(api, client, tmp_path, clock):

@@ -110,9 +110,15 @@ class StabilityClient:
     def maybe_paid(self) -> int:
         """How many calls of this client may have been paid for.
 
-        Counts the calls, other than GET, HEAD and OPTIONS, with a 2xx response or an unknown outcome.
+        Counts the calls, other than GET, HEAD and OPTIONS, with a 2xx response or an unknown outcome. A call
+        that is under way, or was cut off, counts unless its request was certainly not sent.
         """
         return self._sender.maybe_paid
+
+    @property
+    def maybe_paid_durably(self) -> int:
+        """How many of these calls were durable: the same call, made again, does not pay again."""
+        return self._sender.maybe_paid_durably
 
     def close(self) -> None:
         """Close the pooled connections. The client can still be used and then opens new ones."""
@@ -151,8 +157,10 @@ class StabilityClient:
 
         A call with another method than GET, HEAD and OPTIONS may cost credits. If its request was sent, or
         may have been, and no complete response came, StabilityOutcomeUnknownError is raised: repeating the
-        call could pay twice. If the request was certainly not sent (no address, no connection, no TLS, no
-        way through the proxy), the failure is transient. For GET, HEAD and OPTIONS it always is.
+        call could pay twice. A gateway's 5xx, which has not the API's id and name, is no such response; only
+        a 503 says that nothing was accepted. If the request was certainly not sent (no address, no
+        connection, no TLS, no way through the proxy), the failure is transient. For GET, HEAD and OPTIONS it
+        always is.
 
         :param method: an HTTP method such as ``POST``.
         :param path: a path such as ``/v2beta/stable-image/generate/core``.

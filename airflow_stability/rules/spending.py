@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeGuard
 
 from airflow_stability.errors import (
     StabilityContentFilteredError,
@@ -145,7 +145,9 @@ def what_counts(error: BaseException) -> BaseException:
     return min(_errors_in(error), key=_rank)
 
 
-def is_refusal(error: BaseException, payments: Payments, *, stateful: bool = True) -> bool:
+def is_refusal(
+    error: BaseException, payments: Payments, *, stateful: bool = True
+) -> TypeGuard[StabilityError]:
     """Tell whether an exception of the function sends the task back to waiting.
 
     :param payments: those of the same run.
@@ -182,10 +184,11 @@ def why_no_result(result: object, *, can_hold: bool, multiple_outputs: bool) -> 
     :param multiple_outputs: whether each item of the result is an XCom of its own.
     """
     kind = type(result).__name__
-    if multiple_outputs and not isinstance(result, Mapping):
-        return f"multiple_outputs needs a dict, but the function has returned an object of type {kind}."
-    if multiple_outputs and not all(isinstance(key, str) for key in result):
-        return "multiple_outputs needs a dict whose keys are strings, but the function has returned others."
+    if multiple_outputs:
+        if not isinstance(result, Mapping):
+            return f"multiple_outputs needs a dict, but the function has returned an object of type {kind}."
+        if not all(isinstance(key, str) for key in result):
+            return "multiple_outputs needs a dict, but a key of what the function has returned is no string."
     if not can_hold:
         return (
             f"XCom cannot hold what the function has returned, an object of type {kind}. Save the picture, "
@@ -319,8 +322,9 @@ class Spending:
     def _is_unexplained(self) -> bool:
         # Enough credit before and after: nobody else has spent it, and nobody has topped up meanwhile.
         credits = self.gate.last_credits
-        known = credits is not None and self.gate.last_failure is None
-        return known and suffices(credits, 0.0, self.credits) and credits <= self._credits_before_run
+        if credits is None or self.gate.last_failure is not None:
+            return False
+        return suffices(credits, 0.0, self.credits) and credits <= self._credits_before_run
 
     def _wait(self, pause: float, now: datetime) -> Wait | GiveUp:
         left = self.wait_timeout - self.state.seconds_waited

@@ -380,7 +380,7 @@ def run(api):
 
 
 TASK_INSTANCE = SimpleNamespace(
-    try_number=1,
+    try_number=0,
     start_date=None,
     dag_id="dag",
     task_id="spend",
@@ -547,6 +547,12 @@ def test_an_unknown_outcome_in_a_group_comes_before_a_refusal(run):
     assert str(ended).startswith("Lost. 1 call of this run may have been paid for.")
 
 
+reads_no_database = pytest.mark.skipif(
+    AIRFLOW_VERSION < (3, 0), reason="Airflow 2.11 reads the first reschedule from its database"
+)
+
+
+@reads_no_database
 def test_by_reschedule_a_refusal_after_a_payment_fails_at_once(run):
     ended = run(200, 200, 402, deferrable=False)
 
@@ -558,6 +564,7 @@ def test_by_reschedule_a_refusal_after_a_payment_fails_at_once(run):
     assert run(200, 402, deferrable=False, retry_after_paying=True).status == 402
 
 
+@reads_no_database
 def test_by_reschedule_a_refusal_after_durable_payments_waits(run):
     ended = run(200, 200, 402, durably=2, balances=(5.0, 0.5), deferrable=False)
 
@@ -731,9 +738,7 @@ def test_what_a_subclass_does_in_its_own_execute_is_not_done_again_after_a_wait(
     assert (ended, Drafting.drafts) == ("done", 0)
 
 
-@pytest.mark.skipif(
-    AIRFLOW_VERSION < (3, 0), reason="Airflow 2.11 reads the first reschedule from its database"
-)
+@reads_no_database
 @pytest.mark.parametrize(("poke_interval", "seconds"), [(60, MIN_DEFERRAL_SECONDS), (3, 3)])
 def test_the_last_wait_by_reschedule_is_long_enough_for_the_scheduler_to_notice(api, poke_interval, seconds):
     api(json={"credits": 2.0})

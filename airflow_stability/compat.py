@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from airflow.sdk.exceptions import AirflowRescheduleException as AirflowRescheduleException
     from airflow.sdk.exceptions import AirflowSensorTimeout as AirflowSensorTimeout
     from airflow.sdk.exceptions import AirflowSkipException as AirflowSkipException
+    from airflow.sdk.exceptions import AirflowTaskTerminated as AirflowTaskTerminated
+    from airflow.sdk.exceptions import AirflowTaskTimeout as AirflowTaskTimeout
     from airflow.sdk.exceptions import TaskDeferralError as TaskDeferralError
     from airflow.sdk.exceptions import TaskDeferred as TaskDeferred
     from airflow.sdk.log import mask_secret as mask_secret
@@ -70,6 +72,11 @@ _MODULES = {
             "AirflowRescheduleException",
             "AirflowSensorTimeout",
             "AirflowSkipException",
+            "AirflowTaskTerminated",
+            "AirflowTaskTimeout",
+            "DagRunTriggerException",
+            "DownstreamTasksSkipped",
+            "TaskAwaitingInput",
             "TaskDeferralError",
             "TaskDeferred",
         ),
@@ -80,6 +87,10 @@ _MODULES = {
         (3, 1),
         "airflow.sdk.log",
         _since((3, 0), "airflow.sdk.execution_time.secrets_masker", "airflow.utils.log.secrets_masker"),
+    ),
+    # The backend of XComs that is configured, and Airflow's own.
+    **dict.fromkeys(
+        ("BaseXCom", "XCom"), _since((3, 0), "airflow.sdk.execution_time.xcom", "airflow.models.xcom")
     ),
     "BaseEventTrigger": "airflow.triggers.base",
     "BaseOperatorLink": _since((3, 0), "airflow.sdk.bases.operatorlink", "airflow.models.baseoperatorlink"),
@@ -192,6 +203,70 @@ def first_start(context: Context) -> datetime | None:
         try_number=(task_instance.max_tries or 0) - (context["task"].retries or 0) + 1,
     )
     return started
+
+
+def is_control_flow(error: BaseException, context: Context) -> bool:
+    """Tell whether a task says with an exception what becomes of it, other than failing with retries.
+
+    A task of Airflow 3.0 and later has two more of these, and a task of 3.3 and later another one. Airflow
+    2.11 takes ``sys.exit()`` for a success. It also interrupts a task whose state somebody has changed, by
+    the same exception as one whose worker is stopped: only of the second kind, Airflow retries the task.
+    """
+    names = ["AirflowFailException", "AirflowRescheduleException", "AirflowSensorTimeout"]
+    names += ["AirflowSkipException", "TaskDeferred"]
+    if AIRFLOW_VERSION >= (3, 0):
+        names += ["DagRunTriggerException", "DownstreamTasksSkipped"]
+    if AIRFLOW_VERSION >= (3, 3):
+        names.append("TaskAwaitingInput")
+    if isinstance(error, tuple(map(__getattr__, names))):
+        return True
+    if AIRFLOW_VERSION >= (3, 0):
+        return False
+    if isinstance(error, __getattr__("AirflowTaskTerminated")):
+        task_instance: Any = context["ti"]
+        task_instance.refresh_from_db()
+        return bool(task_instance.state != "running")
+    return isinstance(error, SystemExit) and error.code in (None, 0)
+
+
+def wrap_post_execute(operator: Any, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """Wrap what Airflow calls after a task's ``execute()``: the method and the argument ``post_execute``.
+
+    Airflow 2.11 calls the method, which calls the argument. Airflow 3 calls both itself, and so it reads the
+    argument from a private attribute.
+    """
+    hook = operator._post_execute_hook
+    if AIRFLOW_VERSION >= (3, 0) and hook is not None:
+        operator._post_execute_hook = wrap(hook)
+    operator.post_execute = wrap(operator.post_execute)
+
+
+def xcom_can_hold(value: Any, context: Context) -> bool:
+    """Tell whether a task can return a value: Airflow serializes it after ``execute()``.
+
+    Airflow's own serializer has no side effects. A configured backend may upload the value, so it is only
+    asked about values that Airflow's own refuses.
+    """
+    own, configured = __getattr__("BaseXCom").serialize_value, __getattr__("XCom").serialize_value
+    try:
+        own(value)
+        return True
+    except Exception:  # whatever a serializer raises
+        if configured is own:
+            return False
+    task_instance: Any = context["ti"]
+    names = ("task_id", "dag_id", "run_id", "map_index")
+    where = {name: getattr(task_instance, name) for name in names}
+    try:
+        configured(value, key="return_value", **where)
+        return True
+    except Exception:  # whatever a backend raises
+        return False
+
+
+def runs_async_functions() -> bool:
+    """Tell whether a PythonOperator runs functions that are ``async``: from Airflow 3.2 on, it does."""
+    return hasattr(__getattr__("PythonOperator"), "aexecute_callable")
 
 
 def is_deferral_timeout(next_method: str, next_kwargs: dict[str, Any] | None) -> bool:

@@ -207,9 +207,11 @@ class StabilityPayloadTooLargeError(StabilityRequestError):
 class StabilityOutcomeUnknownError(StabilityError):
     """A call that may cost credits was sent, or may have been, and no complete response came.
 
+    A gateway's 5xx is no response of the API. Only a 503 says that nothing was accepted.
+
     It belongs to neither of the other branches. No rule may repeat such a call, because it could be charged
     twice. No rule may call it failed, because the image may have been made. ``status`` is set if the response
-    broke off after its status: a 2xx says that the call was accepted.
+    broke off after its status, where a 2xx says that the call was accepted, or if a gateway has answered.
     """
 
     advice = (

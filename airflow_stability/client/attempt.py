@@ -75,7 +75,7 @@ class RequestSender:
         self.secrets = Secrets([*keys, *(secret for url in proxies for secret in options.proxy_secrets(url))])
         #: The base URL as texts show it.
         self.shown_url = clean(base_url, self.secrets)
-        #: The number of calls that may have been paid for.
+        #: The number of calls that may have been paid for, those under way among them.
         self.maybe_paid = 0
 
     def close(self) -> None:
@@ -96,7 +96,17 @@ class RequestSender:
         organization = prepared.headers.get("Organization")
         whose = f" for organization {organization}" if organization else ""
         call = clean(f"{method} {path}{whose}", self.secrets)
-        result = self._exchange(prepared, call, timeout, expected)
+        may_cost = method not in SAFE_METHODS
+        limit = TimeLimit(2 * timeout)
+        # It counts from the beginning: anything may end the exchange, such as Airflow's timeout of a task.
+        self.maybe_paid += may_cost
+        try:
+            result = self._exchange(prepared, call, limit, timeout, expected)
+        except BaseException:
+            self.maybe_paid -= may_cost and limit.unsent
+            raise
+        if not isinstance(result, requests.Response | errors.StabilityOutcomeUnknownError):
+            self.maybe_paid -= may_cost
         if isinstance(result, errors.StabilityError):
             raise result
         return result
@@ -120,7 +130,12 @@ class RequestSender:
         raise errors.StabilityConfigurationError(f"{method} {shown!r} cannot be sent: {reason}.")
 
     def _exchange(
-        self, prepared: requests.PreparedRequest, call: str, timeout: float, expected: Expected
+        self,
+        prepared: requests.PreparedRequest,
+        call: str,
+        limit: TimeLimit,
+        timeout: float,
+        expected: Expected,
     ) -> requests.Response | errors.StabilityError:
         """Send a request, and return the response or the error that the attempt ends with.
 
@@ -133,7 +148,7 @@ class RequestSender:
         body, problem = b"", ""
         timed_out = unreadable = False
         handled = sys.exception()  # the caller may be handling an exception of its own
-        with TimeLimit(2 * timeout) as limit:
+        with limit:
             try:
                 response = self._session.send(
                     prepared,
@@ -144,8 +159,6 @@ class RequestSender:
                         prepared.url, dict(self._proxies), True, self._ca_bundle, None
                     ),
                 )
-                if not safe and response.status_code in SUCCESS:
-                    self.maybe_paid += 1  # before the body is read: that may fail in any way
                 with response:
                     body = _read_body(response, expected)
             except UnreadableBodyError as error:
@@ -158,7 +171,8 @@ class RequestSender:
         if response is not None:
             status = response.status_code
             if status not in expected.statuses:  # it counts even if the body could not be read
-                return error_from_response(status, response.headers, body, call=call, secrets=self.secrets)
+                failure = error_from_response(status, response.headers, body, call=call, secrets=self.secrets)
+                return failure if safe or _is_final(failure) else _outcome_unknown(failure)
             if not timed_out and not problem:
                 return response
         if unreadable and safe and not timed_out:
@@ -171,9 +185,7 @@ class RequestSender:
         if safe or limit.unsent:
             kind = errors.StabilityTimeoutError if timed_out else errors.StabilityNetworkError
             status = None  # the failure is not the server's
-        elif response is None:
-            self.maybe_paid += 1  # a response was counted when it came
-        else:
+        elif response is not None:
             reason += f"; its status was {status}"
         return kind(f"{call} got no complete response{reason}. {kind.advice}", status=status)
 
@@ -198,6 +210,29 @@ class _KeyAuth(AuthBase):
         """Set the header of a request that is being prepared."""
         r.headers["Authorization"] = self._value
         return r
+
+
+def _is_final(error: errors.StabilityError) -> bool:
+    """Tell whether an error says that a call was not accepted.
+
+    The API's own 5xx, which has an id and a name, is a generation that failed, and is not charged. Any other
+    comes from a gateway, and the API behind it may go on. A 503 says that nothing was accepted.
+    """
+    from_api = error.error_id is not None and error.name is not None
+    return from_api or error.status == 503 or not 500 <= (error.status or 0) <= 599
+
+
+def _outcome_unknown(answer: errors.StabilityError) -> errors.StabilityError:
+    """Return the error for a call that a gateway has answered, not the API. Its text quotes the answer."""
+    kind = errors.StabilityOutcomeUnknownError
+    text = str(answer).removesuffix(answer.advice).rstrip()
+    facts = {name: getattr(answer, name) for name in ("error_id", "name", "message", "retry_after")}
+    return kind(
+        f"{text} A gateway has answered, not the API. {kind.advice}",
+        status=answer.status,
+        temporary=answer.temporary,
+        **facts,
+    )
 
 
 def _read_body(response: requests.Response, expected: Expected) -> bytes:

@@ -83,10 +83,10 @@ class StabilityClient:
         self.retry_deadline = options.check_seconds(
             retry_deadline, argument="retry_deadline", allow_zero=True
         )
-        #: How many of the calls in ``maybe_paid`` were durable: made by ``generate`` with a folder.
+        #: How many of the calls in ``maybe_paid`` were durable: made again, the call does not pay again.
         self.maybe_paid_durably = 0
-        #: Whether ``generate`` waits for asynchronous jobs in place. If not, and if the call has a folder, it
-        #: raises StabilityJobPendingError.
+        #: Whether ``generate`` always waits for asynchronous jobs in place. If not, it raises
+        #: StabilityJobPendingError, if all calls so far were durable.
         self.waits_for_jobs = True
         #: Makes what ``generate`` opens URLs with; None for a client without Airflow.
         self.storage: Callable[[], Storage] | None = None
@@ -126,7 +126,8 @@ class StabilityClient:
     def maybe_paid(self) -> int:
         """How many calls of this client may have been paid for.
 
-        Counts the calls, other than GET, HEAD and OPTIONS, with a 2xx response or an unknown outcome.
+        Counts the calls, other than GET, HEAD and OPTIONS, with a 2xx response or an unknown outcome. A call
+        that is under way, or was cut off, counts unless its request was certainly not sent.
         """
         return self._sender.maybe_paid
 
@@ -167,8 +168,10 @@ class StabilityClient:
 
         A call with another method than GET, HEAD and OPTIONS may cost credits. If its request was sent, or
         may have been, and no complete response came, StabilityOutcomeUnknownError is raised: repeating the
-        call could pay twice. If the request was certainly not sent (no address, no connection, no TLS, no
-        way through the proxy), the failure is transient. For GET, HEAD and OPTIONS it always is.
+        call could pay twice. A gateway's 5xx, which has not the API's id and name, is no such response; only
+        a 503 says that nothing was accepted. If the request was certainly not sent (no address, no
+        connection, no TLS, no way through the proxy), the failure is transient. For GET, HEAD and OPTIONS it
+        always is.
 
         :param method: an HTTP method such as ``POST``.
         :param path: a path such as ``/v2beta/stable-image/generate/core``.

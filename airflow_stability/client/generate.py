@@ -373,8 +373,8 @@ class _DurableCall(_Call):
         paid = self.client.maybe_paid
         try:
             response = self.post()
-        except StabilityError:
-            if self.client.maybe_paid == paid:
+        except StabilityError as error:
+            if not isinstance(error, StabilityOutcomeUnknownError):
                 self.folder.unmark(marker.number)  # surely not paid for
             raise
         finally:
@@ -389,7 +389,8 @@ class _DurableCall(_Call):
         """Get the output of a job that was started, by this call or by an earlier one."""
         what = f"The job {job_id} of {self.request.endpoint}"
         try:
-            if self.client.waits_for_jobs:
+            # Without a folder, an earlier call of this client would be paid for again after a wait elsewhere.
+            if self.client.waits_for_jobs or self.client.maybe_paid > self.client.maybe_paid_durably:
                 response = self.wait_for_job(job_id, what)
             elif (found := self.ask_for_job(job_id)) is not None:
                 response = found

@@ -29,12 +29,19 @@ def without_client(function: Callable[..., Any]) -> Callable[..., Any]:
         in_order = {name: given[name] for name in signature.parameters if name in given}
         return inspect.BoundArguments(signature, in_order)
 
-    if inspect.iscoroutinefunction(function):
+    # Airflow looks at the kind of a function to find out how to run it.
+    if is_async(function):
 
         @functools.wraps(function)
         async def call(*args: Any, **kwargs: Any) -> Any:
             arguments = bound(args, kwargs)
             return await function(*arguments.args, **arguments.kwargs)
+    elif inspect.isgeneratorfunction(function):
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            arguments = bound(args, kwargs)
+            return (yield from function(*arguments.args, **arguments.kwargs))
     else:
 
         @functools.wraps(function)
@@ -45,6 +52,11 @@ def without_client(function: Callable[..., Any]) -> Callable[..., Any]:
     call.__signature__ = visible  # type: ignore[attr-defined]
     call.takes_client = True  # type: ignore[attr-defined]
     return call
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Tell whether a function, or an object that can be called, is ``async``."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
 def takes_client(function: Callable[..., Any]) -> bool:

@@ -5,8 +5,10 @@ It is the driver of :mod:`airflow_stability.rules.spending` on a worker.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ from airflow_stability import deferral
 from airflow_stability.compat import (
     AirflowFailException,
     AirflowRescheduleException,
+    AirflowTaskTimeout,
     Context,
     PythonOperator,
     TaskDeferred,
@@ -22,21 +25,37 @@ from airflow_stability.compat import (
     conf,
     execute_as,
     first_start,
+    is_control_flow,
     is_deferral_timeout,
+    runs_async_functions,
     try_of,
+    wrap_post_execute,
+    xcom_can_hold,
 )
 from airflow_stability.deferral import DeferralEvent
 from airflow_stability.errors import (
     StabilityError,
-    StabilityOutcomeUnknownError,
+    StabilityJobPendingError,
     StabilityPaymentRequiredError,
 )
 from airflow_stability.hooks.stability import StabilityHook
-from airflow_stability.operators.client_argument import CLIENT, takes_client, without_client
+from airflow_stability.operators.client_argument import CLIENT, is_async, takes_client, without_client
 from airflow_stability.polling import read_and_decide, show_wait
+from airflow_stability.rules import wording
 from airflow_stability.rules.gate import Decision, Gate, Verdict
 from airflow_stability.rules.pacing import RESERVATION_SECONDS
-from airflow_stability.rules.spending import GiveUp, Run, Spending, SpendState, Wait, is_refusal
+from airflow_stability.rules.spending import (
+    GiveUp,
+    Payments,
+    Run,
+    Spending,
+    SpendState,
+    Wait,
+    final_text,
+    is_refusal,
+    what_counts,
+    why_no_result,
+)
 from airflow_stability.validation import (
     check_credits,
     check_credits_as_given,
@@ -48,6 +67,8 @@ from airflow_stability.validation import (
 )
 
 if TYPE_CHECKING:
+    from airflow.triggers.base import BaseTrigger
+
     from airflow_stability.client import StabilityClient
 
 
@@ -66,9 +87,12 @@ class StabilitySpendOperator(PythonOperator):
     function runs again, from its beginning**. Waiting uses no worker and none of Airflow's retries. After a
     refusal, it lasts at least ``poke_interval``. Each further refusal doubles it, up to 15 minutes.
 
-    Any other exception of the function is handled by Airflow as usual. After StabilityOutcomeUnknownError,
-    which says that a call may have been charged, the task fails without Airflow's retries. A function that
-    knows better can catch it.
+    Any other exception of the function is handled by Airflow as usual, unless a call that was made with the
+    client may have been charged and would be charged again. Then the task fails without Airflow's retries,
+    whatever has ended it: the function, ``execution_timeout`` or ``post_execute``. It also does after
+    StabilityOutcomeUnknownError, after an error about the content of a call (moderated, blurred, too large),
+    and if XCom cannot hold what the function returns. Durable calls are not charged again. Exceptions that
+    tell Airflow what to do next, such as AirflowSkipException, keep their meaning.
 
     :param python_callable: the function.
     :param credits: credits that one run will spend: a number, 0 or more, or a string that is one (templated).
@@ -78,7 +102,8 @@ class StabilitySpendOperator(PythonOperator):
         ``[sensors] default_timeout``, a week.
     :param max_refusals: fail after this many 402 responses that low credit does not explain: the balance
         sufficed before and after, or an earlier call of this run may have been charged. Default 3. Not
-        counted without ``deferrable``, because nothing is remembered then.
+        counted without ``deferrable``, because nothing is remembered then: a refusal after a call that may
+        have been charged, and would be charged again, fails the task at once.
     :param organization: whose balance is watched: an id such as ``org-123456``; None for the connection's
         organization, else the key's default (templated). Image generation bills the key's default.
     :param stability_conn_id: a connection of type ``stability`` (templated).
@@ -88,6 +113,8 @@ class StabilitySpendOperator(PythonOperator):
     :param poke_interval: seconds, or a timedelta, between two polls of the balance; default 60.
     :param reservation_seconds: seconds, or a timedelta, for which a triggerer reserves ``credits`` once it
         has let the task go; default 60.
+    :param retry_after_paying: whether Airflow's retries apply after a call that may have been charged, and
+        after StabilityOutcomeUnknownError. Each retry may pay again. Default False.
     :param kwargs: arguments of a PythonOperator: ``op_args``, ``op_kwargs``, ``templates_dict`` and so on.
     :raises ValueError: an argument is unusable; for a template, when the task runs.
     """
@@ -102,8 +129,9 @@ class StabilitySpendOperator(PythonOperator):
 
     #: The event of the trigger while the task resumes.
     _event: DeferralEvent | None = None
-    #: The client while the function runs.
+    #: The client and the context while the function runs.
     _client: StabilityClient | None = None
+    _context: Context | None = None
 
     def __init__(
         self,
@@ -117,10 +145,11 @@ class StabilitySpendOperator(PythonOperator):
         deferrable: bool = True,
         poke_interval: float | timedelta = 60,
         reservation_seconds: float | timedelta = RESERVATION_SECONDS,
+        retry_after_paying: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(python_callable=without_client(python_callable), **kwargs)
-        if inspect.iscoroutinefunction(python_callable) and not hasattr(PythonOperator, "is_async"):
+        if is_async(python_callable) and not runs_async_functions():
             raise ValueError(
                 "python_callable must not be async: this Airflow's PythonOperator runs no coroutine."
             )
@@ -144,6 +173,7 @@ class StabilitySpendOperator(PythonOperator):
         self.deferrable = deferrable
         self.poke_interval = check_seconds(poke_interval, argument="poke_interval")
         self.reservation_seconds = check_seconds(reservation_seconds, argument="reservation_seconds")
+        self.retry_after_paying = retry_after_paying
 
     @property
     def reschedule(self) -> bool:
@@ -154,8 +184,8 @@ class StabilitySpendOperator(PythonOperator):
         """Run the function once there is credit, and return what it returns.
 
         :raises ValueError: a rendered argument is unusable.
-        :raises AirflowFailException: permanent failure, unknown outcome, ``wait_timeout`` or
-            ``max_refusals``.
+        :raises AirflowFailException: permanent failure, ``wait_timeout``, ``max_refusals``, or a run that is
+            not retried.
         :raises StabilityConnectionNotFoundError: there is no such connection; Airflow's retries apply.
         """
         event, now = self._event, datetime.now(UTC)
@@ -170,6 +200,9 @@ class StabilitySpendOperator(PythonOperator):
                 spending.gate.restore((event.credits or 0.0, now))
             case DeferralEvent.TIMEOUT:
                 raise AirflowFailException(spending.timeout_text(event.text, event.credits))
+            case DeferralEvent.JOB:
+                self.log.info("%s", event.text)
+                return self._run(context, spending, StabilityHook(self.stability_conn_id, retry_deadline=0))
             case DeferralEvent.UNUSABLE:
                 raise ValueError(event.text)
             case DeferralEvent.FAIL:
@@ -227,33 +260,109 @@ class StabilitySpendOperator(PythonOperator):
     def _run(self, context: Context, spending: Spending, hook: StabilityHook) -> Any:
         """Run the function, and wait if it is refused."""
         hook.close()
-        hook_of_function = hook.with_retry_deadline(None)
-        try:
+        with contextlib.closing(hook.with_retry_deadline(None)) as hook_of_function:
             client = hook_of_function.get_conn()
-            try:
-                return self._call(context, client)
-            except StabilityOutcomeUnknownError as unknown:
-                raise AirflowFailException(f"{unknown} Airflow's retries are not used.") from unknown
-            except StabilityError as error:
-                if not is_refusal(error, client.maybe_paid):
-                    raise
-                refusal, maybe_paid = error, client.maybe_paid
-        finally:
-            hook_of_function.close()
+            client.waits_for_jobs = self.reschedule
+            with self._not_retried_after_paying(context, client):
+                try:
+                    result = self._call(context, client)
+                except Exception as error:
+                    refusal = what_counts(error)
+                    if is_control_flow(error, context):
+                        raise
+                    payments = _payments(client)
+                    if isinstance(refusal, StabilityJobPendingError) and not payments.unprotected:
+                        raise self._wait_for_job(context, spending, refusal) from error
+                    if not is_refusal(refusal, payments, stateful=self.deferrable):
+                        raise
+                else:
+                    self._guard_post_execute(context, client)
+                    return result
+                hook_of_function.close()
+                raise self._after_refusal(context, spending, hook, refusal, _payments(client))
+
+    def _wait_for_job(
+        self, context: Context, spending: Spending, pending: StabilityJobPendingError
+    ) -> BaseException:
+        """Return the exception with which the task leaves the worker until a job is finished."""
+        self.log.info("%s", pending)
+        show_wait(context, str(pending))
+        now = datetime.now(UTC)
+        step = spending.after_job_pending(now, wording.job_timeout_text(pending.job_id, self.wait_timeout))
+        if isinstance(step, GiveUp):
+            return AirflowFailException(step.text)
+        from airflow_stability.triggers.jobs import StabilityJobTrigger
+
+        trigger = StabilityJobTrigger(
+            stability_conn_id=self.stability_conn_id,
+            job_id=pending.job_id or "",
+            result_path=pending.result_path or "",
+            timeout=self.wait_timeout,
+            deadline=(now + timedelta(seconds=step.time_left)).isoformat(),
+            deferred_at=now.isoformat(),
+            memory=asdict(step.state),
+        )
+        return self._deferred(trigger, step)
+
+    def _after_refusal(
+        self,
+        context: Context,
+        spending: Spending,
+        hook: StabilityHook,
+        refusal: StabilityError,
+        payments: Payments,
+    ) -> BaseException:
+        """Return the exception with which the task leaves the worker after a refusal of the function."""
         self.log.warning("Refused: %s", refusal)
         show_wait(context, f"Refused: {refusal}")
-        if maybe_paid:
-            self.log.warning(
-                "Calls that may have been charged before one was refused: %d. The function runs again.",
-                maybe_paid,
-            )
+        if payments.maybe_paid:
+            self.log.warning("%s", wording.runs_again_text(payments.maybe_paid, payments.durably))
         is_402 = isinstance(refusal, StabilityPaymentRequiredError)
         poll = self._poll(spending.gate, hook) if is_402 else None
-        step = spending.after_refusal(refusal, maybe_paid, poll, datetime.now(UTC))
+        step = spending.after_refusal(refusal, payments, poll, datetime.now(UTC))
         if isinstance(step, Wait):
             pause = format_number(round(step.pause, 1))
             self.log.info("The function runs again in %s s at the earliest.", pause)
-        raise self._leave(spending.gate, step)
+        return self._leave(spending.gate, step)
+
+    @contextlib.contextmanager
+    def _not_retried_after_paying(self, context: Context, client: StabilityClient) -> Iterator[None]:
+        """Let an exception in the block end the task without Airflow's retries, if they would pay again."""
+        try:
+            yield
+        except BaseException as error:  # Airflow's timeout of an execution is not an Exception
+            text = None
+            if not is_control_flow(error, context):
+                text = final_text(
+                    what_counts(error), _payments(client), retry_after_paying=self.retry_after_paying
+                )
+            if text is None:
+                raise
+            if isinstance(error, AirflowTaskTimeout):
+                self.on_kill()  # Airflow would call it, but does not see the timeout
+            raise AirflowFailException(text) from error
+
+    def _guard_post_execute(self, context: Context, client: StabilityClient) -> None:
+        """Let a failure of ``post_execute`` end the task in the same way."""
+
+        def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
+            if inspect.isgeneratorfunction(function):  # Airflow exhausts it
+
+                @functools.wraps(function)
+                def call(*args: Any, **kwargs: Any) -> Any:
+                    with self._not_retried_after_paying(context, client):
+                        return (yield from function(*args, **kwargs))
+            else:
+
+                @functools.wraps(function)
+                def call(*args: Any, **kwargs: Any) -> Any:
+                    with self._not_retried_after_paying(context, client):
+                        return function(*args, **kwargs)
+
+            return call
+
+        if _payments(client).unprotected:
+            wrap_post_execute(self, guarded)
 
     def _poll(self, gate: Gate, hook: StabilityHook) -> Decision:
         decision = read_and_decide(gate, hook, self.organization)
@@ -262,12 +371,33 @@ class StabilitySpendOperator(PythonOperator):
         return decision
 
     def _call(self, context: Context, client: StabilityClient) -> Any:
-        op_kwargs, self._client = self.op_kwargs, client
+        op_kwargs, self._client, self._context = self.op_kwargs, client, context
         try:
             return execute_as(PythonOperator, self, context)
         finally:
             self.op_kwargs = op_kwargs  # a PythonOperator replaces them with what the function gets
-            self._client = None
+            self._client = self._context = None
+
+    def execute_callable(self) -> Any:
+        """Return what the function returns, once it is certain that the task can return it, too."""
+        return self._checked(super().execute_callable())
+
+    async def aexecute_callable(self) -> Any:
+        """Do the same for an ``async`` function. Only an Airflow that can run these calls this."""
+        return self._checked(await super().aexecute_callable())
+
+    def _checked(self, result: Any) -> Any:
+        """Return a result that Airflow can push to XCom.
+
+        Airflow would find out after the function, log a picture before, and retry the task.
+        """
+        if result is None or not self.do_xcom_push or self._client is None or self._context is None:
+            return result
+        can_hold = xcom_can_hold(result, self._context)
+        reason = why_no_result(result, can_hold=can_hold, multiple_outputs=self.multiple_outputs)
+        if reason is not None:
+            raise AirflowFailException(wording.final_text(reason, _payments(self._client).unprotected))
+        return result
 
     def determine_kwargs(self, context: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return the arguments of the function: those of a PythonOperator, and the client."""
@@ -298,5 +428,13 @@ class StabilitySpendOperator(PythonOperator):
             memory=asdict(step.state),
             **deferral.handover_arguments(gate, now),
         )
+        return self._deferred(trigger, step)
+
+    @staticmethod
+    def _deferred(trigger: BaseTrigger, step: Wait) -> TaskDeferred:
         limit = timedelta(seconds=step.time_left) + deferral.BACKSTOP
         return TaskDeferred(trigger=trigger, method_name=deferral.RESUME_METHOD, timeout=limit)
+
+
+def _payments(client: StabilityClient) -> Payments:
+    return Payments(client.maybe_paid, client.maybe_paid_durably)

@@ -6,6 +6,9 @@ the task finds out by spending. The rules:
 - The function runs when the balance covers what it is expected to spend. Otherwise the task waits.
 - A 402 response (payment required) sends the task back to waiting. So does a failure which says that nothing
   was accepted (429, 503, no connection), unless an earlier call of the same run may have been charged.
+- A call that is durable finds its result when the function runs again, and is not charged again. It never
+  stands in the way of another run. After such calls, the run needs less credit than a whole one.
+- After any other call that may have been charged, a failure ends the task: Airflow's retries would pay again.
 - After a refusal the task pauses before the function runs again: for ``poke_interval`` at first, then for
   twice as long each time, up to 15 minutes.
 - The task gives up after ``wait_timeout`` or ``max_refusals`` refusals that low credit does not explain.
@@ -16,20 +19,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeGuard
 
 from airflow_stability.errors import (
+    StabilityContentFilteredError,
     StabilityError,
+    StabilityJobPendingError,
+    StabilityModeratedError,
     StabilityNetworkError,
+    StabilityOutcomeUnknownError,
+    StabilityPayloadTooLargeError,
     StabilityPaymentRequiredError,
     StabilityRateLimitError,
     StabilityTimeoutError,
 )
+from airflow_stability.rules import wording
 from airflow_stability.rules.gate import Decision, Gate, Verdict, suffices
 from airflow_stability.validation import format_number
 
 #: The longest pause after a refusal, in seconds: a top-up takes up to 15 minutes to show in the balance.
 MAX_PAUSE = 900.0
+
+#: Errors that are about what a call asks for. The same call is refused each time.
+VERDICTS = (StabilityModeratedError, StabilityContentFilteredError, StabilityPayloadTooLargeError)
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,8 @@ class SpendState:
     :param last_pause: length of its last pause in seconds; 0.0 before the first.
     :param refusals: number of refusals that low credit does not explain.
     :param last_refusal: text of the last refusal.
+    :param rest_refused_at: balance at which the rest of a run was refused, after durable payments only; 0.0
+        if that balance was not read. None if the next run needs all its credits.
     """
 
     try_number: int = 0
@@ -52,6 +66,7 @@ class SpendState:
     last_pause: float = 0.0
     refusals: int = 0
     last_refusal: str | None = None
+    rest_refused_at: float | None = None
 
     @classmethod
     def from_memory(cls, memory: Mapping[str, Any]) -> SpendState:
@@ -108,22 +123,113 @@ class GiveUp:
     text: str
 
 
-def is_refusal(error: StabilityError, maybe_paid: int) -> bool:
-    """Tell whether an error of the function sends the task back to waiting.
+@dataclass(frozen=True)
+class Payments:
+    """The calls of one run that may have been charged.
 
-    :param maybe_paid: number of calls of the same run that may have been charged.
+    :param maybe_paid: how many there are.
+    :param durably: how many of them are not charged again when the function runs again.
+    """
+
+    maybe_paid: int = 0
+    durably: int = 0
+
+    @property
+    def unprotected(self) -> int:
+        """How many of them would be charged again."""
+        return self.maybe_paid - self.durably
+
+
+def what_counts(error: BaseException) -> BaseException:
+    """Return what decides about a run that ended with an exception: of a group, the gravest one in it."""
+    return min(_errors_in(error), key=_rank)
+
+
+def is_refusal(
+    error: BaseException, payments: Payments, *, stateful: bool = True
+) -> TypeGuard[StabilityError]:
+    """Tell whether an exception of the function sends the task back to waiting.
+
+    :param payments: those of the same run.
+    :param stateful: whether the task remembers its refusals. Otherwise it would pay again and again.
     """
     if isinstance(error, StabilityPaymentRequiredError):
-        return True
+        return stateful or not payments.unprotected
+    return _accepted_nothing(error) and not payments.unprotected
+
+
+def final_text(error: BaseException, payments: Payments, *, retry_after_paying: bool) -> str | None:
+    """Return why a run that ended with an exception is not retried; None if Airflow's retries apply.
+
+    :param error: see :func:`what_counts`.
+    :param payments: those of the same run.
+    :param retry_after_paying: whether the user accepts that a retry pays again.
+    """
+    if isinstance(error, VERDICTS):
+        return wording.final_text(_text_of(error), payments.unprotected)
+    if retry_after_paying or not (payments.unprotected or isinstance(error, StabilityOutcomeUnknownError)):
+        return None
+    text = wording.final_text(_text_of(error), payments.unprotected)
+    if isinstance(error, StabilityPaymentRequiredError):  # see is_refusal: the task remembers nothing
+        text = f"{text} {wording.NO_WAIT}"
+    return f"{text} {wording.PAY_AGAIN}"
+
+
+def why_no_result(result: object, *, can_hold: bool, multiple_outputs: bool) -> str | None:
+    """Return why a task cannot return what its function has returned; None if it can.
+
+    The text shows nothing of the result, which may be a picture.
+
+    :param can_hold: whether XCom can hold the result.
+    :param multiple_outputs: whether each item of the result is an XCom of its own.
+    """
+    kind = type(result).__name__
+    if multiple_outputs:
+        if not isinstance(result, Mapping):
+            return f"multiple_outputs needs a dict, but the function has returned an object of type {kind}."
+        if not all(isinstance(key, str) for key in result):
+            return "multiple_outputs needs a dict, but a key of what the function has returned is no string."
+    if not can_hold:
+        return (
+            f"XCom cannot hold what the function has returned, an object of type {kind}. Save the picture, "
+            "and return its path."
+        )
+    return None
+
+
+def _errors_in(error: BaseException) -> list[BaseException]:
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    return [each for inner in error.exceptions for each in _errors_in(inner)]
+
+
+def _rank(error: BaseException) -> int:
+    order = (
+        isinstance(error, StabilityOutcomeUnknownError),
+        not isinstance(error, Exception),  # Airflow's timeout, for example, whatever was refused meanwhile
+        isinstance(error, StabilityJobPendingError),
+        isinstance(error, StabilityPaymentRequiredError),
+        isinstance(error, VERDICTS),
+        _accepted_nothing(error),
+        True,
+    )
+    return order.index(True)
+
+
+def _accepted_nothing(error: BaseException) -> bool:
     kinds = (StabilityRateLimitError, StabilityNetworkError, StabilityTimeoutError)
-    accepted_nothing = isinstance(error, kinds) or error.status == 503
-    return accepted_nothing and not maybe_paid
+    return isinstance(error, kinds) or (isinstance(error, StabilityError) and error.status == 503)
+
+
+def _text_of(error: BaseException) -> str:
+    text = str(error) if isinstance(error, StabilityError) else f"{type(error).__name__}: {error}"
+    return text.rstrip(": ")
 
 
 class Spending:
     """The decisions of one task that spends, for one start on a worker.
 
-    :param gate: the gate of the task, with a minimum of 0 and the credits that the function will spend. It is
+    :param gate: the gate of the task, with a minimum of 0 and the credits that a whole run will spend. It is
         stateful if the task remembers its state while it waits.
     :param state: what the task remembers.
     :param wait_timeout: seconds that the task may wait in all.
@@ -148,7 +254,10 @@ class Spending:
         self.max_refusals = max_refusals
         self.poke_interval = poke_interval
         self.min_wait = min_wait
+        #: Credits that a whole run will spend.
+        self.credits = gate.expected_credits
         self._credits_before_run = 0.0
+        self._set_gate()
 
     def after_poll(self, decision: Decision, now: datetime) -> Run | Wait | GiveUp:
         """Return what follows a poll that did not fail permanently."""
@@ -162,17 +271,18 @@ class Spending:
         return self._wait(self.state.last_pause, now)
 
     def after_refusal(
-        self, refusal: StabilityError, maybe_paid: int, poll: Decision | None, now: datetime
+        self, refusal: StabilityError, payments: Payments, poll: Decision | None, now: datetime
     ) -> Wait | GiveUp:
         """Return what follows a refusal of the function.
 
         :param refusal: an error for which :func:`is_refusal` is true.
-        :param maybe_paid: number of calls of the same run that may have been charged.
+        :param payments: those of the same run.
         :param poll: a poll of the balance after a 402; None after another refusal.
         """
         self.state = replace(self.state.with_next_pause(self.poke_interval), last_refusal=str(refusal))
+        self._remember_durable_payments(payments, poll)
         if poll is not None:
-            if maybe_paid or self._is_unexplained(poll):
+            if payments.unprotected or (not payments.durably and self._is_unexplained()):
                 self.state = replace(self.state, refusals=self.state.refusals + 1)
             if self.gate.stateful and self.state.refusals >= self.max_refusals:
                 balance = format_number(self.gate.last_credits or 0.0)
@@ -181,20 +291,48 @@ class Spending:
             self.gate.observe_failure(refusal, now)  # the balance must not be polled either
         return self._wait(max(self.state.last_pause, refusal.retry_after or 0.0), now)
 
+    def after_job_pending(self, now: datetime, timeout_text: str) -> Wait | GiveUp:
+        """Return what follows when the function waits for an asynchronous job.
+
+        :param timeout_text: why the task gives up, if it may not wait any more.
+        """
+        step = self._wait(0.0, now)
+        return GiveUp(timeout_text) if isinstance(step, GiveUp) else step
+
     def timeout_text(self, text: str, credits: float | None) -> str:
         """Return why the task gives up after ``wait_timeout``.
 
         :param text: the gate's reason.
         :param credits: the balance that was read last; None if none was read.
         """
-        state, expected = self.state, self.gate.expected_credits
-        if state.refusals and credits is not None and suffices(credits, 0.0, expected):
+        state = self.state
+        if state.refusals and credits is not None and suffices(credits, 0.0, self.credits):
             return self._refused_text(f"{text} The balance was enough,")
         return f"{text} The last refusal: {state.last_refusal}" if state.last_refusal else text
 
-    def _is_unexplained(self, poll: Decision) -> bool:
+    def _remember_durable_payments(self, payments: Payments, poll: Decision | None) -> None:
+        """Remember the balance at which a run stopped whose payments so far need not be made again."""
+        if payments.unprotected:
+            self.state = replace(self.state, rest_refused_at=None)
+        elif payments.durably or self.state.rest_refused_at is not None:
+            known = poll is not None and self.gate.last_failure is None
+            balance = (self.gate.last_credits or 0.0) if known else 0.0
+            self.state = replace(self.state, rest_refused_at=max(0.0, min(balance, self.credits)))
+        self._set_gate()
+
+    def _set_gate(self) -> None:
+        """Let the gate ask for the credits of a whole run, or for more than those that were refused."""
+        rest = self.state.rest_refused_at
+        self.gate.minimum_credits, self.gate.expected_credits = (
+            (0.0, self.credits) if rest is None else (rest, 0.0)
+        )
+
+    def _is_unexplained(self) -> bool:
         # Enough credit before and after: nobody else has spent it, and nobody has topped up meanwhile.
-        return poll.verdict is Verdict.OPEN and (poll.credits or 0.0) <= self._credits_before_run
+        credits = self.gate.last_credits
+        if credits is None or self.gate.last_failure is not None:
+            return False
+        return suffices(credits, 0.0, self.credits) and credits <= self._credits_before_run
 
     def _wait(self, pause: float, now: datetime) -> Wait | GiveUp:
         left = self.wait_timeout - self.state.seconds_waited
@@ -215,6 +353,6 @@ class Spending:
         return (
             f"{beginning} the call is still refused: is another organization billed? Image generation bills "
             "the key's default organization, whichever is watched. Or does a run cost more than the "
-            f"{format_number(self.gate.expected_credits)} credits that this task expects? The last refusal: "
+            f"{format_number(self.credits)} credits that this task expects? The last refusal: "
             f"{self.state.last_refusal}"
         )

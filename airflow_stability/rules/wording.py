@@ -13,6 +13,16 @@ from airflow_stability.validation import format_number
 BUY_CREDITS = f"Buy credits at {CREDITS_URL}; a top-up takes 1 to 15 minutes to show."
 
 
+#: What can be done about a failure after a call that may have been charged.
+PAY_AGAIN = (
+    "See what the function has left before you clear the task: the function then runs again, and pays again. "
+    "With retry_after_paying=True, Airflow's retries do that."
+)
+
+#: Why a task that waits by reschedule does not wait after such a call.
+NO_WAIT = "The task does not wait either: by reschedule it remembers no payment, and would pay each time."
+
+
 def organization_label(organization: str | None) -> str:
     """Return how a text names an organization; None is the API key's default organization."""
     return f"organization {organization}" if organization else "the key's default organization"
@@ -107,4 +117,40 @@ def airflow_timeout_text(limits: dict[str, float]) -> str:
     return (
         f"Timed out in the triggerer ({shown}). This task's log from there says what the gate saw last; if "
         "there is none, no triggerer ran it."
+    )
+
+
+def final_text(reason: str, paid: int) -> str:
+    """Return why a task that spends has failed for good.
+
+    :param reason: what went wrong, as a sentence.
+    :param paid: number of calls of this run that may have been charged, and would be again.
+    """
+    reason = reason if reason.endswith((".", "!", "?")) else f"{reason}."
+    calls = "1 call of this run" if paid == 1 else f"{paid} calls of this run"
+    charged = f" {calls} may have been paid for." if paid else ""
+    return f"{reason}{charged} Airflow's retries are not used."
+
+
+def runs_again_text(maybe_paid: int, durably: int) -> str:
+    """Return the log line of a function that runs again after calls that may have been charged.
+
+    :param maybe_paid: how many there are.
+    :param durably: how many of them are not charged again.
+    """
+    again = f" Durable ones, which are not charged again: {durably}." if durably else ""
+    return (
+        f"Calls that may have been charged before one was refused: {maybe_paid}.{again} "
+        "The function runs again."
+    )
+
+
+def job_timeout_text(job_id: str | None, seconds: float) -> str:
+    """Return why a task stops waiting for an asynchronous job.
+
+    :param seconds: how long it was allowed to wait in all.
+    """
+    return (
+        f"The job {job_id} is not finished after {format_number(seconds)} s. It has been paid for, and its "
+        "result is kept for 24 hours: clear the task to go on with it."
     )

@@ -25,6 +25,7 @@ from airflow_stability.errors import (
     StabilityTransientError,
 )
 from airflow_stability.rules.gate import GRACE
+from airflow_stability.rules.wording import job_timeout_text
 from airflow_stability.triggers.feed import LoopState, calls, loop_state
 from airflow_stability.triggers.shared_connection import FeedClient, SharedConnection
 from airflow_stability.triggers.stability import wait_for_scheduler
@@ -101,10 +102,7 @@ class StabilityJobTrigger(BaseTrigger):
             verdict = DeferralEvent.JOB
         except TimeoutError:
             verdict = DeferralEvent.TIMEOUT
-            text = (
-                f"The job {self.job_id} is not finished after {self.timeout:g} s. It has been paid for, and "
-                "its result is kept for 24 hours: clear the task to go on with it."
-            )
+            text = job_timeout_text(self.job_id, self.timeout)
         await asyncio.to_thread(self.log.info, "Job %s: %s", self.job_id, text)
         await wait_for_scheduler(self)
         event = DeferralEvent(verdict, text, memory=self.memory)

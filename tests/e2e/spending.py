@@ -4,7 +4,10 @@ what may become of one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
 
 from airflow_stability.compat import AIRFLOW_VERSION
 from airflow_stability.simulator import Fault
@@ -14,7 +17,7 @@ IMAGE_PATH = "/v2beta/stable-image/generate/core"
 COST = 3
 POKE_INTERVAL = 3.0
 #: Airflow's own retries that every task here has, and its time between two: who may use them, does so soon.
-RETRIES, RETRY_DELAY = 1, 0.5
+RETRIES, RETRY_DELAY = 2, 0.5
 #: Enough for everything but what is to time out.
 TIMEOUT = 900.0
 #: The folder for the images of the many: one of its own for each run of the test.
@@ -31,6 +34,18 @@ MODES = {"deferrable": True, "reschedule": False}
 RICH, POOR, TOP_UP = 50.25, 2.5, 5.0
 #: Seconds for those that are to time out.
 DEADLINE = 15.0
+#: What the API answers if it does not make what the prompt asks for.
+MODERATED = Fault.body(
+    '{"id": "e1", "name": "content_moderation", "errors": ["It was flagged, you were not charged."]}',
+    status=403,
+)
+#: Calls that are answered as usual, before one that meets a fault.
+NONE, PAID = Fault.slow(0), "1 call of this run may have been paid for. Airflow's retries are not used."
+
+
+def fail_afterwards(context: Any, result: Any = None) -> None:
+    """Fail after the task's execution."""
+    raise RuntimeError("The archive is full.")
 
 
 @dataclass(frozen=True)
@@ -41,7 +56,7 @@ class Outcome:
     :param state: the task's in the end.
     :param images: how many were paid for.
     :param posts: how many calls that cost were made, at the least and at the most.
-    :param tries: how many of Airflow's tries the task took; it may take two.
+    :param tries: how many of Airflow's tries the task took; it may take three.
     :param text: what its log says.
     :param credits: the balance at first.
     :param faults: what these calls meet, one after another; the last one for ever if ``for_ever``.
@@ -50,6 +65,8 @@ class Outcome:
     :param function: the name of the one that spends; see the DAG.
     :param wait_timeout: the task's.
     :param poke_interval: the task's.
+    :param modes: in which modes there is such a task.
+    :param arguments: further arguments of the task.
     :param no_memory: posts and text in mode reschedule, which remembers nothing between two starts.
     """
 
@@ -67,6 +84,8 @@ class Outcome:
     function: str = "paint"
     wait_timeout: float = TIMEOUT
     poke_interval: float = POKE_INTERVAL
+    modes: tuple[str, ...] = tuple(MODES)
+    arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
     no_memory: tuple[tuple[int, int], str] | None = None
 
 
@@ -138,26 +157,134 @@ OUTCOMES = (
         credits=4.0,
         meanwhile="nothing",
         function="paint_two",
+        modes=("deferrable",),
     ),
-    # What follows an image is the function's own, and plain Airflow; the first fault is none.
+    # This mode would not remember the image, and would pay for it each time.
+    Outcome(
+        "refused_after_two_of_five",
+        "failed",
+        2,
+        (3, 3),
+        text="2 calls of this run may have been paid for. Airflow's retries are not used.",
+        faults=(NONE, NONE, Fault.status(402)) * 4,
+        function="paint_five",
+        wait_timeout=40.0,
+        modes=("reschedule",),
+    ),
+    # What was paid for is not paid for again, neither by the operator nor by Airflow.
     Outcome(
         "locked_out_after_an_image",
-        "success",
-        3,
-        (4, 4),
-        tries=2,
-        text="429 rate_limit_exceeded",
-        faults=(Fault.slow(0), Fault.status(429)),
+        "failed",
+        1,
+        (2, 2),
+        text=PAID,
+        faults=(NONE, Fault.status(429)),
         function="paint_two",
     ),
     Outcome(
         "own_failure",
         "failed",
-        2,
-        (2, 2),
-        tries=2,
+        1,
+        (1, 1),
+        text=f"RuntimeError: The frame is broken. {PAID}",
+        function="paint_and_fail",
+    ),
+    Outcome(
+        "own_failure_accepted",
+        "failed",
+        3,
+        (3, 3),
+        tries=3,
         text="The frame is broken.",
         function="paint_and_fail",
+        modes=("deferrable",),
+        arguments={"retry_after_paying": True},
+    ),
+    *(
+        Outcome(
+            f"later_{status}",
+            "failed",
+            1,
+            (2, 2),
+            text=PAID,
+            faults=(NONE, Fault.status(status)),
+            function="paint_two",
+            modes=("deferrable",),
+        )
+        for status in (404, 500)
+    ),
+    Outcome(
+        "later_500_in_a_group",
+        "failed",
+        1,
+        (2, 2),
+        text=PAID,
+        faults=(NONE, Fault.status(500)),
+        function="paint_in_a_group",
+        modes=("deferrable",),
+    ),
+    *(
+        Outcome(
+            f"returns_{kind}",
+            "failed",
+            1,
+            (1, 1),
+            text=f"an object of type {kind}. Save the picture, and return its path. {PAID}",
+            function=f"return_{kind}",
+            modes=("deferrable",),
+        )
+        for kind in ("bytes", "Response")
+    ),
+    Outcome(
+        "returns_no_dict",
+        "failed",
+        1,
+        (1, 1),
+        text="multiple_outputs needs a dict",
+        function="return_path",
+        modes=("deferrable",),
+        arguments={"multiple_outputs": True},
+    ),
+    Outcome("generator", "success", 1, (1, 1), function="paint_and_yield", modes=("deferrable",)),
+    *(
+        Outcome(
+            f"post_execute_{form}",
+            "failed",
+            1,
+            (1, 1),
+            text=f"RuntimeError: The archive is full. {PAID}",
+            modes=("deferrable",),
+            arguments=arguments,
+        )
+        for form, arguments in (("argument", {"post_execute": fail_afterwards}), ("method", {}))
+    ),
+    Outcome(
+        "execution_timeout",
+        "failed",
+        1,
+        (1, 1),
+        text=PAID,
+        faults=(Fault.hang(after_work=True),),
+        modes=("deferrable",),
+        arguments={"execution_timeout": timedelta(seconds=3)},
+    ),
+    Outcome(
+        "moderated",
+        "failed",
+        0,
+        (1, 1),
+        text="you were not charged",
+        faults=(MODERATED,),
+        modes=("deferrable",),
+    ),
+    Outcome(
+        "gateway",
+        "failed",
+        0,
+        (1, 1),
+        text="A gateway has answered, not the API.",
+        faults=(Fault.html(502),),
+        modes=("deferrable",),
     ),
     # It may have been paid for, and was: neither the operator nor Airflow tries again.
     Outcome(
@@ -184,6 +311,6 @@ class Case:
         return f"{self.outcome.name}-{self.mode}"
 
 
-CASES = tuple(Case(outcome, mode) for outcome in OUTCOMES for mode in MODES)
+CASES = tuple(Case(outcome, mode) for outcome in OUTCOMES for mode in outcome.modes)
 #: Two mapped tasks that wait by reschedule on one wallet.
 MAPPED = "mapped-reschedule"

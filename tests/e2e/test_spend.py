@@ -366,6 +366,20 @@ def test_what_becomes_of_a_task_that_spends(case, story):
     assert text.format(mode=case.mode) in story.airflow.task_log("outcomes", name)
 
 
+@pytest.mark.parametrize("name", ["returns_bytes-deferrable", "returns_Response-deferrable"])
+def test_a_picture_that_cannot_be_returned_is_not_in_the_log(name, story):
+    log = story.airflow.task_log("outcomes", name)
+
+    assert "XCom cannot hold" in log
+    assert "PNG" not in log
+
+
+def test_a_generator_returns_what_it_returns(story):
+    log = story.airflow.task_log("outcomes", "generator-deferrable")
+
+    assert "Returned value was: images/one.png" in log
+
+
 @pytest.mark.parametrize(
     "case", [case for case in CASES if case.outcome.least_pause], ids=lambda case: case.task_id
 )

@@ -12,6 +12,7 @@ import gzip
 import ipaddress
 import itertools
 import logging
+import signal
 import socket
 import ssl
 import struct
@@ -953,8 +954,43 @@ def test_the_outcome_of_a_post_on_a_connection_that_was_used_before_is_unknown(s
 def test_an_error_status_is_an_answer_whatever_becomes_of_its_body(serve, status):
     kinds = {400: StabilityRequestError, 402: StabilityPaymentRequiredError}
     till = Till(serve, hang_up, b"HTTP/1.1 %d No\r\nContent-Length: 100\r\n\r\n{" % status)
-    failure, maybe_paid = outcome_of_a_post(till.server.url, kinds.get(status, StabilityUnavailableError))
-    assert (failure.status, maybe_paid, len(till.heads)) == (status, 0, 1)
+    # Of a 5xx, only the body tells whether it is the API's.
+    failure, maybe_paid = outcome_of_a_post(till.server.url, kinds.get(status, StabilityOutcomeUnknownError))
+    assert (failure.status, maybe_paid, len(till.heads)) == (status, int(status >= 500), 1)
+
+
+class Interrupted(BaseException):
+    """What Airflow raises in the middle of anything when the time of a task is over."""
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Interrupt the main thread after a moment."""
+
+    def interrupt(number, frame):
+        raise Interrupted
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.3)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_a_post_that_is_cut_off_counts_once_it_may_have_been_sent(serve, interrupted):
+    till = Till(serve, say_nothing_more)
+    with client_of(till.server.url, request_timeout=30) as client:
+        with pytest.raises(Interrupted):
+            client.request("POST", "/v1/x", data=PAID_FOR)
+        assert (client.maybe_paid, len(till.heads)) == (1, 1)
+
+
+def test_a_post_that_is_cut_off_before_it_was_sent_costs_nothing(serve, interrupted):
+    server = serve(say_nothing_more)  # no handshake either
+    with client_of(f"https://127.0.0.1:{server.port}", request_timeout=30) as client:
+        with pytest.raises(Interrupted):
+            post(client)
+        assert client.maybe_paid == 0
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])

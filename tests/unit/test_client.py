@@ -587,13 +587,80 @@ def test_a_call_that_only_asks_may_be_made_again(api, base_url, method, raised, 
         StabilityClient(KEY, base_url=base_url, retry_deadline=0).request(method, "/v1/x")
 
 
-@pytest.mark.parametrize("status", [101, 302, 304, 400, 402, 403, 429, 500, 502, 504, 999])
-def test_a_call_that_was_not_answered_with_success_is_not_accepted(api, base_url, status):
-    api.post(f"{base_url}/v1/x", status=status)
+@pytest.mark.parametrize("body", [b"", b'{"id": "e", "name": "n", "errors": ["no"]}'])
+@pytest.mark.parametrize("status", [101, 302, 304, 400, 402, 403, 429, 500, 502, 503, 504, 999])
+def test_a_call_that_was_not_answered_with_success_is_not_accepted(api, base_url, status, body):
+    if not body and status in (500, 502, 504):
+        body = b'{"id": "e", "name": "n", "message": "no"}'  # what a gateway answers: see below
+    api.post(f"{base_url}/v1/x", status=status, body=body)
     client = StabilityClient(KEY, base_url=base_url)
     with pytest.raises((StabilityTransientError, StabilityPermanentError)) as failure:
         client.request("POST", "/v1/x")
     assert (failure.value.status, client.maybe_paid) == (status, 0)
+
+
+@pytest.mark.parametrize("status", [500, 501, 502, 504, 520, 599])
+@pytest.mark.parametrize(
+    ("body", "quoted"),
+    [
+        (b"", ""),
+        (b"<html><h1>Bad gateway</h1></html>", ": <html><h1>Bad gateway</h1></html>"),
+        (b'{"message": "no upstream"}', ": no upstream"),
+        (b'{"name": "bad_gateway", "message": "no upstream"}', " bad_gateway: no upstream"),
+        (b'{"id": "e", "message": "no upstream"}', ": no upstream (error id e)"),
+    ],
+)
+def test_the_outcome_is_unknown_if_a_gateway_has_answered(api, base_url, status, body, quoted):
+    api.post(f"{base_url}/v1/x", status=status, body=body)
+    api.get(f"{base_url}/v1/x", status=status, body=body)
+    client = StabilityClient(KEY, base_url=base_url, retry_deadline=0)
+    with pytest.raises(StabilityOutcomeUnknownError) as failure:
+        client.request("POST", "/v1/x")
+    assert str(failure.value) == (
+        f"POST /v1/x answered {status}{quoted}. A gateway has answered, not the API. {failure.value.advice}"
+    )
+    assert (failure.value.status, client.maybe_paid) == (status, 1)
+    with pytest.raises(StabilityUnavailableError):
+        client.request("GET", "/v1/x")
+    assert client.maybe_paid == 1
+
+
+class Interrupted(BaseException):
+    """What Airflow raises in the middle of anything when the time of a task is over."""
+
+
+@pytest.mark.parametrize(("method", "counted"), [("POST", 1), ("DELETE", 1), ("GET", 0)])
+@pytest.mark.parametrize("raised", [Interrupted(), KeyboardInterrupt(), SystemExit(1), RuntimeError("odd")])
+def test_a_call_that_is_cut_off_may_have_been_paid_for(api, base_url, method, counted, raised):
+    def interrupt(request):
+        raise raised
+
+    api.add_callback(method, f"{base_url}/v1/x", callback=interrupt)
+    client = StabilityClient(KEY, base_url=base_url, retry_deadline=0)
+    with pytest.raises(type(raised)):
+        client.request(method, "/v1/x")
+    assert client.maybe_paid == counted
+
+
+def test_a_call_that_is_under_way_may_have_been_paid_for(api, base_url):
+    client = StabilityClient(KEY, base_url=base_url)
+    meanwhile = []
+
+    def answer(request):
+        meanwhile.append(client.maybe_paid)
+        return (402, {}, b"")
+
+    api.add_callback("POST", f"{base_url}/v1/x", callback=answer)
+    with pytest.raises(StabilityPaymentRequiredError):
+        client.request("POST", "/v1/x")
+    assert (meanwhile, client.maybe_paid) == ([1], 0)
+
+
+def test_a_call_of_request_is_not_durable(api, base_url):
+    api.post(f"{base_url}/v1/x")
+    client = StabilityClient(KEY, base_url=base_url)
+    client.request("POST", "/v1/x")
+    assert (client.maybe_paid, client.maybe_paid_durably) == (1, 0)
 
 
 def test_calls_that_only_ask_are_not_counted_as_accepted(api, base_url):

@@ -535,6 +535,17 @@ def test_a_client_that_does_not_wait_raises_for_a_job_and_finds_it_again(api, cl
     assert names(tmp_path) == ["cat.json", "cat.png"]
 
 
+def test_a_client_that_has_paid_without_a_folder_waits_in_place(api, client, tmp_path, clock):
+    client.waits_for_jobs = False
+    picture(api)
+    api.post(CREATIVE_URL, json={"id": JOB})
+    for answer in (WORKS, DONE):
+        api.get(RESULT_URL, **answer)
+    client.generate(CORE, prompt="a")
+    assert client.generate(CREATIVE, to=tmp_path, image=b"x").content == PNG
+    assert clock == [10]
+
+
 def test_a_job_of_a_killed_caller_is_asked_for_and_not_paid_again(api, client, tmp_path):
     left_behind(tmp_path, job_id=JOB)
     api.get(RESULT_URL, **DONE)

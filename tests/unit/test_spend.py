@@ -6,35 +6,47 @@ import inspect
 import json
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
+import requests
 import responses
 
 from airflow_stability.compat import (
     AIRFLOW_VERSION,
     AirflowFailException,
     AirflowRescheduleException,
+    AirflowSkipException,
+    AirflowTaskTerminated,
+    AirflowTaskTimeout,
+    BaseXCom,
     PythonOperator,
     TaskDeferred,
 )
 from airflow_stability.deferral import MIN_DEFERRAL_SECONDS
 from airflow_stability.errors import (
     StabilityError,
+    StabilityModeratedError,
+    StabilityNotFoundError,
     StabilityOutcomeUnknownError,
+    StabilityPaymentRequiredError,
     StabilityRateLimitError,
     StabilityRequestError,
     StabilityUnavailableError,
 )
 from airflow_stability.operators.client_argument import without_client
 from airflow_stability.operators.spend import StabilitySpendOperator
+from airflow_stability.rules.spending import what_counts
 from airflow_stability.sensors.stability import StabilityBalanceSensor
 from airflow_stability.triggers.stability import StabilityBalanceTrigger
 
 try:
     from airflow.sdk import DAG, task
+    from airflow.sdk.execution_time import xcom
 except ImportError:
     from airflow import DAG
     from airflow.decorators import task
+    from airflow.models import xcom
 
 
 def never(client):
@@ -332,36 +344,56 @@ def test_the_scheduler_minds_when_a_task_wants_to_be_started_again():
 def run(api):
     """Return a function that runs a task whose function makes these calls, each answered as told.
 
-    An answer is a status, or an exception for one that was lost. It returns how the task has ended.
+    An answer is a status, an exception for one that was lost, or what `responses` takes. Then the function
+    ends as told. It returns how the task has ended.
     """
 
-    def run(*answers, balances=(5.0,), catches=(), wait=None, **arguments):
+    def run(*answers, balances=(5.0,), catches=(), wait=None, durably=0, ends=lambda: "done", **arguments):
         for balance in balances:
             api(json={"credits": balance})
         for answer in answers:
-            told = {"body": answer} if isinstance(answer, Exception) else {"status": answer}
-            api("/image", "POST", **told)
+            if not isinstance(answer, dict):
+                answer = {"body" if isinstance(answer, Exception) else "status": answer}
+            api("/image", "POST", **answer)
 
         def function(client):
             for _ in answers:
+                # What a call does that finds its result when it is made again.
+                if client.maybe_paid < durably:
+                    client.maybe_paid_durably += 1
                 with contextlib.suppress(*catches):
                     client.request("POST", "/image")
-            return "done"
+            return ends()
 
         task_ = spend(python_callable=function, **arguments)
-        context = {"outlet_events": {}}
+        context = {"outlet_events": {}, "ti": TASK_INSTANCE}
         try:
             if wait is None:
                 return task_.execute(context)
             opened = event("open", credits=balances[0])
             opened["memory"] |= wait | {"waiting_since": datetime.now(UTC).isoformat()}
             return task_.resume_execution("execute_complete", {"event": opened}, context)
-        except (TaskDeferred, AirflowFailException, StabilityError) as ended:
+        except BaseException as ended:  # some end a process
             return ended
 
     return run
 
 
+TASK_INSTANCE = SimpleNamespace(
+    try_number=0,
+    start_date=None,
+    dag_id="dag",
+    task_id="spend",
+    run_id="run",
+    map_index=-1,
+    max_tries=0,
+    get_first_reschedule_date=lambda context: None,
+)
+#: What the API itself answers, by status.
+FAILED, MODERATED, TOO_LARGE = (
+    {"status": status, "json": {"id": "e", "name": name, "errors": ["no"]}}
+    for status, name in ((500, "internal_error"), (403, "content_moderation"), (413, "payload_too_large"))
+)
 LOST = ConnectionResetError("reset")
 
 
@@ -370,22 +402,259 @@ def test_the_function_runs_when_there_is_credit(run):
 
 
 @pytest.mark.parametrize(
-    ("answers", "catches", "ending"),
+    ("answers", "catches", "ending", "accepted"),
     [
-        ([429], (), TaskDeferred),
-        ([503], (), TaskDeferred),
-        ([500], (), StabilityUnavailableError),
-        ([400], (), StabilityRequestError),
-        ([200, 429], (), StabilityRateLimitError),
-        ([200, 503], (), StabilityUnavailableError),
-        ([LOST], (), AirflowFailException),
+        ([429], (), TaskDeferred, TaskDeferred),
+        ([503], (), TaskDeferred, TaskDeferred),
+        ([FAILED], (), StabilityUnavailableError, StabilityUnavailableError),
+        ([400], (), StabilityRequestError, StabilityRequestError),
+        ([200, 402], (), TaskDeferred, TaskDeferred),
+        ([200, 429], (), AirflowFailException, StabilityRateLimitError),
+        ([200, 503], (), AirflowFailException, StabilityUnavailableError),
+        ([200, FAILED], (), AirflowFailException, StabilityUnavailableError),
+        ([200, 404], (), AirflowFailException, StabilityNotFoundError),
+        ([LOST], (), AirflowFailException, StabilityOutcomeUnknownError),
+        ([500], (), AirflowFailException, StabilityOutcomeUnknownError),
         # The function has caught the doubt, and the doubt stays.
-        ([LOST, 429], (StabilityOutcomeUnknownError,), StabilityRateLimitError),
-        ([LOST, 503], (StabilityOutcomeUnknownError,), StabilityUnavailableError),
+        ([LOST, 429], (StabilityOutcomeUnknownError,), AirflowFailException, StabilityRateLimitError),
+        ([LOST, 503], (StabilityOutcomeUnknownError,), AirflowFailException, StabilityUnavailableError),
+        # The same request would be refused each time.
+        ([MODERATED], (), AirflowFailException, AirflowFailException),
+        ([TOO_LARGE], (), AirflowFailException, AirflowFailException),
     ],
 )
-def test_it_runs_again_by_itself_only_if_nothing_may_have_been_paid_for(run, answers, catches, ending):
+def test_it_runs_again_by_itself_only_if_nothing_may_have_been_paid_for(
+    run, answers, catches, ending, accepted
+):
     assert type(run(*answers, catches=catches)) is ending
+    # For a new run, the answers come again.
+    assert type(run(*answers, catches=catches, retry_after_paying=True)) is accepted
+
+
+def raises(error):
+    def end():
+        raise error
+
+    return end
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("The frame is broken."),
+        KeyboardInterrupt(),
+        SystemExit(3),
+        AirflowTaskTimeout("Timeout, PID: 1"),
+        ExceptionGroup("in a task group", [ExceptionGroup("in another", [OSError("no space left")])]),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_fails_after_a_payment_fails_for_good(run, error):
+    ended = run(200, 200, ends=raises(error))
+
+    assert type(ended) is AirflowFailException
+    assert ended.__cause__ is error
+    cause = what_counts(error)
+    assert str(ended).startswith(f"{type(cause).__name__}{': ' if str(cause) else ''}{cause}")
+    assert "2 calls of this run may have been paid for. Airflow's retries are not used." in str(ended)
+    assert run(200, ends=raises(error), retry_after_paying=True) is error
+    assert run(200, ends=raises(error), durably=1) is error
+    assert run(200, 200, ends=raises(error), durably=1).__cause__ is error
+
+
+def test_what_fails_before_a_payment_is_left_to_airflow(run):
+    error = ValueError("The frame is broken.")
+
+    assert run(ends=raises(error)) is error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        AirflowFailException("It is over."),
+        AirflowRescheduleException(datetime.now(UTC)),
+        AirflowSkipException("Not today."),
+        TaskDeferred(trigger=None, method_name="later"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_the_function_tells_airflow_is_left_to_airflow(run, error):
+    assert run(200, ends=raises(error)) is error
+
+
+@pytest.mark.skipif(AIRFLOW_VERSION >= (3, 0), reason="this Airflow takes no exit for a success")
+@pytest.mark.parametrize("code", [0, None])
+def test_an_exit_that_airflow_takes_for_a_success_is_one(run, code):
+    assert type(run(200, ends=raises(SystemExit(code)))) is SystemExit
+
+
+@pytest.mark.skipif(AIRFLOW_VERSION >= (3, 0), reason="this Airflow interrupts no task")
+@pytest.mark.parametrize(("state", "kind"), [("running", AirflowFailException), ("success", None)])
+def test_a_task_whose_state_somebody_has_changed_is_left_alone(run, monkeypatch, state, kind):
+    monkeypatch.setattr(TASK_INSTANCE, "state", state, raising=False)
+    monkeypatch.setattr(TASK_INSTANCE, "refresh_from_db", lambda: None, raising=False)
+
+    assert type(run(200, ends=raises(AirflowTaskTerminated("SIGTERM")))) is (kind or AirflowTaskTerminated)
+
+
+class Killed(StabilitySpendOperator):
+    """An operator of a user that cleans up when Airflow ends the task."""
+
+    killed = 0
+
+    def on_kill(self):
+        type(self).killed += 1
+
+
+def test_an_execution_that_takes_too_long_is_still_cleaned_up(api):
+    def paint(client):
+        client.request("POST", "/image")
+        raise AirflowTaskTimeout("Timeout, PID: 1")
+
+    api(json={"credits": 5.0})
+    api("/image", "POST")
+    operator = Killed(task_id="spend", credits=3, python_callable=paint)
+
+    with pytest.raises(AirflowFailException, match="1 call of this run may have been paid for"):
+        operator.execute({"outlet_events": {}, "ti": TASK_INSTANCE})
+    assert Killed.killed == 1
+
+
+def in_groups(*errors):
+    return raises(ExceptionGroup("outer", [ExceptionGroup("inner", list(errors)), ValueError("own")]))
+
+
+def test_a_refusal_in_a_group_is_one(run):
+    refused = StabilityPaymentRequiredError("answered 402.", status=402)
+
+    assert type(run(balances=(5.0, 5.0), ends=in_groups(refused))) is TaskDeferred
+
+
+def test_a_verdict_in_a_group_is_one(run):
+    ended = run(ends=in_groups(StabilityModeratedError("Not with this prompt.")))
+
+    assert type(ended) is AirflowFailException
+    assert str(ended) == "Not with this prompt. Airflow's retries are not used."
+
+
+def test_an_unknown_outcome_in_a_group_comes_before_a_refusal(run):
+    refused = StabilityPaymentRequiredError("answered 402.", status=402)
+    ended = run(
+        LOST, catches=(StabilityError,), ends=in_groups(refused, StabilityOutcomeUnknownError("Lost."))
+    )
+
+    assert type(ended) is AirflowFailException
+    assert str(ended).startswith("Lost. 1 call of this run may have been paid for.")
+
+
+reads_no_database = pytest.mark.skipif(
+    AIRFLOW_VERSION < (3, 0), reason="Airflow 2.11 reads the first reschedule from its database"
+)
+
+
+@reads_no_database
+def test_by_reschedule_a_refusal_after_a_payment_fails_at_once(run):
+    ended = run(200, 200, 402, deferrable=False)
+
+    assert type(ended) is AirflowFailException
+    assert "2 calls of this run may have been paid for. Airflow's retries are not used. The task" in str(
+        ended
+    )
+    assert "by reschedule it remembers no payment" in str(ended)
+    assert run(200, 402, deferrable=False, retry_after_paying=True).status == 402
+
+
+@reads_no_database
+def test_by_reschedule_a_refusal_after_durable_payments_waits(run):
+    ended = run(200, 200, 402, durably=2, balances=(5.0, 0.5), deferrable=False)
+
+    assert type(ended) is AirflowRescheduleException
+
+
+def test_a_run_that_was_paid_for_in_part_goes_on_with_less_than_a_whole_run_costs(run):
+    deferral = run(200, 200, 402, durably=2, balances=(15.0, 1.5), credits=15)
+
+    trigger = deferral.trigger
+    assert (trigger.minimum_credits, trigger.expected_credits) == (1.5, 0.0)
+    assert refusals(deferral) == 0
+    memory = json.loads(json.dumps(trigger.memory))
+    assert run(200, balances=(9.0,), wait=memory, credits=15) == "done"
+
+
+# What the function returns
+
+
+class Picture:
+    def __repr__(self):
+        return "PNG"
+
+
+@pytest.mark.parametrize(
+    ("result", "arguments", "text"),
+    [
+        (b"\x89PNG", {}, "XCom cannot hold what the function has returned, an object of type bytes."),
+        (Picture(), {}, "an object of type Picture. Save the picture, and return its path."),
+        ({"image": b"\x89PNG"}, {}, "an object of type dict."),
+        ({"image": b"\x89PNG"}, {"multiple_outputs": True}, "an object of type dict."),
+        (requests.Response(), {}, "an object of type Response."),
+        ((each for each in "PNG"), {}, "an object of type generator."),
+        (["PNG"], {"multiple_outputs": True}, "multiple_outputs needs a dict,"),
+        ({1: "PNG"}, {"multiple_outputs": True}, "multiple_outputs needs a dict,"),
+    ],
+)
+def test_a_result_that_xcom_cannot_hold_fails_once_and_is_not_shown(
+    run, caplog, capfd, result, arguments, text
+):
+    with caplog.at_level("DEBUG"):
+        ended = run(200, 200, ends=lambda: result, **arguments)
+        unpaid = run(ends=lambda: result, **arguments)
+        logged = caplog.text + "".join(capfd.readouterr())
+        run(ends=lambda: "a path")
+        all_logged = caplog.text + "".join(capfd.readouterr())
+
+    assert type(ended) is type(unpaid) is AirflowFailException
+    assert text in str(ended)
+    assert str(ended).endswith("2 calls of this run may have been paid for. Airflow's retries are not used.")
+    assert str(unpaid) == str(ended).replace(" 2 calls of this run may have been paid for.", "")
+    assert "PNG" not in logged + str(ended)
+    assert "Returned value was: a path" in all_logged  # so a log would have been seen
+    assert ended.__context__ is None
+
+
+@pytest.mark.parametrize("result", [None, "images/1.png", {"path": "1.png"}, [1, 2.5], ("a", 1), {1: "a"}])
+def test_any_other_result_is_returned(run, result):
+    assert run(200, ends=lambda: result) == result
+
+
+def test_what_is_not_pushed_may_be_anything(run):
+    picture = Picture()
+
+    assert run(200, ends=lambda: picture, do_xcom_push=False) is picture
+
+
+class Pictures(BaseXCom):
+    """A backend that holds pictures."""
+
+    asked: ClassVar = []
+
+    @staticmethod
+    def serialize_value(value, **where):
+        Pictures.asked.append(where)
+        if isinstance(value, Picture):
+            return b"a name"
+        raise TypeError("what else?")
+
+
+def test_a_backend_that_can_hold_more_is_asked_only_about_that(run, monkeypatch):
+    monkeypatch.setattr(xcom, "XCom", Pictures)
+    picture = Picture()
+
+    assert run(200, ends=lambda: "images/1.png") == "images/1.png"
+    assert Pictures.asked == []
+    assert run(200, ends=lambda: picture) is picture
+    where = {"task_id": "spend", "dag_id": "dag", "run_id": "run", "map_index": -1}
+    assert Pictures.asked == [{"key": "return_value", **where}]
+    assert type(run(200, ends=lambda: b"PNG")) is AirflowFailException
 
 
 def refusals(deferral):
@@ -469,9 +738,7 @@ def test_what_a_subclass_does_in_its_own_execute_is_not_done_again_after_a_wait(
     assert (ended, Drafting.drafts) == ("done", 0)
 
 
-@pytest.mark.skipif(
-    AIRFLOW_VERSION < (3, 0), reason="Airflow 2.11 reads the first reschedule from its database"
-)
+@reads_no_database
 @pytest.mark.parametrize(("poke_interval", "seconds"), [(60, MIN_DEFERRAL_SECONDS), (3, 3)])
 def test_the_last_wait_by_reschedule_is_long_enough_for_the_scheduler_to_notice(api, poke_interval, seconds):
     api(json={"credits": 2.0})

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from airflow_stability.compat import runs_async_functions
+from airflow_stability.operators.spend import StabilitySpendOperator
 from tests.e2e.spending import (
     CASES,
     COST,
@@ -20,6 +23,7 @@ from tests.e2e.spending import (
     RETRIES,
     RETRY_DELAY,
     TIMEOUT,
+    fail_afterwards,
 )
 
 try:
@@ -58,6 +62,60 @@ def paint_two(client):
     post(client, "two")
 
 
+def paint_five(client):
+    for number in range(5):
+        post(client, str(number))
+
+
+async def paint_in_a_group(client):
+    post(client, "one")
+    async with asyncio.TaskGroup() as group:
+        group.create_task(asyncio.to_thread(post, client, "two"))
+
+
+def paint_in_a_group_of_its_own(client):
+    asyncio.run(paint_in_a_group(client))
+
+
+def return_bytes(client):
+    return post(client, "one").content
+
+
+def return_response(client):
+    return post(client, "one")
+
+
+def return_path(client):
+    post(client, "one")
+    return "images/one.png"
+
+
+def paint_and_yield(client):
+    post(client, "one")
+    yield "which Airflow ignores"
+    return "images/one.png"
+
+
+class ArchivingOperator(StabilitySpendOperator):
+    """An operator of a user that does something after the function."""
+
+    def post_execute(self, context, result=None):
+        fail_afterwards(context)
+
+
+FUNCTIONS = {
+    "paint": paint,
+    "paint_and_fail": paint_and_fail,
+    "paint_two": paint_two,
+    "paint_five": paint_five,
+    "paint_in_a_group": paint_in_a_group if runs_async_functions() else paint_in_a_group_of_its_own,
+    "return_bytes": return_bytes,
+    "return_Response": return_response,
+    "return_path": return_path,
+    "paint_and_yield": paint_and_yield,
+}
+
+
 with DAG("many", **ONCE):
 
     @task.stability(stability_conn_id="wallet", **COMMON)
@@ -71,7 +129,6 @@ with DAG("many", **ONCE):
 
 # They need not wait for a worker till all of the many have begun.
 with DAG("outcomes", default_args={"priority_weight": 10}, **ONCE):
-    functions = {function.__name__: function for function in (paint, paint_and_fail, paint_two)}
     for case in CASES:
         arguments = {
             **COMMON,
@@ -80,8 +137,13 @@ with DAG("outcomes", default_args={"priority_weight": 10}, **ONCE):
             "deferrable": MODES[case.mode],
             "wait_timeout": case.outcome.wait_timeout,
             "poke_interval": case.outcome.poke_interval,
+            **case.outcome.arguments,
         }
-        task.stability(**arguments)(functions[case.outcome.function])()
+        function = FUNCTIONS[case.outcome.function]
+        if case.outcome.name == "post_execute_method":
+            ArchivingOperator(python_callable=function, **arguments)
+        else:
+            task.stability(**arguments)(function)()
 
     @task.stability(task_id=MAPPED, stability_conn_id=MAPPED, deferrable=False, **COMMON)
     def paint_mapped(prompt, client):

@@ -8,6 +8,7 @@ import json
 import logging
 import pickle
 import re
+import socket
 import traceback
 import tracemalloc
 import zlib
@@ -640,6 +641,17 @@ def test_a_call_that_is_cut_off_may_have_been_paid_for(api, base_url, method, co
     with pytest.raises(type(raised)):
         client.request(method, "/v1/x")
     assert client.maybe_paid == counted
+
+
+def test_a_call_that_is_cut_off_before_it_was_sent_costs_nothing(monkeypatch, base_url):
+    def interrupt(*args, **kwargs):
+        raise Interrupted
+
+    monkeypatch.setattr(socket, "getaddrinfo", interrupt)
+    client = StabilityClient(KEY, base_url=base_url)
+    with pytest.raises(Interrupted):
+        client.request("POST", "/v1/x")
+    assert client.maybe_paid == 0
 
 
 def test_a_call_that_is_under_way_may_have_been_paid_for(api, base_url):

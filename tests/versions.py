@@ -18,8 +18,8 @@ OLDEST_OR_NEWEST = (AIRFLOW_VERSION < (3, 0) and not IS_LOWEST) or AIRFLOW_VERSI
 
 #: Tests in which nothing is Airflow's. 3.1 runs them too, since it has the newest Python.
 SAME_ON_EVERY_AIRFLOW = {
-    (3, 0): ("test_client_on_the_wire", "test_simulator"),
-    (3, 2): ("test_client_on_the_wire", "test_simulator"),
+    (3, 0): ("test_client_on_the_wire", "test_simulator", "test_simulator_generate"),
+    (3, 2): ("test_client_on_the_wire", "test_simulator", "test_simulator_generate"),
 }
 
 #: The end-to-end stories that run, because something differs there from both the oldest and the newest.

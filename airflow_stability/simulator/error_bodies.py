@@ -79,12 +79,12 @@ def error(
     body: dict[str, Any] = {"id": identifier, "name": name or error_name(version, status)}
     match version:
         case "v1alpha":
-            body["message"] = " ".join(messages)
+            body["message"] = "; ".join(messages)
             body["temporary"] = status in TEMPORARY or status >= 500
             body["timeout"] = status in TIMEOUTS
             body["fault"] = status >= 500
         case "v1":
-            body["message"] = " ".join(messages)
+            body["message"] = "; ".join(messages)
         case _:
             body["errors"] = list(messages)
     if temporary is not None:

@@ -1,7 +1,7 @@
 """The routes of v2beta: calls that cost credits, and the results of those that are asynchronous.
 
-A request is checked in this order: key, size and kind of the body, fields, moderation, credits. The vendor
-does not document the order; this one is assumed. So is that a blurred output is charged.
+A request is checked in this order: key, ``Accept``, size and kind of the body, fields, moderation, credits.
+The vendor does not document the order; this one is assumed. So is that a blurred output is charged.
 """
 
 from __future__ import annotations

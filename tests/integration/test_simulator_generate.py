@@ -34,8 +34,8 @@ AUDIO_3 = "audio/stable-audio-3/text-to-audio"
 PROMPT = {"prompt": "a lighthouse"}
 IMAGE = {"image": b"an image"}
 
-#: Every endpoint of v2beta, with the least that it takes, and its price in credits. Written by hand: a slip in
-#: the simulator's own table shows.
+#: Every endpoint of v2beta, with the least that it takes, and its price in credits. By hand: a slip in the
+#: simulator's own table shows.
 TABLE = {
     CORE: (PROMPT, 3),
     SD3: (PROMPT, 6.5),

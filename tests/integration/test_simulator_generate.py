@@ -180,6 +180,17 @@ def test_sd3_costs_what_its_model_costs(simulator, model, credits):
     assert simulator.credits() == 1000.0 - credits
 
 
+def test_a_form_with_an_empty_file_is_taken_as_the_vendors_examples_send_it(simulator):
+    response = requests.post(
+        f"{simulator.url}/v2beta/{CORE}",
+        headers={"authorization": f"Bearer {simulator.api_key}", "accept": "image/*"},
+        files={"none": ""},
+        data={"prompt": "a lighthouse", "output_format": "webp"},
+        timeout=5,
+    )
+    assert (response.status_code, response.headers["Content-Type"]) == (200, "image/webp")
+
+
 def test_the_page_has_the_table_of_endpoints():
     rows = re.findall(r"^\| `POST (/v\S+)` \| ([\d.]+)", PAGE.read_text(), re.MULTILINE)
     assert {path: float(credits) for path, credits in rows} == {

@@ -17,10 +17,17 @@ modules imports only from those above it:
 - ``rate_limit``: the rate limit of a key
 - ``faults``: what goes wrong, and which request gets it
 - ``request_log``: the requests, without keys
+- ``endpoints``: the table of the endpoints that cost credits
+- ``outputs``: the images, sounds and 3D models that are generated
+- ``moderation``: the words that a test has made the API object to
+- ``books``: what was charged, and the jobs that were paid for
 - ``state``: accounts, organizations, keys and credits, and what a test does to them
-- ``images``: the images that are generated
 - ``error_bodies``: the errors of each API version
-- ``api``: the routes of the Stability API
+- ``authentication``: the API key of a request, and the organization that it names
+- ``forms``: the forms that clients send, and what is wrong with them
+- ``generate``: the routes of v2beta, which cost credits, and their results
+- ``generate_v1``: the routes of v1 that cost credits
+- ``api``: the Stability API, with the routes about users
 - ``controls``: the methods of ``state`` over HTTP
 - ``middleware``: what every API request passes first: the request log, the rate limit, faults
 - ``server``: StabilitySimulator, all of it on a socket
@@ -36,9 +43,10 @@ except ImportError as error:
         f"The simulator needs {error.name}: install airflow-provider-stability[simulator]."
     ) from error
 
+from airflow_stability.simulator.books import Charge
 from airflow_stability.simulator.faults import Fault
 from airflow_stability.simulator.rate_limit import RateLimit
 from airflow_stability.simulator.request_log import RequestRecord
 from airflow_stability.simulator.server import StabilitySimulator
 
-__all__ = ["Fault", "RateLimit", "RequestRecord", "StabilitySimulator"]
+__all__ = ["Charge", "Fault", "RateLimit", "RequestRecord", "StabilitySimulator"]

@@ -27,6 +27,7 @@ controls, while it runs (JSON; GET /_simulator/state shows its state, GET /_simu
   curl URL/_simulator/top-up  -H 'Content-Type: application/json' -d '{"credits": 10}'
   curl URL/_simulator/faults  -H 'Content-Type: application/json' -d '{"kind": "status", "status": 503}'
   curl -X DELETE URL/_simulator/faults
+  curl URL/_simulator/charges
 
 faults, until they are deleted or for the next "times" requests; with "path" or "key" only for those:
 """
@@ -61,6 +62,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--window", **seconds, default=real.window, help="length of the window (%(default)g)")
     add("--lockout", **seconds, default=real.lockout, help="lock-out after too many (%(default)g)")
     add("--retry-after", metavar="VALUE", help="Retry-After of a 429 (none, like the real API)")
+    add("--job-seconds", **seconds, default=10.0, help="how long an asynchronous call takes (%(default)g)")
+    add("--repeat-keys", action="store_true", help="repeat the key in a 401 of v1, as the real API does")
+    add("--certfile", type=Path, metavar="FILE", help="a file with a certificate (PEM): https")
+    add("--keyfile", type=Path, metavar="FILE", help="a file with its private key, if the other has none")
     return parser
 
 
@@ -81,6 +86,10 @@ def main(arguments: list[str] | None = None) -> int:
             rate_limit=RateLimit(
                 options.requests_per_window, options.window, options.lockout, options.retry_after
             ),
+            job_seconds=options.job_seconds,
+            repeat_keys=options.repeat_keys,
+            certfile=options.certfile,
+            keyfile=options.keyfile,
         )
     except (OSError, ValueError) as error:
         parser.error(str(error))

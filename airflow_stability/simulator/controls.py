@@ -54,11 +54,18 @@ def _routes(simulator: SimulatorState) -> dict[str, Call]:
     ) -> None:
         simulator.inject(_strict(getattr(Fault, kind))(arguments), times, path, key)
 
+    def settings(job_seconds: float | None = None, repeat_keys: bool | None = None) -> None:
+        if job_seconds is not None:
+            simulator.job_seconds = job_seconds
+        if repeat_keys is not None:
+            simulator.repeat_keys = repeat_keys
+
     routes: dict[str, Call] = {
         "GET /_simulator": lambda: list(routes),
         "GET /_simulator/state": simulator.state,
         "GET /_simulator/requests": lambda: [asdict(record) for record in simulator.requests],
         "DELETE /_simulator/requests": simulator.clear_requests,
+        "GET /_simulator/charges": lambda: [asdict(charge) for charge in simulator.charges],
         "POST /_simulator/credits": set_credits,
         "POST /_simulator/top-up": top_up,
         "POST /_simulator/organizations": simulator.add_organization,
@@ -67,6 +74,9 @@ def _routes(simulator: SimulatorState) -> dict[str, Call]:
         "POST /_simulator/keys/rotate": rotate_key,
         "POST /_simulator/keys/revoke": simulator.revoke_key,
         "POST /_simulator/versions": switch,
+        "POST /_simulator/settings": settings,
+        "POST /_simulator/moderation": simulator.moderate,
+        "DELETE /_simulator/moderation": simulator.clear_moderation,
         "POST /_simulator/faults": inject,
         "DELETE /_simulator/faults": simulator.clear_faults,
     }

@@ -21,7 +21,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from airflow_stability.simulator.api import create_api, read_authorization
+from airflow_stability.simulator.api import create_api
+from airflow_stability.simulator.authentication import read_authorization
 from airflow_stability.simulator.controls import create_controls
 from airflow_stability.simulator.error_bodies import error, version_of
 from airflow_stability.simulator.faults import Fault, retry_after_header
@@ -158,8 +159,8 @@ class SimulatorMiddleware:
             application = error(
                 path,
                 429,
-                f"More than {limit.requests} requests in {limit.window:g} seconds: locked out for "
-                f"{limit.lockout:g} seconds.",
+                f"You have exceeded the rate limit of {limit.requests} requests within a "
+                f"{limit.window:g} second period, and have been timed out for {limit.lockout:g} seconds.",
                 headers=dict(retry_after_header(limit.retry_after)),
             )
         elif off := self._state.switched_off(version):

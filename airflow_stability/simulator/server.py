@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+import ssl
 import threading
 import time
+from os import PathLike
 from typing import Self
 from urllib.parse import quote
 
@@ -45,7 +47,13 @@ class StabilitySimulator(SimulatorState):
     :param credits: the balance of ``org-default``, in credits.
     :param api_key: the key of ``user-1``; None generates one.
     :param rate_limit: None is the real API's: 150 requests in 10 seconds, then a lock-out of 60.
-    :raises ValueError: a balance or a port that is not valid, or a key that no header can carry.
+    :param job_seconds: how long an asynchronous call takes, in seconds.
+    :param repeat_keys: whether a 401 of v1 repeats the key that it refuses, as the real one does.
+    :param certfile: a file with a certificate (PEM): the simulator speaks TLS.
+    :param keyfile: a file with the private key of the certificate; None if ``certfile`` has it.
+    :raises ValueError: a balance, a port or a time that is not valid, a key that no header can carry, or a
+        private key without a certificate.
+    :raises OSError: the certificate cannot be read.
     """
 
     def __init__(
@@ -56,10 +64,26 @@ class StabilitySimulator(SimulatorState):
         credits: float = 25.0,
         api_key: str | None = None,
         rate_limit: RateLimit | None = None,
+        job_seconds: float = 10.0,
+        repeat_keys: bool = False,
+        certfile: str | PathLike[str] | None = None,
+        keyfile: str | PathLike[str] | None = None,
     ) -> None:
-        super().__init__(credits=credits, api_key=api_key, rate_limit=rate_limit or RateLimit())
+        super().__init__(
+            credits=credits,
+            api_key=api_key,
+            rate_limit=rate_limit or RateLimit(),
+            job_seconds=job_seconds,
+            repeat_keys=repeat_keys,
+        )
         if not 0 <= port <= 65535:  # the system would take it modulo 65536
             raise ValueError(f"The port must be from 0, for a free one, to 65535; got {port}.")
+        if certfile is not None:
+            # The server reads the files in its own thread, where nobody would see the error.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certfile, keyfile)
+        elif keyfile is not None:
+            raise ValueError("A keyfile needs a certfile.")
+        self._certfile, self._keyfile = certfile, keyfile
         self.host = host
         self._port = port
         self._server: _Server | None = None
@@ -78,14 +102,18 @@ class StabilitySimulator(SimulatorState):
     @property
     def url(self) -> str:
         """The base URL, such as ``http://127.0.0.1:43211``."""
-        return f"http://{self._address}"
+        return f"{self._scheme}://{self._address}"
 
     def connection_uri(self, key: str | None = None) -> str:
         """Return an Airflow connection for ``AIRFLOW_CONN_STABILITY_DEFAULT``. It contains the API key.
 
         :param key: the API key; None is ``api_key``. A key that the simulator refuses is fine.
         """
-        return f"stability://:{quote(key or self.api_key, safe='')}@{self._address}/http"
+        return f"stability://:{quote(key or self.api_key, safe='')}@{self._address}/{self._scheme}"
+
+    @property
+    def _scheme(self) -> str:
+        return "http" if self._certfile is None else "https"
 
     @property
     def _address(self) -> str:
@@ -113,6 +141,8 @@ class StabilitySimulator(SimulatorState):
             log_config=None,
             access_log=False,
             server_header=False,
+            ssl_certfile=self._certfile,
+            ssl_keyfile=self._keyfile,
         )
         self._server = _Server(config)
         # A daemon: a simulator that is never stopped must not keep the interpreter alive.

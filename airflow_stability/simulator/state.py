@@ -1,7 +1,7 @@
 """The state of the simulated API (accounts, organizations, API keys, credits), and what a test does to it.
 
-Knows no HTTP: the modules ``api`` and ``middleware`` decide how a refusal looks. No error text in here
-contains an API key.
+Knows no HTTP: the modules that have routes, and ``middleware``, decide how a refusal looks. No error text in
+here contains an API key.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ import math
 import re
 import secrets
 import threading
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from airflow_stability.simulator.books import Charge, Jobs
 from airflow_stability.simulator.faults import Fault, Injection
+from airflow_stability.simulator.moderation import Moderation, Objection
 from airflow_stability.simulator.rate_limit import RateLimit, RateLimiter
 from airflow_stability.simulator.request_log import MAX_REQUESTS, LoggedRequest, RequestRecord
 
@@ -54,8 +57,8 @@ class ApiKey:
     revoked: bool = False
 
 
-def _check_balance(value: float, what: str = "credits") -> float:
-    # May be below zero: the real API shows such balances.
+def _check_finite(value: float, what: str = "credits") -> float:
+    # Credits may be below zero: the real API shows such balances.
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{what} must be a finite number.")
     return float(value)
@@ -76,7 +79,15 @@ def _check_version(version: str) -> None:
 class SimulatorState:
     """The simulated API without its server. Every method may be called from any thread, at any time."""
 
-    def __init__(self, *, credits: float, api_key: str | None, rate_limit: RateLimit) -> None:
+    def __init__(
+        self,
+        *,
+        credits: float,
+        api_key: str | None,
+        rate_limit: RateLimit,
+        job_seconds: float,
+        repeat_keys: bool,
+    ) -> None:
         self._lock = threading.RLock()
         self._rate_limit = rate_limit
         self._organizations: dict[str, Organization] = {}
@@ -87,7 +98,12 @@ class SimulatorState:
         self._requests: deque[LoggedRequest] = deque(maxlen=MAX_REQUESTS)
         #: How often faults were cleared; a request that hangs watches it.
         self.times_faults_cleared = 0
-        self._images_made = 0
+        self._charges: list[Charge] = []
+        self._moderation = Moderation()
+        #: The asynchronous calls that were paid for.
+        self.jobs = Jobs()
+        self.job_seconds = job_seconds
+        self.repeat_keys = repeat_keys
         self.add_organization("org-default", name="Default Organization", credits=credits)
         self.add_organization("org-other", name="Other Organization")
         self.add_account("user-1", "user-1@example.com", ["org-default", "org-other"])
@@ -112,7 +128,7 @@ class SimulatorState:
         :raises KeyError: there is no such organization.
         """
         with self._lock:
-            self._organization(organization).credits = _check_balance(credits)
+            self._organization(organization).credits = _check_finite(credits)
 
     def top_up(self, credits: float, organization: str | None = None) -> None:
         """Add credits to the balance of an organization.
@@ -123,15 +139,21 @@ class SimulatorState:
         :raises KeyError: there is no such organization.
         """
         with self._lock:
-            if _check_balance(credits) < 0:
+            if _check_finite(credits) < 0:
                 raise ValueError("A top-up must be zero credits or more.")
             paying = self._organization(organization)
-            paying.credits = _check_balance(paying.credits + credits, "The balance after a top-up")
+            paying.credits = _check_finite(paying.credits + credits, "The balance after a top-up")
+
+    @property
+    def charges(self) -> list[Charge]:
+        """All payments, in their order. A request that was refused is not among them."""
+        with self._lock:
+            return list(self._charges)
 
     @property
     def images_made(self) -> int:
-        """How many images were made and paid for."""
-        return self._images_made
+        """How many images, sounds and models were made and paid for."""
+        return len(self._charges)
 
     # Accounts and organizations
 
@@ -157,7 +179,7 @@ class SimulatorState:
             if organization in self._organizations:
                 raise ValueError(f"There is an organization {organization!r} already.")
             members = [self._account(account) for account in dict.fromkeys(accounts)]
-            added = Organization(organization, name or organization, _check_balance(credits))
+            added = Organization(organization, name or organization, _check_finite(credits))
             self._organizations[organization] = added
             for member in members:
                 member.organizations.append(added)
@@ -265,6 +287,39 @@ class SimulatorState:
         with self._lock:
             self._switched_off.pop(version, None)
 
+    # Settings
+
+    @property
+    def job_seconds(self) -> float:
+        """How long an asynchronous call takes, in seconds. A new value counts for calls that have begun, too.
+
+        :raises ValueError: to set it to less than zero, or to what is not a finite number.
+        """
+        return self._job_seconds
+
+    @job_seconds.setter
+    def job_seconds(self, seconds: float) -> None:
+        if _check_finite(seconds, "job_seconds") < 0:
+            raise ValueError("job_seconds must be zero or more.")
+        self._job_seconds = float(seconds)
+
+    def moderate(self, word: str, objection: Objection = "refuse") -> None:
+        """Object to prompts that name a word, as the API's moderation does. At first it objects to nothing.
+
+        :param word: a word or a phrase. It counts as a whole word, in upper or lower case.
+        :param objection: ``refuse`` (403 ``content_moderation``), ``public_figure`` or ``invalid_language``
+            (422): nothing is charged. Or ``blur``: a 200 with a grey picture, which is charged. v1 refuses
+            with 400 ``invalid_prompts``.
+        :raises ValueError: a word without letters or digits, or no such objection.
+        """
+        with self._lock:
+            self._moderation.add(word, objection)
+
+    def clear_moderation(self) -> None:
+        """Object to nothing any more."""
+        with self._lock:
+            self._moderation.clear()
+
     # Faults and the request log
 
     def inject(
@@ -321,7 +376,11 @@ class SimulatorState:
                     for key in self._keys.values()
                 ],
                 "switched_off": {version: status for version, (status, _) in self._switched_off.items()},
-                "images_made": self._images_made,
+                "images_made": self.images_made,
+                "charges": [asdict(charge) for charge in self._charges],
+                "moderation": self._moderation.words,
+                "job_seconds": self.job_seconds,
+                "repeat_keys": self.repeat_keys,
                 "faults": [
                     {
                         "fault": injection.fault.kind,
@@ -339,15 +398,22 @@ class SimulatorState:
         """Return a key, which may be revoked; None if there never was such a key."""
         return self._keys.get(key)
 
-    def charge(self, account: Account, credits: float) -> bool:
-        """Charge an image to the default organization of an account, and tell whether it could be paid."""
+    def charge(self, key: ApiKey, paying: Organization, credits: float, *, path: str, request: str) -> bool:
+        """Charge an organization, and tell whether it could pay. If it could not, nothing has changed.
+
+        :param request: the digest of the request.
+        """
         with self._lock:
-            paying = account.organizations[0]
             if paying.credits < credits:
                 return False
             paying.credits -= credits
-            self._images_made += 1
+            self._charges.append(Charge(time.time(), path, credits, key.label, paying.id, request))
             return True
+
+    def objection(self, prompts: Iterable[str]) -> Objection | None:
+        """Return what the API does about these prompts; None if it objects to nothing."""
+        with self._lock:
+            return self._moderation.objection(prompts)
 
     def switched_off(self, version: str) -> tuple[int, str | None] | None:
         """Return the status and location of a version that is switched off; None for one that is on."""

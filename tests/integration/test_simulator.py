@@ -242,7 +242,7 @@ def test_an_image_follows_from_its_prompt(simulator):
 
 def test_an_image_inside_json(simulator):
     response = post(simulator, accept="application/json")
-    assert response.headers["Content-Type"] == "application/json"
+    assert response.headers["Content-Type"] == "application/json; type=image/png"
     body = response.json()
     assert set(body) == {"image", "finish_reason", "seed"}
     assert base64.b64decode(body["image"], validate=True) == post(simulator).content

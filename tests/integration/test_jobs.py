@@ -1,0 +1,198 @@
+"""StabilityJobTrigger: waits for asynchronous jobs, all those of a connection together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+
+import pytest
+
+from airflow_stability.client import StabilityClient
+from airflow_stability.deferral import DeferralEvent
+from airflow_stability.errors import StabilityJobPendingError
+from airflow_stability.simulator import Fault, RateLimit, StabilitySimulator
+from airflow_stability.triggers import jobs
+from airflow_stability.triggers.feed import loop_state
+from airflow_stability.triggers.jobs import StabilityJobTrigger
+
+CREATIVE = "stable-image/upscale/creative"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(jobs, "JOB_POLL_SECONDS", 0.3)
+    monkeypatch.setattr(jobs, "GAP_SECONDS", 0.02)
+
+
+@pytest.fixture
+def simulator(monkeypatch):
+    generous = RateLimit(requests=100_000)
+    with StabilitySimulator(credits=10_000, rate_limit=generous, job_seconds=3600) as simulator:
+        monkeypatch.setenv("AIRFLOW_CONN_STABILITY_DEFAULT", f"{simulator.connection_uri()}?api_version=v1")
+        yield simulator
+
+
+@pytest.fixture
+def start(simulator, tmp_path):
+    """Start jobs, and return a trigger for each."""
+
+    def start_one(name="job", *, seconds=60.0, memory=None):
+        with StabilityClient(simulator.api_key, base_url=simulator.url) as client:
+            client.waits_for_jobs = False
+            with pytest.raises(StabilityJobPendingError) as pending:
+                client.generate(CREATIVE, to=tmp_path, name=name, image=b"picture", prompt="sharp")
+        return StabilityJobTrigger(
+            stability_conn_id="stability_default",
+            job_id=pending.value.job_id,
+            result_path=pending.value.result_path,
+            timeout=seconds,
+            deadline=(datetime.now(UTC) + timedelta(seconds=seconds)).isoformat(),
+            memory=memory,
+        )
+
+    return start_one
+
+
+async def event_of(trigger):
+    (event,) = [event async for event in trigger.run()]
+    return DeferralEvent.from_payload(event.payload)
+
+
+def asked(simulator):
+    return [record for record in simulator.requests if record.method == "GET"]
+
+
+async def until(condition):
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def test_it_fires_when_the_job_is_finished_and_hands_the_memory_back(simulator, start):
+    trigger = start(memory={"refusals": 1})
+    simulator.clear_requests()
+
+    async def main():
+        waiting = asyncio.create_task(event_of(trigger))
+        await until(lambda: len(asked(simulator)) == 3)
+        assert not waiting.done()
+        simulator.job_seconds = 0.0
+        return await waiting
+
+    event = asyncio.run(main())
+
+    assert event == DeferralEvent(DeferralEvent.JOB, "It is finished.", memory={"refusals": 1})
+    assert {record.status for record in asked(simulator)} == {202, 200}
+    assert all(later.monotonic - earlier.monotonic > 0.3 for earlier, later in pairwise(asked(simulator)))
+
+
+def test_all_that_it_needs_is_in_what_airflow_stores(start):
+    trigger = start(memory={"a": 1})
+    path, arguments = trigger.serialize()
+
+    assert path == f"{StabilityJobTrigger.__module__}.{StabilityJobTrigger.__name__}"
+    assert StabilityJobTrigger(**arguments).serialize() == (path, arguments)
+    later = StabilityJobTrigger(**arguments, of_a_later_release=1)
+    assert later.serialize() == (path, arguments | {"of_a_later_release": 1})
+
+
+def test_it_ends_at_its_deadline_and_says_that_the_job_was_paid_for(start):
+    trigger = start(seconds=0.5)
+    event = asyncio.run(event_of(trigger))
+
+    assert event.verdict == DeferralEvent.TIMEOUT
+    assert event.text == (
+        f"The job {trigger.job_id} is not finished after 0.5 s. It has been paid for, and its result is kept "
+        "for 24 hours: clear the task to go on with it."
+    )
+
+
+def test_a_result_that_is_not_found_sends_the_task_back_to_find_out(simulator, start, monkeypatch):
+    trigger = start()
+    new = simulator.rotate_key(simulator.api_key)
+    monkeypatch.setenv("AIRFLOW_CONN_STABILITY_DEFAULT", simulator.connection_uri(new))
+    event = asyncio.run(event_of(trigger))
+
+    assert event.verdict == DeferralEvent.JOB
+    assert "answered 404" in event.text
+
+
+@pytest.mark.parametrize("fault", [Fault.status(503), Fault.reset(), Fault.html(502), Fault.status(401)])
+def test_a_failure_that_may_pass_is_waited_out(simulator, start, fault):
+    trigger = start()
+    simulator.job_seconds = 0.0
+    simulator.clear_requests()
+    simulator.inject(fault, times=2, path="/v2beta/results")
+    event = asyncio.run(event_of(trigger))
+
+    assert event.text == "It is finished."
+    assert len(asked(simulator)) == 3
+
+
+def test_a_refusal_of_the_key_that_stays_sends_the_task_back(simulator, start, monkeypatch):
+    trigger = start()
+    monkeypatch.setattr(jobs, "GRACE", timedelta(seconds=0.5))
+    simulator.inject(Fault.status(401), path="/v2beta/results")
+    event = asyncio.run(event_of(trigger))
+
+    assert event.verdict == DeferralEvent.JOB
+    assert "answered 401" in event.text
+
+
+def test_a_lock_out_is_waited_out_by_all_jobs_of_the_connection(simulator, start):
+    triggers = [start(f"job-{number}") for number in range(3)]
+    simulator.job_seconds = 0.0
+    simulator.clear_requests()
+    simulator.inject(Fault.status(429, retry_after=2), times=1, path="/v2beta/results")
+
+    async def main():
+        return await asyncio.gather(*map(event_of, triggers))
+
+    events = asyncio.run(main())
+
+    assert {event.text for event in events} == {"It is finished."}
+    first, second, *_ = asked(simulator)
+    assert (first.status, second.status) == (429, 200)
+    assert second.monotonic - first.monotonic >= 2
+
+
+def test_many_jobs_are_asked_for_one_after_another(simulator, start, monkeypatch):
+    monkeypatch.setattr(jobs, "GAP_SECONDS", 0.1)
+    triggers = [start(f"job-{number}") for number in range(20)]
+    simulator.clear_requests()
+
+    async def main():
+        waiting = [asyncio.create_task(event_of(trigger)) for trigger in triggers]
+        await until(lambda: len(asked(simulator)) == 40)
+        simulator.job_seconds = 0.0
+        return await asyncio.gather(*waiting)
+
+    events = asyncio.run(main())
+
+    assert {event.verdict for event in events} == {DeferralEvent.JOB}
+    records = asked(simulator)
+    assert all(later.monotonic - earlier.monotonic > 0.09 for earlier, later in pairwise(records))
+    paths = [record.path for record in records[:20]]
+    assert len(set(paths)) == 20
+    assert [record.path for record in records[20:40]] == paths
+
+
+def test_a_cancelled_trigger_is_asked_for_no_more_and_leaves_nothing_behind(simulator, start):
+    trigger = start()
+    simulator.clear_requests()
+
+    async def main():
+        waiting = asyncio.create_task(event_of(trigger))
+        await until(lambda: len(asked(simulator)) == 1)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        await until(lambda: not loop_state().jobs)
+        assert not loop_state().connections
+        assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(main())
+    time.sleep(0.5)
+
+    assert len(asked(simulator)) == 1

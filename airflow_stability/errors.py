@@ -176,6 +176,7 @@ class StabilityRedirectError(StabilityPermanentError):
 class StabilityModeratedError(StabilityPermanentError):
     """The API refuses the content: 403 ``content_moderation``, 422 ``public_figure``, ``invalid_language``.
 
+    v1 answers 400 ``invalid_prompts``.
     It is about the prompt or an image, not about the key. ``message`` says whether the call was charged, if
     the server says so.
     """

@@ -158,7 +158,11 @@ def _kind(status: int, facts: ErrorBody) -> type[errors.StabilityError]:
 
 
 #: The names of refusals that are about the content of a request, by status.
-_MODERATION = {403: ("content_moderation",), 422: ("public_figure", "invalid_language")}
+_MODERATION = {
+    400: ("invalid_prompts",),
+    403: ("content_moderation",),
+    422: ("public_figure", "invalid_language"),
+}
 
 _REFUSALS: dict[int, type[errors.StabilityError]] = {
     401: errors.StabilityAuthenticationError,

@@ -100,7 +100,13 @@ def test_temporary_in_the_body_makes_a_refusal_pass():
 
 @pytest.mark.parametrize("facts", [{}, {"id": "e1"}])
 @pytest.mark.parametrize(
-    ("status", "name"), [(403, "content_moderation"), (422, "public_figure"), (422, "invalid_language")]
+    ("status", "name"),
+    [
+        (400, "invalid_prompts"),
+        (403, "content_moderation"),
+        (422, "public_figure"),
+        (422, "invalid_language"),
+    ],
 )
 def test_a_refusal_of_the_content_is_neither_a_firewall_nor_a_missing_right(status, name, facts):
     error = error_of(status, {**facts, "name": name, "errors": ["Flagged; you were not charged"]})

@@ -12,6 +12,7 @@ import pytest
 import requests
 import responses
 
+from airflow_stability.client import generate
 from airflow_stability.compat import (
     AIRFLOW_VERSION,
     AirflowFailException,
@@ -38,6 +39,7 @@ from airflow_stability.operators.client_argument import without_client
 from airflow_stability.operators.spend import StabilitySpendOperator
 from airflow_stability.rules.spending import what_counts
 from airflow_stability.sensors.stability import StabilityBalanceSensor
+from airflow_stability.triggers.jobs import StabilityJobTrigger
 from airflow_stability.triggers.stability import StabilityBalanceTrigger
 
 try:
@@ -752,3 +754,79 @@ def test_the_last_wait_by_reschedule_is_long_enough_for_the_scheduler_to_notice(
 
     wait = raised.value.reschedule_date - before
     assert timedelta(seconds=seconds) <= wait < timedelta(seconds=seconds + 2)
+
+
+# Asynchronous jobs
+
+CREATIVE = "/v2beta/stable-image/upscale/creative"
+JOB = "job-1"
+WORKS = {"status": 202, "json": {"id": JOB, "status": "in-progress"}}
+
+
+def upscale(folder, before=None):
+    def function(client):
+        if before:
+            before(client)
+        made = client.generate(CREATIVE.removeprefix("/v2beta/"), to=folder, name="cat", image=b"x")
+        return made.path
+
+    return function
+
+
+def test_a_job_that_is_not_finished_sends_the_task_to_the_triggerer(api, tmp_path):
+    api(json={"credits": 60.0})
+    api(CREATIVE, "POST", json={"id": JOB})
+    api(f"/v2beta/results/{JOB}", **WORKS)
+    operator = spend(python_callable=upscale(tmp_path), credits=60, wait_timeout=3600)
+    with pytest.raises(TaskDeferred) as raised:
+        operator.execute({"outlet_events": {}, "ti": TASK_INSTANCE})
+
+    deferral = raised.value
+    name, kwargs = deferral.trigger.serialize()
+    assert StabilityJobTrigger(**json.loads(json.dumps(kwargs))).serialize() == (name, kwargs)
+    assert (kwargs["job_id"], kwargs["result_path"]) == (JOB, f"/v2beta/results/{JOB}")
+    assert (kwargs["stability_conn_id"], kwargs["timeout"]) == ("stability_default", 3600)
+    assert kwargs["memory"]["waiting_since"] == kwargs["deferred_at"]
+    assert timedelta(seconds=3600) < deferral.timeout <= timedelta(seconds=3900)
+
+
+def test_after_the_job_the_function_runs_again_without_a_look_at_the_balance(api, tmp_path):
+    (tmp_path / "cat.paying.json").write_text(json.dumps({"id": "m", "job_id": JOB}))
+    api(f"/v2beta/results/{JOB}", body=b"picture", content_type="image/png")
+    finished = {"verdict": "job", "text": "It is finished.", "memory": {"seconds_waited": 5.0}}
+    operator = spend(python_callable=upscale(tmp_path), credits=60)
+    context = {"outlet_events": {}, "ti": TASK_INSTANCE}
+
+    assert operator.resume_execution("execute_complete", {"event": finished}, context) == str(
+        tmp_path / "cat.png"
+    )
+
+
+def test_the_time_that_a_job_takes_is_limited_too(api, tmp_path):
+    (tmp_path / "cat.paying.json").write_text(json.dumps({"id": "m", "job_id": JOB}))
+    api(f"/v2beta/results/{JOB}", **WORKS)
+    event_ = {"verdict": "job", "text": "It is finished.", "memory": {"seconds_waited": 61.0}}
+    operator = spend(python_callable=upscale(tmp_path), credits=60, wait_timeout=60)
+
+    with pytest.raises(AirflowFailException, match=r"The job job-1 is not finished after 60 s\."):
+        operator.resume_execution(
+            "execute_complete", {"event": event_}, {"outlet_events": {}, "ti": TASK_INSTANCE}
+        )
+    assert (tmp_path / "cat.paying.json").exists()
+
+
+def test_a_job_that_was_too_late_fails_with_what_the_trigger_said():
+    late = {"verdict": "timeout", "text": "The job is not finished after 60 s.", "memory": {}}
+    with pytest.raises(AirflowFailException, match="The job is not finished after 60 s"):
+        spend().resume_execution("execute_complete", {"event": late}, {})
+
+
+def test_by_reschedule_a_job_is_waited_for_in_place(api, tmp_path, monkeypatch):
+    monkeypatch.setattr(generate.time, "sleep", lambda seconds: None)
+    api(json={"credits": 60.0})
+    api(CREATIVE, "POST", json={"id": JOB})
+    api(f"/v2beta/results/{JOB}", **WORKS)
+    api(f"/v2beta/results/{JOB}", body=b"picture", content_type="image/png")
+    operator = spend(python_callable=upscale(tmp_path), credits=60, deferrable=False)
+
+    assert operator.execute({"outlet_events": {}, "ti": TASK_INSTANCE}) == str(tmp_path / "cat.png")

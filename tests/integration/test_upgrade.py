@@ -244,8 +244,15 @@ def shape(value):
 
 def check_nothing_is_renamed(before, arguments):
     """Check that all that was stored is stored still: under the same names, and with the same types."""
-    kept = {name: value for name, value in arguments.items() if name in before}
+    kept = without_additions(before, arguments)
     assert shape(before) == shape(kept), "a task that waits would lose an argument that was renamed"
+
+
+def without_additions(before, after):
+    """Return a value without the names that were not stored before."""
+    if not (isinstance(before, dict) and isinstance(after, dict)):
+        return after
+    return {name: without_additions(before[name], value) for name, value in after.items() if name in before}
 
 
 def written_now(task):

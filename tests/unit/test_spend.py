@@ -821,6 +821,7 @@ def test_a_job_that_was_too_late_fails_with_what_the_trigger_said():
         spend().resume_execution("execute_complete", {"event": late}, {})
 
 
+@reads_no_database
 def test_by_reschedule_a_job_is_waited_for_in_place(api, tmp_path, monkeypatch):
     monkeypatch.setattr(generate.time, "sleep", lambda seconds: None)
     api(json={"credits": 60.0})

@@ -6,6 +6,14 @@ from typing import Any
 
 from airflow_stability.hooks import form
 
+#: The modules that DAG authors and Airflow name, by kind.
+MODULES = {
+    "hooks": ("stability",),
+    "sensors": ("stability",),
+    "triggers": ("stability", "jobs"),
+    "operators": ("stability", "spend"),
+}
+
 
 def get_provider_info() -> dict[str, Any]:
     """Return the metadata, for the entry point ``apache_airflow_provider``."""
@@ -23,9 +31,12 @@ def get_provider_info() -> dict[str, Any]:
         ],
         **{
             kind: [
-                {"integration-name": integration, "python-modules": [f"airflow_stability.{kind}.stability"]}
+                {
+                    "integration-name": integration,
+                    "python-modules": [f"airflow_stability.{kind}.{module}" for module in modules],
+                }
             ]
-            for kind in ("hooks", "sensors", "triggers", "operators")
+            for kind, modules in MODULES.items()
         },
         "task-decorators": [
             {"name": "stability", "class-name": "airflow_stability.decorators.stability.stability_task"}

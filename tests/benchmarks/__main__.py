@@ -20,7 +20,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.benchmarks import load_report, report
+from tests.benchmarks import generate, load_report, report
 from tests.benchmarks.contenders import CONTENDERS
 from tests.benchmarks.load import LoadTest
 from tests.benchmarks.measure import Comparison
@@ -69,6 +69,9 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--load-organizations", type=int, default=LOAD_ORGANIZATIONS)
     parser.add_argument(
+        "--generate-only", action="store_true", help="measure only what a durable call adds to a plain one"
+    )
+    parser.add_argument(
         "--page", action="store_true", help="measure nothing, and write the pages of the last full runs again"
     )
     options = parser.parse_args()
@@ -79,6 +82,9 @@ def arguments() -> argparse.Namespace:
 
 def bench(options: argparse.Namespace) -> None:
     full = (options.gates, options.window, len(options.only)) == (GATES, WINDOW, len(CONTENDERS))
+    if options.generate_only:
+        say(generate.measure())
+        return
     if not options.load_only:
         compare(options, full)
     if options.load_only or full:

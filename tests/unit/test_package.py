@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import os
 import pkgutil
 import subprocess
 import sys
@@ -71,6 +72,24 @@ def test_a_dag_file_loads_neither_the_client_nor_what_it_stands_on(module):
     assert not [name for name in loaded if name.split(".")[0] in ("requests", "tenacity", "pydantic")]
     assert not [name for name in ours if ".client" in name or name.endswith("hooks.connection")]
     assert len(ours) < 15
+
+
+def test_a_task_without_generate_loads_none_of_it():
+    script = (
+        "import sys\n"
+        "from airflow_stability.hooks.stability import StabilityHook\n"
+        "import airflow_stability.operators.spend, airflow_stability.triggers.stability\n"
+        "StabilityHook().get_conn().close()\n"
+        "print(*sys.modules)"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    environment = os.environ | {"AIRFLOW_CONN_STABILITY_DEFAULT": "stability://:sk-KEY@"}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    loaded = set(done.stdout.splitlines()[-1].split())
+
+    assert "airflow_stability.client.client" in loaded
+    parts = ("client.generate", "client.storage", "hooks.storage", "triggers.jobs", "prices")
+    assert not loaded & {f"airflow_stability.{part}" for part in parts}
 
 
 def test_a_class_is_also_found_where_the_others_of_its_kind_are():

@@ -370,20 +370,28 @@ class _DurableCall(_Call):
 
     def pay(self, marker: Marker) -> Generation:
         """Send the request, and write its output."""
+        _under_way.add(marker.facts["id"])
+        try:
+            response = self.post_durably(marker)
+            if (job_id := _job_id(response)) is None:
+                return self.keep(response, marker)
+            with after_paying(f"The job {job_id}", self.to):
+                marker = self.folder.update(marker, job_id=job_id)
+            return self.finish_job(marker, job_id)
+        finally:
+            _under_way.discard(marker.facts["id"])
+
+    def post_durably(self, marker: Marker) -> requests.Response:
+        """Send the request, count it, and remove the marker if it was surely not paid for."""
         paid = self.client.maybe_paid
         try:
-            response = self.post()
+            return self.post()
         except StabilityError as error:
             if not isinstance(error, StabilityOutcomeUnknownError):
-                self.folder.unmark(marker.number)  # surely not paid for
+                self.folder.unmark(marker.number)
             raise
         finally:
             self.client.maybe_paid_durably += self.client.maybe_paid - paid
-        if (job_id := _job_id(response)) is None:
-            return self.keep(response, marker)
-        with after_paying(f"The job {job_id}", self.to):
-            marker = self.folder.update(marker, job_id=job_id)
-        return self.finish_job(marker, job_id)
 
     def finish_job(self, marker: Marker, job_id: str) -> Generation:
         """Get the output of a job that was started, by this call or by an earlier one."""
@@ -505,12 +513,19 @@ _CALLER = {
 }
 
 
+#: The ids of the markers whose calls are under way in this process.
+_under_way: set[Any] = set()
+
+
 def _has_died(facts: Mapping[str, Any]) -> bool:
-    """Tell whether a marker names a process of this machine that does not run any more."""
-    if facts.get("host") != socket.gethostname() or not isinstance(facts.get("pid"), int):
+    """Tell whether a marker names a process of this machine, or a call of this process, that has ended."""
+    process = facts.get("pid")
+    if facts.get("host") != socket.gethostname() or not isinstance(process, int):
         return False
+    if process == os.getpid():
+        return facts.get("id") not in _under_way
     try:
-        os.kill(facts["pid"], 0)
+        os.kill(process, 0)
     except ProcessLookupError:
         return True
     except OSError:  # it belongs to somebody else

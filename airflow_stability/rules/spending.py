@@ -296,6 +296,8 @@ class Spending:
 
         :param timeout_text: why the task gives up, if it may not wait any more.
         """
+        # The job is paid for: what is left of the run needs less credit than all of it.
+        self.state = replace(self.state, rest_refused_at=self.state.rest_refused_at or 0.0)
         step = self._wait(0.0, now)
         return GiveUp(timeout_text) if isinstance(step, GiveUp) else step
 

@@ -10,6 +10,8 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -421,13 +423,42 @@ def test_a_dead_process_of_this_machine_is_not_waited_for(api, client, tmp_path,
     assert clock == []
 
 
-@pytest.mark.parametrize(("host", "pid"), [("elsewhere", None), (None, 1), (None, "x")])
+@pytest.mark.parametrize(("host", "pid"), [("elsewhere", 1), (None, os.getppid()), (None, "x"), (None, None)])
 def test_a_process_that_lives_or_cannot_be_known_is_waited_for(api, client, tmp_path, clock, host, pid):
-    host, pid = host or socket.gethostname(), pid or os.getpid()
+    host = host or socket.gethostname()
     left_behind(tmp_path, began=datetime.now(UTC), host=host, pid=pid)
     with pytest.raises(StabilityOutcomeUnknownError):
         client.generate(CORE, to=tmp_path, name="cat", prompt="a", timeout=30)
     assert sum(clock) > 60
+
+
+def test_a_call_of_this_process_that_is_over_is_not_waited_for(api, client, tmp_path, clock):
+    api.post(URL, body=requests.ConnectionError("reset"))
+    for _ in range(2):
+        with pytest.raises(StabilityOutcomeUnknownError):
+            client.generate(CORE, to=tmp_path, prompt="a")
+    assert clock == []
+
+
+def test_two_equal_calls_at_once_in_one_process_pay_once(api, tmp_path, monkeypatch):
+    monkeypatch.undo()  # the clock runs
+    monkeypatch.setattr(module, "MARKER_POLL_SECONDS", 0.01)
+    second_waits = threading.Event()
+    monkeypatch.setattr(module._log, "info", lambda *_: second_waits.set())
+
+    def answer(request):
+        assert second_waits.wait(20)
+        return 200, HEADERS, PNG
+
+    api.add_callback(responses.POST, URL, answer, content_type="image/png")
+
+    def make(_):
+        with StabilityClient(KEY, retry_deadline=0) as client:
+            return client.generate(CORE, to=tmp_path, prompt="a").reused
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sorted(pool.map(make, range(2))) == [False, True]
+    assert len(api.calls) == 1
 
 
 def test_a_call_that_stays_under_way_is_not_waited_for_longer_than_it_may_take(api, client, tmp_path, clock):

@@ -19,9 +19,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 #: Airflow's own constraints appear with the release; a few days let its last-minute providers in.
 DAYS_AFTER_RELEASE = 3
-GROUPS = ["dev", "ui", "bench", "cluster"]
-#: Object storage is tested on the oldest and the newest only: its packages would change pins of the others.
-WITH_OBJECT_STORAGE = ("2.11", "3.3")
 
 
 def resolve(uv: str, requirement: str, as_of: date, *more: str) -> subprocess.CompletedProcess[str]:

@@ -8,7 +8,9 @@ lacks half of these names.
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
+import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -248,20 +250,36 @@ def xcom_can_hold(value: Any, context: Context) -> bool:
     asked about values that Airflow's own refuses.
     """
     own, configured = __getattr__("BaseXCom").serialize_value, __getattr__("XCom").serialize_value
-    try:
-        own(value)
+    if _serializes(own, value):
         return True
-    except Exception:  # whatever a serializer raises
-        if configured is own:
-            return False
+    if configured is own:
+        return False
     task_instance: Any = context["ti"]
     names = ("task_id", "dag_id", "run_id", "map_index")
     where = {name: getattr(task_instance, name) for name in names}
+    return _serializes(functools.partial(configured, key="return_value", **where), value)
+
+
+def _serializes(serialize: Callable[[Any], Any], value: Any) -> bool:
     try:
-        configured(value, key="return_value", **where)
+        serialized = serialize(value)
+        if AIRFLOW_VERSION >= (3, 0):
+            # The worker sends it to the API server as JSON, where NaN is no number.
+            json.dumps(serialized, allow_nan=False, ensure_ascii=False).encode()
         return True
-    except Exception:  # whatever a backend raises
+    except Exception:  # whatever a serializer raises
         return False
+
+
+def is_mapped_over(operator: Any, context: Context) -> bool:
+    """Tell whether a task is mapped over another one's result, which then must be a list or a dict.
+
+    Airflow checks that after ``execute()``. What an instance of a mapped task returns may be anything.
+    """
+    if not operator.has_dag() or next(iter(operator.iter_mapped_dependants()), None) is None:
+        return False
+    task_instance: Any = context["ti"]
+    return task_instance.map_index in (None, -1)
 
 
 def runs_async_functions() -> bool:

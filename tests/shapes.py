@@ -165,3 +165,11 @@ def items(client):
 
 def annotated_items(client) -> dict[str, Any]:
     return {"small": paint(client), "large": 2}
+
+
+def unset_event_loop() -> None:
+    """Let Airflow make the event loop of an ``async`` function, and close it.
+
+    Otherwise, Python makes one for Airflow, with a warning, and Airflow leaves it open.
+    """
+    asyncio.set_event_loop(None)

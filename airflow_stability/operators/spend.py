@@ -27,6 +27,7 @@ from airflow_stability.compat import (
     first_start,
     is_control_flow,
     is_deferral_timeout,
+    is_mapped_over,
     runs_async_functions,
     try_of,
     wrap_post_execute,
@@ -391,10 +392,15 @@ class StabilitySpendOperator(PythonOperator):
 
         Airflow would find out after the function, log a picture before, and retry the task.
         """
-        if result is None or not self.do_xcom_push or self._client is None or self._context is None:
-            return result
-        can_hold = xcom_can_hold(result, self._context)
-        reason = why_no_result(result, can_hold=can_hold, multiple_outputs=self.multiple_outputs)
+        if self._client is None or self._context is None:
+            return result  # somebody calls this outside of a run
+        pushed = result if self.do_xcom_push else None
+        reason = why_no_result(
+            pushed,
+            can_hold=pushed is None or xcom_can_hold(pushed, self._context),
+            multiple_outputs=self.multiple_outputs,
+            mapped_over=is_mapped_over(self, self._context),
+        )
         if reason is not None:
             raise AirflowFailException(wording.final_text(reason, _payments(self._client).unprotected))
         return result

@@ -16,7 +16,7 @@ the task finds out by spending. The rules:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any, TypeGuard
@@ -175,25 +175,30 @@ def final_text(error: BaseException, payments: Payments, *, retry_after_paying: 
     return f"{text} {wording.PAY_AGAIN}"
 
 
-def why_no_result(result: object, *, can_hold: bool, multiple_outputs: bool) -> str | None:
+def why_no_result(
+    result: object, *, can_hold: bool, multiple_outputs: bool = False, mapped_over: bool = False
+) -> str | None:
     """Return why a task cannot return what its function has returned; None if it can.
 
     The text shows nothing of the result, which may be a picture.
 
+    :param result: the result; None if the task returns none.
     :param can_hold: whether XCom can hold the result.
     :param multiple_outputs: whether each item of the result is an XCom of its own.
+    :param mapped_over: whether another task is mapped over the result.
     """
-    kind = type(result).__name__
+    returned = f"the function has returned an object of type {type(result).__name__}"
+    if mapped_over and (not isinstance(result, Sequence | dict) or isinstance(result, str | bytes)):
+        return f"A task that is mapped over the result needs a list or a dict, but {returned}."
+    if result is None:
+        return None
     if multiple_outputs:
         if not isinstance(result, Mapping):
-            return f"multiple_outputs needs a dict, but the function has returned an object of type {kind}."
+            return f"multiple_outputs needs a dict, but {returned}."
         if not all(isinstance(key, str) for key in result):
             return "multiple_outputs needs a dict, but a key of what the function has returned is no string."
     if not can_hold:
-        return (
-            f"XCom cannot hold what the function has returned, an object of type {kind}. Save the picture, "
-            "and return its path."
-        )
+        return f"XCom cannot hold the result: {returned}. Save the picture, and return its path."
     return None
 
 

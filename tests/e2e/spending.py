@@ -229,7 +229,7 @@ OUTCOMES = (
             "failed",
             1,
             (1, 1),
-            text=f"an object of type {kind}. Save the picture, and return its path. {PAID}",
+            text=f"returned an object of type {kind}. Save the picture, and return its path. {PAID}",
             function=f"return_{kind}",
             modes=("deferrable",),
         )

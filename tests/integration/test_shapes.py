@@ -11,6 +11,7 @@ import pytest
 
 from airflow_stability.compat import runs_async_functions
 from airflow_stability.simulator import StabilitySimulator
+from tests.shapes import unset_event_loop
 
 #: What each task returns. Each pays for one image.
 RETURNED = {
@@ -44,6 +45,7 @@ def finished(run_dag):
     with StabilitySimulator(credits=1000.0) as simulator:
         # Airflow's DAG.test() lets a trigger read connections from the environment only.
         os.environ[name] = f"{simulator.connection_uri()}?api_version=v1"
+        unset_event_loop()
         try:
             yield run_dag("shapes"), simulator
         finally:

@@ -93,6 +93,7 @@ def paid(connection, base_url):
 
 
 def execute(operator):
+    shapes.unset_event_loop()
     task_instance = SimpleNamespace(task_id="the task", try_number=1, start_date=None)
     return operator.execute({"ti": task_instance, "params": PARAMS, "outlet_events": {}})
 

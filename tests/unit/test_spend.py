@@ -583,6 +583,31 @@ def test_a_run_that_was_paid_for_in_part_goes_on_with_less_than_a_whole_run_cost
     assert run(200, balances=(9.0,), wait=memory, credits=15) == "done"
 
 
+class Archiving(StabilitySpendOperator):
+    """An operator of a user that goes on after the function."""
+
+    def post_execute(self, context, result=None):
+        yield
+        raise RuntimeError("The archive is full.")
+
+
+@pytest.mark.parametrize("durably", [0, 1])
+def test_what_follows_the_execution_stays_a_generator_and_fails_for_good(api, durably):
+    def paint(client):
+        client.maybe_paid_durably += durably
+        client.request("POST", "/image")
+
+    api(json={"credits": 5.0})
+    api("/image", "POST")
+    operator = Archiving(task_id="spend", credits=3, python_callable=paint)
+    context = {"outlet_events": {}, "ti": TASK_INSTANCE}
+    operator.execute(context)
+
+    assert inspect.isgeneratorfunction(operator.post_execute)
+    with pytest.raises(RuntimeError if durably else AirflowFailException, match="The archive is full"):
+        list(operator.post_execute(context=context))
+
+
 # What the function returns
 
 
@@ -594,7 +619,7 @@ class Picture:
 @pytest.mark.parametrize(
     ("result", "arguments", "text"),
     [
-        (b"\x89PNG", {}, "XCom cannot hold what the function has returned, an object of type bytes."),
+        (b"\x89PNG", {}, "XCom cannot hold the result: the function has returned an object of type bytes."),
         (Picture(), {}, "an object of type Picture. Save the picture, and return its path."),
         ({"image": b"\x89PNG"}, {}, "an object of type dict."),
         ({"image": b"\x89PNG"}, {"multiple_outputs": True}, "an object of type dict."),
@@ -634,6 +659,33 @@ def test_what_is_not_pushed_may_be_anything(run):
     assert run(200, ends=lambda: picture, do_xcom_push=False) is picture
 
 
+@pytest.mark.skipif(AIRFLOW_VERSION < (3, 0), reason="this Airflow stores what Python calls JSON")
+@pytest.mark.parametrize("result", [float("nan"), {"score": float("inf")}, "\ud800"])
+def test_what_cannot_be_sent_as_json_cannot_be_returned(run, result):
+    assert type(run(200, ends=lambda: result)) is AirflowFailException
+
+
+@pytest.mark.parametrize(("returned", "kind"), [("1.png", AirflowFailException), (["1.png"], list)])
+@pytest.mark.parametrize("map_index", [-1, 0])
+def test_a_task_is_mapped_over_a_list_or_a_dict_only(api, returned, kind, map_index):
+    def paint(client):
+        client.request("POST", "/image")
+        return returned
+
+    with DAG("dag", schedule=None):
+        painted = task.stability(credits=3)(paint)()
+        task(lambda path: path).override(task_id="each").expand(path=painted)
+    api(json={"credits": 5.0})
+    api("/image", "POST")
+    context = {"outlet_events": {}, "ti": SimpleNamespace(**vars(TASK_INSTANCE) | {"map_index": map_index})}
+
+    if kind is list or map_index >= 0:  # an instance of a mapped task may return anything
+        assert painted.operator.execute(context) == returned
+    else:
+        with pytest.raises(AirflowFailException, match="mapped over the result needs a list or a dict"):
+            painted.operator.execute(context)
+
+
 class Pictures(BaseXCom):
     """A backend that holds pictures."""
 
@@ -643,7 +695,7 @@ class Pictures(BaseXCom):
     def serialize_value(value, **where):
         Pictures.asked.append(where)
         if isinstance(value, Picture):
-            return b"a name"
+            return "a name"
         raise TypeError("what else?")
 
 

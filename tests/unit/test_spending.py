@@ -296,26 +296,62 @@ def test_the_text_says_what_happened_and_how_many_calls_may_have_been_paid_for(e
     assert final_text(error, payments, retry_after_paying=False) == text
 
 
+BYTES = "the function has returned an object of type bytes"
+
+
 @pytest.mark.parametrize(
-    ("result", "can_hold", "multiple_outputs", "text"),
+    ("result", "facts", "text"),
     [
-        ("images/1.png", True, False, None),
-        ({"path": "images/1.png"}, True, True, None),
+        (b"PNG", {"can_hold": False}, f"XCom cannot hold the result: {BYTES}. Save the picture, and"),
         (
-            b"\x89PNG",
-            False,
-            False,
-            "XCom cannot hold what the function has returned, an object of type bytes",
+            {"image": b"PNG"},
+            {"can_hold": False, "multiple_outputs": True},
+            "XCom cannot hold the result: the",
         ),
-        (["images/1.png"], True, True, "multiple_outputs needs a dict, but the function has returned an"),
-        ({1: "images/1.png"}, True, True, "multiple_outputs needs a dict, but a key of what"),
-        ({"image": b"\x89PNG"}, False, True, "an object of type dict. Save the picture, and return its path"),
+        (
+            ["PNG"],
+            {"multiple_outputs": True},
+            "multiple_outputs needs a dict, but the function has returned an",
+        ),
+        (
+            {1: "PNG"},
+            {"multiple_outputs": True},
+            "multiple_outputs needs a dict, but a key of what the function",
+        ),
+        (
+            "PNG",
+            {"mapped_over": True},
+            "A task that is mapped over the result needs a list or a dict, but the",
+        ),
+        (b"PNG", {"mapped_over": True}, f"needs a list or a dict, but {BYTES}."),
+        (
+            None,
+            {"mapped_over": True},
+            "needs a list or a dict, but the function has returned an object of type",
+        ),
     ],
 )
-def test_a_result_that_cannot_be_returned_is_named_by_its_type_only(result, can_hold, multiple_outputs, text):
-    reason = why_no_result(result, can_hold=can_hold, multiple_outputs=multiple_outputs)
+def test_a_result_that_cannot_be_returned_is_named_by_its_type_only(result, facts, text):
+    reason = why_no_result(result, **{"can_hold": True, **facts})
 
-    assert (reason is None) if text is None else (text in reason and "PNG" not in reason)
+    assert text in reason
+    assert "PNG" not in reason
+
+
+@pytest.mark.parametrize(
+    ("result", "facts"),
+    [
+        ("1.png", {}),
+        (None, {}),
+        (None, {"multiple_outputs": True}),
+        ({"path": "1.png"}, {"multiple_outputs": True}),
+        (["1.png"], {"mapped_over": True}),
+        (("1.png",), {"mapped_over": True}),
+        ({"path": "1.png"}, {"mapped_over": True}),
+    ],
+)
+def test_any_other_result_can_be_returned(result, facts):
+    assert why_no_result(result, can_hold=True, **facts) is None
 
 
 # A run whose payments need not be made again
@@ -338,9 +374,9 @@ def test_the_rest_of_a_run_waits_for_more_than_it_was_refused_at():
 )
 def test_the_rest_of_a_run_never_waits_for_more_than_a_whole_one(after, minimum):
     one = spending(credits=15)
-    refuse(one, 15.0, after, maybe_paid=1, durably=1)
+    step = refuse(one, 120.0, after, maybe_paid=1, durably=1)
 
-    assert one.gate.minimum_credits == minimum
+    assert (one.gate.minimum_credits, step.state.refusals) == (minimum, 0)
 
 
 def test_a_rest_that_is_refused_again_is_still_a_rest():

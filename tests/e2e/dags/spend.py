@@ -137,6 +137,8 @@ with DAG("outcomes", default_args={"priority_weight": 10}, **ONCE):
             "deferrable": MODES[case.mode],
             "wait_timeout": case.outcome.wait_timeout,
             "poke_interval": case.outcome.poke_interval,
+            # The time for a worker to come counts as waiting.
+            "priority_weight": 10 if case.outcome.wait_timeout == TIMEOUT else 20,
             **case.outcome.arguments,
         }
         function = FUNCTIONS[case.outcome.function]

@@ -89,7 +89,7 @@ STORY = $(BIN)/python -m pytest --numprocesses=0 --show-capture=no
 test: $(VENV)/installed
 	@$(BIN)/python -m pytest $(ARGS)
 
-test-e2e: $(VENV)/installed
+test-e2e: $(VENV)/installed $(if $(filter $(AIRFLOW),$(firstword $(AIRFLOWS)) $(lastword $(AIRFLOWS))),$(VENV)/installed-s3)
 	@$(STORY) --numprocesses=2 tests/e2e $(ARGS)
 
 test-cluster: $(VENV)/installed-cluster

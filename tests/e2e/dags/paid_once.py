@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -10,7 +11,17 @@ import time
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from tests.e2e.killing import BOUNDARIES, COST, NOTES, OUTPUTS, RETRIES, TIMEOUT, Boundary
+from tests.e2e.killing import (
+    COST,
+    NOTES,
+    OUTPUTS,
+    RETRIES,
+    S3_CONNECTION,
+    SIMULATOR_PORT,
+    TIMEOUT,
+    Killed,
+    tasks,
+)
 
 try:
     from airflow.sdk import DAG, task
@@ -23,44 +34,56 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def die_at(boundary: Boundary) -> None:
-    """Let this process die at a boundary."""
+def die_at(killed: Killed) -> None:
+    """Let this process die at a boundary, unless object storage or nobody kills it before the end."""
+    boundary = killed.boundary
+    event, ending = boundary.local or ("", "")
 
-    def look(event: str, arguments: tuple[object, ...]) -> None:
-        if boundary.hangs and event == "socket.connect":
+    def look(seen: str, arguments: tuple[object, ...]) -> None:
+        if boundary.hangs and seen == "socket.connect" and arguments[1][1] == PORT:
             # By then the simulator has the request.
             threading.Thread(target=lambda: (time.sleep(2), die()), daemon=True).start()
-        elif event == boundary.event:
+        elif killed.store == "local" and seen == event:
             # Of a rename, the second is the file that it makes.
             file = arguments[1] if event == "os.rename" else arguments[0]
-            if not boundary.ending or str(file).endswith(boundary.ending):
+            if not ending or str(file).endswith(ending):
                 die()
 
     sys.addaudithook(look)
 
 
 def paint(name, client):
-    boundary = next(each for each in BOUNDARIES if each.name == name)
+    killed = TASKS[name]
     # Of the tries of this task, only the first is killed.
     note = Path(os.environ[NOTES], name)
     is_first = not note.exists()
     note.touch()
     if is_first:
-        die_at(boundary)
+        die_at(killed)
     made = client.generate(
-        "stable-image/generate/core", to=os.environ[OUTPUTS], name=name, prompt=name, timeout=TIMEOUT
+        "stable-image/generate/core",
+        to=FOLDERS[killed.store],
+        conn_id=S3_CONNECTION if killed.store == "s3" else None,
+        name=name,
+        prompt=name,
+        timeout=TIMEOUT,
     )
     if is_first:
         die()
     return made
 
 
+FOLDERS = json.loads(os.environ[OUTPUTS])
+#: The simulator's.
+PORT = int(os.environ[SIMULATOR_PORT])
+TASKS = {killed.name: killed for killed in tasks(FOLDERS)}
+
 with DAG("paid_once", schedule="@once", start_date=datetime(2026, 1, 1), catchup=False):
-    for boundary in BOUNDARIES:
+    for name in TASKS:
         task.stability(
             credits=COST,
-            task_id=boundary.name,
-            stability_conn_id=boundary.name,
+            task_id=name,
+            stability_conn_id=name,
             retries=RETRIES,
             retry_delay=timedelta(seconds=1),
-        )(paint)(boundary.name)
+        )(paint)(name)

@@ -1,10 +1,10 @@
-"""The commands ``airflow stability balance`` and ``airflow stability account``.
+"""The commands ``airflow stability balance``, ``airflow stability account`` and ``airflow stability prices``.
 
 Airflow 3.2 and later find :func:`get_cli_commands` through the provider info. Every ``airflow`` command loads
 this module, so each function imports heavy modules itself. ``python -m airflow_stability`` offers the same
 commands on every Airflow.
 
-Both commands follow these rules:
+All commands follow these rules:
 
 - Only the output goes to stdout. An error is one line on stderr and never shows the API key.
 - The exit status is 0 for success; 1 for any error, including Ctrl-C and output that nobody reads; 2 for
@@ -64,34 +64,40 @@ def get_cli_commands() -> list[GroupCommand]:
     return [
         GroupCommand(
             name="stability",
-            help="Show a Stability AI account and its credits",
+            help="Show a Stability AI account, its credits and what calls cost",
             subcommands=(
                 ActionCommand(
                     name="balance",
                     help="Show the credit balance of an organization",
-                    func=partial(_run, _balance),
+                    func=partial(_run, partial(_call, _balance)),
                     args=(conn_id, organization, minimum, ARG_OUTPUT),
                     epilog=_BALANCE_EPILOG,
                 ),
                 ActionCommand(
                     name="account",
                     help="Show the account that the API key belongs to, and its organizations",
-                    func=partial(_run, _account),
+                    func=partial(_run, partial(_call, _account)),
                     args=(conn_id, ARG_OUTPUT),
+                ),
+                ActionCommand(
+                    name="prices",
+                    help="Show what calls cost, as the vendor last published it; asks no server",
+                    func=partial(_run, _prices),
+                    args=(ARG_OUTPUT,),
                 ),
             ),
         )
     ]
 
 
-def _run(command: Callable[[StabilityHook, Namespace], int], args: Namespace) -> NoReturn:
+def _run(command: Callable[[Namespace], int], args: Namespace) -> NoReturn:
     """Run a command, and end the process with the exit status that the command returns."""
     try:
         from airflow.utils.cli import suppress_logs_and_warning
 
         @suppress_logs_and_warning
         def run(args: Namespace) -> NoReturn:
-            sys.exit(_call(command, args))
+            sys.exit(command(args))
 
         args.verbose = False  # the decorator reads it
         run(args)
@@ -149,6 +155,27 @@ def _account(hook: StabilityHook, args: Namespace) -> int:
         [account.model_dump(mode="json", include={"id", "email", "organizations"})],
         [user | each for each in organizations or [no_organization]],
     )
+    return 0
+
+
+def _prices(args: Namespace) -> int:
+    from airflow_stability.prices import DATE, PRICES, SOURCE
+    from airflow_stability.validation import format_number
+
+    data = [
+        {"endpoint": endpoint, "model": model, "credits": credits, "date": DATE, "source": SOURCE}
+        for (endpoint, model), credits in PRICES.items()
+    ]
+    rows = [
+        {
+            "endpoint": endpoint,
+            "model": model or "",
+            "credits": format_number(credits),
+            "date": DATE,
+        }
+        for (endpoint, model), credits in PRICES.items()
+    ]
+    _print(args.output, data, rows)
     return 0
 
 

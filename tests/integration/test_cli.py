@@ -15,6 +15,7 @@ import yaml
 
 from airflow_stability.__main__ import main
 from airflow_stability.compat import AIRFLOW_VERSION
+from airflow_stability.prices import DATE, PRICES, SOURCE
 from airflow_stability.simulator import Fault
 
 OURS = [sys.executable, "-m", "airflow_stability"]
@@ -124,6 +125,24 @@ def test_what_the_parser_refuses_is_status_2(run):
 
         assert (status, out) == (2, "")
         assert err.startswith("usage: python -m airflow_stability")
+
+
+@pytest.mark.parametrize(("output", "parse"), [("json", json.loads), ("yaml", yaml.safe_load)])
+def test_a_program_gets_the_prices_as_numbers_with_their_date_and_source(output, parse, run):
+    status, out, err = run("prices", "--output", output)
+
+    assert (status, err) == (0, "")
+    prices = parse(out)
+    assert {(it["endpoint"], it["model"]): it["credits"] for it in prices} == PRICES
+    assert {(it["date"], it["source"]) for it in prices} == {(DATE, SOURCE)}
+
+
+@pytest.mark.parametrize("output", ["table", "plain"])
+def test_a_person_gets_the_prices_with_their_date_and_no_connection_is_needed(output, run):
+    status, out, err = run("prices", "-o", output)
+
+    assert (status, err) == (0, "")
+    assert out.count(DATE) == len(PRICES)
 
 
 @pytest.mark.parametrize("command", ["balance", "account"])

@@ -16,14 +16,14 @@ def test_the_commands_have_the_form_that_airflow_expects():
 
     assert isinstance(group, GroupCommand)
     assert group.name == "stability"
-    assert [command.name for command in group.subcommands] == ["balance", "account"]
+    assert [command.name for command in group.subcommands] == ["balance", "account", "prices"]
     assert all(isinstance(command, ActionCommand) and callable(command.func) for command in group.subcommands)
 
 
 def test_the_connection_is_the_hooks_unless_another_is_named():
     (group,) = get_cli_commands()
 
-    for command in group.subcommands:
+    for command in group.subcommands[:2]:  # prices needs no connection
         (conn_id,) = [arg for arg in command.args if arg.flags == ("--conn-id",)]
         assert conn_id.kwargs["default"] == StabilityHook.default_conn_name
 

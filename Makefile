@@ -42,7 +42,7 @@ unexport PYTHONPATH AIRFLOW_HOME
 # Without compiled modules each start of an Airflow process takes twice as long.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help venvs demo bench test test-e2e test-cluster test-ui screenshots test-all test-between lint format build check-wheel constraints clean
+.PHONY: help venvs demo bench test test-e2e test-cluster test-s3 test-ui screenshots test-all test-between lint format build check-wheel constraints clean
 .DELETE_ON_ERROR:
 
 help:
@@ -60,6 +60,7 @@ help:
 	@echo "make test-between        of make test-e2e, what differs on the Airflows between the oldest and the newest"
 	@echo "make venvs               install all these Airflows at once: else each is when it is first used"
 	@echo "make test-cluster        gates and spending in a cluster whose parts are killed; installs PostgreSQL and Redis"
+	@echo "make test-s3             object storage on a real S3 server; on Airflow 2.11 and 3.3 only"
 	@echo "make test-ui             Airflow 3.3's web pages in a real browser; installs Debian's Chromium if there is none"
 	@echo "make screenshots         the same, and put its pictures into docs/images"
 	@echo "make lint                ruff, ruff format and mypy strict"
@@ -78,8 +79,8 @@ bench: .venvs/bench/installed
 	@$(BIN)/python -m tests.benchmarks $(ARGS)
 
 # What the tests then really have is checked: the Python only if one was asked for.
-test test-e2e test-cluster test-ui screenshots: export EXPECTED_AIRFLOW := $(basename $(RELEASE_$(AIRFLOW)))
-test test-e2e test-cluster test-ui screenshots: export EXPECTED_PYTHON := $(if $(filter command,$(firstword $(origin PYTHON))),$(PYTHON))
+test test-e2e test-cluster test-s3 test-ui screenshots: export EXPECTED_AIRFLOW := $(basename $(RELEASE_$(AIRFLOW)))
+test test-e2e test-cluster test-s3 test-ui screenshots: export EXPECTED_PYTHON := $(if $(filter command,$(firstword $(origin PYTHON))),$(PYTHON))
 
 # Of a real Airflow, whose logs are too long to be shown.
 STORY = $(BIN)/python -m pytest --numprocesses=0 --show-capture=no
@@ -93,6 +94,9 @@ test-e2e: $(VENV)/installed
 test-cluster: $(VENV)/installed-cluster
 	@bash .ci/find-servers $(BIN)/python
 	@$(STORY) tests/cluster $(ARGS)
+
+test-s3: $(VENV)/installed-s3
+	@$(BIN)/python -m pytest --numprocesses=2 tests/s3 $(ARGS)
 
 screenshots: export SCREENSHOTS := docs/images
 test-ui screenshots: $(VENV)/installed-ui
@@ -151,7 +155,7 @@ $(VENV)/installed .venvs/bench/installed: pyproject.toml .ci/constraints-$(AIRFL
 		--constraints .ci/constraints-$(AIRFLOW).txt apache-airflow --editable ".[simulator]" --group dev $(MORE)
 	@touch $@
 
-$(VENV)/installed-ui $(VENV)/installed-cluster: $(VENV)/installed-%: $(VENV)/installed
+$(VENV)/installed-ui $(VENV)/installed-cluster $(VENV)/installed-s3: $(VENV)/installed-%: $(VENV)/installed
 	@$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python \
 		--constraints .ci/constraints-$(AIRFLOW).txt --group $*
 	@touch $@

@@ -19,6 +19,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 #: Airflow's own constraints appear with the release; a few days let its last-minute providers in.
 DAYS_AFTER_RELEASE = 3
+#: The groups of pyproject.toml that all of them have.
+GROUPS = ["dev", "ui", "bench", "cluster"]
+#: Object storage is tested on the oldest and the newest only: its packages would change pins of the others.
+WITH_OBJECT_STORAGE = ("2.11", "3.3")
 
 
 def resolve(uv: str, requirement: str, as_of: date, *more: str) -> subprocess.CompletedProcess[str]:
@@ -56,7 +60,8 @@ def write(uv: str, airflow: str, release: str) -> None:
     """Write the constraints of one Airflow."""
     as_of = released_on(uv, release) + timedelta(days=DAYS_AFTER_RELEASE)
     requirements = f"apache-airflow=={release}\n" + (lowest(uv, as_of) if airflow == "lowest" else "")
-    groups = [f"--group={name}" for name in ("dev", "ui", "bench", "cluster", "s3")]
+    names = GROUPS + (["s3"] if airflow in WITH_OBJECT_STORAGE else [])
+    groups = [f"--group={name}" for name in names]
     resolved = resolve(uv, requirements, as_of, "pyproject.toml", "--extra=simulator", *groups)
     if resolved.returncode:
         sys.exit(f"Airflow {release} as of {as_of} cannot be resolved:\n{resolved.stderr}")

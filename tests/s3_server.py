@@ -6,6 +6,7 @@ What it holds is gone when it stops.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import threading
@@ -17,7 +18,9 @@ from urllib.parse import unquote
 import psutil
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from moto.s3.models import s3_backends
+from werkzeug.exceptions import ClientDisconnected
 from werkzeug.serving import WSGIRequestHandler, make_server
+from werkzeug.wsgi import get_input_stream
 
 #: What moto takes for the account of every client.
 ACCOUNT = "123456789012"
@@ -118,6 +121,11 @@ class S3Server:
         method = environ["REQUEST_METHOD"]
         path = unquote(environ["PATH_INFO"]).lstrip("/")
         key = path.removeprefix(self.bucket).lstrip("/")
+        try:
+            # Before the lock, since a client may be slow, or vanish in the middle.
+            environ["wsgi.input"] = io.BytesIO(get_input_stream(environ).read())
+        except ClientDisconnected as refusal:
+            return refusal(environ, start_response)
         with self._lock:
             kill = next((kill for kill in self._kills if kill.fits(method, key)), None)
             if kill:

@@ -130,6 +130,7 @@ class Folder:
 
     def read(self, file: str) -> bytes:
         """Return the content of a file."""
+        self._files.invalidate_cache(self._root)
         content: bytes = self._files.cat_file(self._path(file))
         return content
 
@@ -153,7 +154,10 @@ class Folder:
         try:
             self._create(file, _to_json(content))
         except FileExistsError:
-            return None
+            # A store may have executed the request, and its response may have been lost: then a library that
+            # repeats the request finds its own file.
+            found = self.find_marker(number)
+            return found if found and found.facts.get("id") == content["id"] else None
         return Marker(file, number, content)
 
     def find_marker(self, number: int) -> Marker | None:
@@ -205,14 +209,11 @@ class Folder:
         return content if isinstance(content, dict) else {}
 
     def _create(self, file: str, content: bytes) -> None:
-        """Write a file that is not there yet.
+        """Write a file that is not there yet. Object stores make it a conditional write.
 
         :raises FileExistsError: it is there.
         """
         path = self._path(file)
-        if _has_own(self._files, "pipe_file"):  # an object store, which makes it a conditional write
-            self._files.pipe_file(path, content, mode="create")
-            return
         try:
             opened = self._open_new(path)
         except (ValueError, NotImplementedError):  # a store that creates nothing exclusively
@@ -220,15 +221,12 @@ class Folder:
                 raise FileExistsError(path) from None
             self._write_whole(file, content)
             return
-        try:
-            with opened:
-                opened.write(content)
-        except BaseException:  # an empty marker would say that a call may have been paid for
-            self._files.rm_file(path)
-            raise
+        with opened:
+            opened.write(content)
 
     def _open_new(self, path: str) -> Any:
         try:
+            # Not pipe_file(mode="create"): on a local disk it looks first, and then overwrites.
             return self._files.open(path, "xb")
         except FileNotFoundError:
             self._files.makedirs(self._root, exist_ok=True)
@@ -237,17 +235,13 @@ class Folder:
     def _write_whole(self, file: str, content: bytes) -> None:
         """Write a file, or replace it, so that nobody sees a part of it."""
         path = self._path(file)
-        if not _has_own(self._files, "mv"):
-            self._files.pipe_file(path, content)  # an object store shows an upload when it is complete
+        # A store without a move of its own is an object store: an upload appears when it is complete.
+        if getattr(self._files.mv, "__func__", None) is fsspec.AbstractFileSystem.mv:
+            self._files.pipe_file(path, content)
             return
         part = f"{path}.part"  # only the owner of the marker writes it
         self._files.pipe_file(part, content)
         self._files.mv(part, path)
-
-
-def _has_own(files: Any, method: str) -> bool:
-    """Tell whether a file system has its own version of a method of fsspec's base class."""
-    return getattr(getattr(files, method), "__func__", None) is not getattr(fsspec.AbstractFileSystem, method)
 
 
 def _to_json(facts: Mapping[str, Any]) -> bytes:

@@ -9,7 +9,7 @@ from airflow_stability.compat import AIRFLOW_VERSION
 if AIRFLOW_VERSION >= (3, 0):
     from airflow.sdk import ObjectStoragePath
 else:
-    from airflow.io.path import ObjectStoragePath
+    from airflow.io.path import ObjectStoragePath  # type: ignore[import-not-found,no-redef]
 
 if __name__ == "__main__":
     step, url = sys.argv[1:]

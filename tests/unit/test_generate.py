@@ -14,13 +14,14 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import requests
 import responses
 from fsspec.implementations.local import LocalFileSystem
 
-from airflow_stability.client import StabilityClient
+from airflow_stability.client import StabilityClient, storage
 from airflow_stability.client import generate as module
 from airflow_stability.client.generate import Generation
 from airflow_stability.errors import (
@@ -629,6 +630,32 @@ def test_nobody_sees_a_part_of_an_output(api, client, tmp_path, monkeypatch):
     client.generate(CORE, to=tmp_path, name="cat", prompt="a")
     assert [(name, there) for name, there, _ in written] == [("cat.json", False), ("cat.png", False)]
     assert written[-1][2] == PNG
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_store_that_repeats_a_lost_request_may_find_the_own_marker(api, client, tmp_path, monkeypatch, own):
+    picture(api)
+    open_ = LocalFileSystem.open
+
+    def lost(self, path, mode="rb", **kwargs):
+        if mode == "xb" and own:
+            with open_(self, path, mode, **kwargs) as file:
+                file.write(json.dumps({"id": the_id}).encode())
+        if mode == "xb":
+            raise FileExistsError(path)
+        return open_(self, path, mode, **kwargs)
+
+    the_id = "m1"
+    monkeypatch.setattr(storage.uuid, "uuid4", lambda: SimpleNamespace(hex=the_id))
+    monkeypatch.setattr(LocalFileSystem, "open", lost)
+    if own:
+        assert not client.generate(CORE, to=tmp_path, name="cat", prompt="a").reused
+        assert names(tmp_path) == ["cat.json", "cat.png"]
+    else:
+        left_behind(tmp_path, id="another")
+        with pytest.raises(StabilityOutcomeUnknownError):
+            client.generate(CORE, to=tmp_path, name="cat", prompt="a")
+        assert not api.calls
 
 
 def test_outputs_have_the_rights_of_any_new_file(api, client, tmp_path):

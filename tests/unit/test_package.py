@@ -125,7 +125,7 @@ def test_the_rules_know_neither_http_nor_airflow():
 
 #: The layers of the package: a module imports only from its own layer and from those before it.
 LAYERS = (
-    ("errors", "validation", "__init__"),
+    ("errors", "validation", "prices", "__init__"),
     ("rules",),
     ("compat", "client"),
     ("metrics",),

@@ -25,6 +25,8 @@ SETTINGS = {
     "core__simple_auth_manager_users": f"{USER}:admin",
     "core__simple_auth_manager_passwords_file": PASSWORD_FILE,
     "core__test_connection": "Enabled",
+    # Airflow's default is five minutes. The demo shows a retry.
+    "core__default_task_retry_delay": 1,
 }
 #: Seconds after which the demo gives up. It takes about a minute on two cores.
 TIME_LIMIT = 600

@@ -2,49 +2,86 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from cryptography.fernet import Fernet
 
 from airflow_stability.simulator import StabilitySimulator
 from tests.demo.errors import DemoError
 from tests.demo.folders import IMAGES, display_path
-from tests.demo.scenario import FINAL_CREDITS, PROMPTS, image_statuses
+from tests.demo.scenario import (
+    FINAL_CREDITS,
+    KILLED_RUN_ID,
+    PAID_IMAGES,
+    PIPELINE_DAG,
+    PROMPTS,
+    RUN_ID,
+    image_statuses,
+)
 from tests.real_airflow import RealAirflow
 
 
 def check_tasks(airflow: RealAirflow) -> str:
-    """Check that all tasks succeeded at the first try.
+    """Check that all tasks succeeded at the first try, except in the run whose worker was killed.
 
     :raises DemoError: a task failed or was retried.
     """
-    tasks = [tuple(task) for task in airflow.query("SELECT task_id, state, try_number FROM task_instance")]
+    query = "SELECT task_id, state, try_number FROM task_instance WHERE run_id != :killed"
+    tasks = [tuple(task) for task in airflow.query(query, killed=KILLED_RUN_ID)]
     wrong = [str(task) for task in tasks if task[1:] != ("success", 1)]
     if wrong:
         raise DemoError(f"not all tasks succeeded at the first try: {', '.join(wrong)}")
-    return f"all {len(tasks)} tasks succeeded at the first try"
+    return f"all {len(tasks)} tasks succeeded at the first try, except in the run whose worker was killed"
+
+
+def check_killed_run(airflow: RealAirflow) -> str:
+    """Check that the run whose worker was killed failed at the second try, and that only the marker is left.
+
+    :raises DemoError: the run ended otherwise, or its folder holds something else.
+    """
+    query = "SELECT task_id, state, try_number FROM task_instance WHERE dag_id = :dag AND run_id = :run"
+    tasks = {row[0]: tuple(row[1:]) for row in airflow.query(query, dag=PIPELINE_DAG, run=KILLED_RUN_ID)}
+    if tasks.get("generate_image") != ("failed", 2) or tasks["report"][0] != "upstream_failed":
+        raise DemoError(f"the run {KILLED_RUN_ID} did not fail at the second try of its image: {tasks}")
+    files = [path.name for path in _files_of(KILLED_RUN_ID)]
+    if len(files) != 1 or not files[0].endswith(".paying.json"):
+        raise DemoError(f"the run {KILLED_RUN_ID} has left these files, not one marker: {files}")
+    return "the run whose worker was killed failed at the second try, and only its marker is left"
 
 
 def check_images() -> str:
-    """Check that there is one PNG file for each prompt.
+    """Check that there is one PNG file for each prompt, with the facts about it beside it.
 
     :raises DemoError: there are more or fewer files, or a file is not a PNG file.
     """
-    files = list(IMAGES.iterdir()) if IMAGES.exists() else []
-    wrong = [file.name for file in files if not file.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")]
-    if wrong or len(files) != len(PROMPTS):
-        raise DemoError(f"{len(files)} files for {len(PROMPTS)} prompts in {IMAGES}; not PNG files: {wrong}")
-    return f"{display_path(IMAGES)} holds {len(files)} PNG files, one for each prompt"
+    files = _files_of(RUN_ID)
+    images = [file for file in files if file.suffix == ".png"]
+    wrong = [file.name for file in images if not file.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")]
+    expected = sorted(path for image in images for path in (image, image.with_suffix(".json")))
+    if wrong or len(images) != len(PROMPTS) or files != expected:
+        names = ", ".join(file.name for file in files)
+        raise DemoError(
+            f"not an image and its facts for each of {len(PROMPTS)} prompts: {names}; no PNG: {wrong}"
+        )
+    return f"{display_path(IMAGES / RUN_ID)} holds {len(images)} PNG files, one for each prompt"
+
+
+def _files_of(run_id: str) -> list[Path]:
+    """Return what a run of the image pipeline has left in its folder."""
+    folder = IMAGES / run_id
+    return sorted(folder.iterdir()) if folder.exists() else []
 
 
 def check_credits(simulator: StabilitySimulator) -> str:
-    """Check that the simulator sold each image once, and refused at least one request.
+    """Check that the simulator sold each image once, the lost one too, and refused at least one request.
 
     :raises DemoError: the images or credits do not add up, or no request was refused.
     """
     made, credits, statuses = simulator.images_made, simulator.credits(), image_statuses(simulator)
-    if made != len(PROMPTS) or credits != FINAL_CREDITS:
+    if made != PAID_IMAGES or credits != FINAL_CREDITS:
         raise DemoError(
             f"the simulator made {made} images and has {credits:g} credits, "
-            f"not {len(PROMPTS)} images and {FINAL_CREDITS:g} credits"
+            f"not {PAID_IMAGES} images and {FINAL_CREDITS:g} credits"
         )
     refused = statuses.count(402)
     if statuses.count(200) != len(PROMPTS) or not refused:
@@ -52,8 +89,8 @@ def check_credits(simulator: StabilitySimulator) -> str:
             f"the image requests got the statuses {statuses}: some images missing, or none refused"
         )
     return (
-        f"the simulator sold {made} images, refused {refused} for lack of credits, "
-        f"and has {credits:g} credits left, as expected"
+        f"the simulator sold {made} images (one of them is lost, none was paid for twice), "
+        f"refused {refused} for lack of credits, and has {credits:g} credits left, as expected"
     )
 
 

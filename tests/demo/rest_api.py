@@ -52,24 +52,24 @@ class RestApi:
             raise DemoError(f"Airflow refused {method} {path} with status {response.status_code}; {log}")
         return response.json() if response.content else None
 
-    def start_run(self, dag: str, conf: dict[str, object]) -> None:
-        """Start the demo's run of a DAG."""
+    def start_run(self, dag: str, conf: dict[str, object], run_id: str = RUN_ID) -> None:
+        """Start a run of a DAG."""
         self.call("PATCH", f"/api/v2/dags/{dag}", {"is_paused": False})
-        run = {"dag_run_id": RUN_ID, "logical_date": None, "conf": conf}
+        run = {"dag_run_id": run_id, "logical_date": None, "conf": conf}
         self.call("POST", f"/api/v2/dags/{dag}/dagRuns", run)
 
-    def run_state(self, dag: str) -> str | None:
-        """Return the state of the demo's run of a DAG; None if it is not known just now."""
-        run = self.get(f"/api/v2/dags/{dag}/dagRuns/{RUN_ID}")
+    def run_state(self, dag: str, run_id: str = RUN_ID) -> str | None:
+        """Return the state of a run of a DAG; None if it is not known just now."""
+        run = self.get(f"/api/v2/dags/{dag}/dagRuns/{run_id}")
         return str(run["state"]) if run else None
 
-    def task_states(self, dag: str) -> TaskStates:
-        """Return the state of each task instance of the demo's run of a DAG."""
-        found = self.get(f"/api/v2/dags/{dag}/dagRuns/{RUN_ID}/taskInstances") or {"task_instances": []}
+    def task_states(self, dag: str, run_id: str = RUN_ID) -> TaskStates:
+        """Return the state of each task instance of a run of a DAG."""
+        found = self.get(f"/api/v2/dags/{dag}/dagRuns/{run_id}/taskInstances") or {"task_instances": []}
         return {(task["task_id"], task["map_index"]): task["state"] for task in found["task_instances"]}
 
     def return_value(self, dag: str, task: str, map_index: int = -1) -> Any:
-        """Return what a task has returned, from its XCom; None if there is no such XCom."""
+        """Return what a task of the first run has returned, from its XCom; None if there is no such XCom."""
         path = f"/api/v2/dags/{dag}/dagRuns/{RUN_ID}/taskInstances/{task}/xcomEntries/return_value"
         entry = self.get(f"{path}?map_index={map_index}")
         return entry and entry["value"]

@@ -10,9 +10,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from airflow_stability.simulator import StabilitySimulator
 from tests.demo.airflow_setup import USER, DemoAirflow
-from tests.demo.checks import check_api_key, check_credits, check_images, check_tasks
+from tests.demo.checks import check_api_key, check_credits, check_images, check_killed_run, check_tasks
 from tests.demo.errors import DemoError
 from tests.demo.folders import IMAGES, LOGS, display_path, prepare_folder
+from tests.demo.killed_worker import KilledWorkerStory
 from tests.demo.scenario import INITIAL_CREDITS, PIPELINE_DAG, RUN_ID
 from tests.demo.signals import StopRequested, StopSignals
 from tests.demo.story import ImagePipelineStory, show_account
@@ -68,11 +69,13 @@ class Demo:
         if self._keep:
             self._say_address(f"/dags/{PIPELINE_DAG}/runs/{RUN_ID}")
         story.follow()
+        KilledWorkerStory(self._terminal, airflow, simulator).tell()
         show_account(self._terminal, airflow)
         if not self._keep:
             airflow.stop()
         self._say("check", check_tasks(airflow.real))
         self._say("check", check_images())
+        self._say("check", check_killed_run(airflow.real))
         self._say("check", check_credits(simulator))
         self._say("check", check_api_key(airflow.real, simulator.api_key))
         where = f"images: {display_path(IMAGES)}, logs: {display_path(LOGS)}"

@@ -8,6 +8,8 @@ PIPELINE_DAG = "stability_image_pipeline"
 ACCOUNT_DAG = "stability_account"
 #: The id of the demo's run of each DAG.
 RUN_ID = "demo"
+#: The id of the second run of the image pipeline, in which a worker is killed.
+KILLED_RUN_ID = "killed"
 
 PROMPTS = (
     "a lighthouse in a storm",
@@ -16,6 +18,8 @@ PROMPTS = (
     "an owl with a lantern",
     "a tram in the rain",
 )
+#: The prompt of the image that is paid for and lost.
+LOST_PROMPT = "a letter in a bottle"
 CREDITS_PER_IMAGE = 3
 #: The number of images that the example DAG requests at the same time.
 PARALLEL_IMAGES = 2
@@ -28,7 +32,9 @@ FIRST_TOP_UP = 8.0
 #: More than the remaining images cost. A triggerer that has let a task continue counts the task's credits as
 #: spent for a minute, even if the balance already shows that they are.
 SECOND_TOP_UP = 12.0
-FINAL_CREDITS = INITIAL_CREDITS + FIRST_TOP_UP + SECOND_TOP_UP - len(PROMPTS) * CREDITS_PER_IMAGE
+#: The images that are paid for: one for each prompt, and the one that is lost.
+PAID_IMAGES = len(PROMPTS) + 1
+FINAL_CREDITS = INITIAL_CREDITS + FIRST_TOP_UP + SECOND_TOP_UP - PAID_IMAGES * CREDITS_PER_IMAGE
 
 
 def image_statuses(simulator: StabilitySimulator) -> list[int | None]:

@@ -1,4 +1,4 @@
-"""The runs of the two example DAGs: what the demo prints, and what it does to the simulator meanwhile."""
+"""The first runs of the two example DAGs: what the demo prints, and does to the simulator meanwhile."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.demo.terminal import Terminal
 
 
 class ImagePipelineStory:
-    """The run of the image pipeline.
+    """The first run of the image pipeline.
 
     The story has steps. Each step is a method that acts when its moment has come, and returns whether it has
     acted. The next step is tried only after that. To tell more, add a method to the list of steps.

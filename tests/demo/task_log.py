@@ -13,10 +13,10 @@ AIRFLOW_MESSAGES = ("Success criteria met. Exiting.", "Done. Returned value was:
 
 
 class TaskLog:
-    """The log of the latest try of a task in the demo's run of a DAG."""
+    """The log of the latest try of a task in a run of a DAG."""
 
-    def __init__(self, dag: str, task: str, map_index: int = -1) -> None:
-        folder = TASK_LOGS / f"dag_id={dag}" / f"run_id={RUN_ID}" / f"task_id={task}"
+    def __init__(self, dag: str, task: str, map_index: int = -1, run_id: str = RUN_ID) -> None:
+        folder = TASK_LOGS / f"dag_id={dag}" / f"run_id={run_id}" / f"task_id={task}"
         if map_index >= 0:
             folder /= f"map_index={map_index}"
         self.path = max(folder.glob("attempt=?.log"), default=folder / "attempt=1.log")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import runpy
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,8 @@ from airflow_stability.compat import AIRFLOW_VERSION
 from airflow_stability.simulator import Fault, StabilitySimulator
 from tests.conftest import ROOT
 from tests.integration.conftest import load_dag
+
+CORE = "/v2beta/stable-image/generate/core"
 
 
 @pytest.fixture
@@ -60,6 +63,52 @@ def test_an_image_of_the_pipeline_that_cannot_be_paid_waits_and_is_made_in_the_s
     assert len(list(tmp_path.glob("*/*.png"))) == simulator.images_made == 2
     assert simulator.credits() == 19.5
     assert looks() > 4  # without waiting: the gate's, one for each image, the report's
+
+
+def test_the_object_storage_example_makes_an_image_below_a_url(simulator, run_dag, tmp_path):
+    result = run_dag("stability_object_storage", {"folder": tmp_path.as_uri()})
+
+    assert result.state == "success"
+    (image,) = tmp_path.glob("*/*.png")
+    assert image.parent.name == result.run_id
+    assert image.read_bytes().startswith(b"\x89PNG")
+    assert result.xcom("generate_image") == f"file://aws_default@{image}"
+    assert result.xcom("measure") == image.stat().st_size
+    assert simulator.credits() == 22.5
+
+
+def test_the_example_with_five_images_pays_for_five_although_the_third_is_refused(
+    simulator, run_dag, tmp_path, monkeypatch
+):
+    # A trigger that DAG.test() runs cannot read Airflow's database on every version.
+    monkeypatch.setenv("AIRFLOW_CONN_STABILITY_DEFAULT", simulator.connection_uri())
+    simulator.inject(Fault.hang(), path=CORE)
+
+    def calls() -> list[int | None]:
+        return [each.status for each in simulator.requests if each.path == CORE]
+
+    def leave_credit_for_two_images_until_the_third_is_refused() -> None:
+        give_up = time.monotonic() + 60
+        while not calls() and time.monotonic() < give_up:
+            time.sleep(0.01)
+        simulator.set_credits(8)
+        simulator.clear_faults()
+        while 402 not in calls() and time.monotonic() < give_up:
+            time.sleep(0.01)
+        simulator.top_up(20)
+
+    topping_up = threading.Thread(target=leave_credit_for_two_images_until_the_third_is_refused)
+    topping_up.start()
+    result = run_dag("stability_five_images", {"output_folder": str(tmp_path)})
+    topping_up.join()
+
+    assert result.state == "success"
+    images = [Path(each) for each in result.xcom("generate_images")]
+    assert len(images) == 5
+    assert sorted(images) == sorted(tmp_path.glob("*/*.png"))
+    assert len(calls()) == 6
+    assert simulator.images_made == 5
+    assert simulator.credits() == 13
 
 
 def test_the_account_example_pushes_account_and_balance(simulator, run_dag):

@@ -46,6 +46,7 @@ class KilledWorkerStory:
         self._kill(self._airflow.wait_for("Finding the task's process", self._find_process))
         requests = len(image_statuses(self._simulator))
         self._airflow.wait_for("Waiting for Airflow's retry", self._has_failed)
+        self._simulator.clear_faults()  # not before: the simulator would respond to the dead process
         self._say("image", self._airflow.wait_for("Reading the task's log", self._unknown_outcome))
         if len(image_statuses(self._simulator)) != requests:
             raise DemoError("the retry has requested the image again")
@@ -74,7 +75,6 @@ class KilledWorkerStory:
     def _kill(self, process: psutil.Process) -> None:
         process.kill()
         self._say("demo", f"killed the task's process {process.pid} (SIGKILL) between payment and picture")
-        self._simulator.clear_faults()
 
     def _has_failed(self) -> bool:
         """Return whether the run has failed, and print when the second try begins."""

@@ -232,3 +232,28 @@ def test_an_operators_failure_that_may_pass_uses_airflows_retries(simulator, run
 
     assert result.states["account"] == "success"
     assert result.tries["account"] == 2
+
+
+def test_the_example_of_a_job_pays_once_and_fetches_what_it_has_paid_for(
+    simulator, run_dag, tmp_path, monkeypatch
+):
+    # A trigger that DAG.test() runs cannot read Airflow's database on every version.
+    monkeypatch.setenv("AIRFLOW_CONN_STABILITY_DEFAULT", simulator.connection_uri())
+    simulator.set_credits(70)
+    simulator.job_seconds = 5.0
+    source = tmp_path / "source.png"
+    source.write_bytes(b"picture")
+
+    result = run_dag("stability_upscale_job", {"image": str(source), "output_folder": str(tmp_path)})
+
+    assert result.state == "success"
+    assert result.tries["upscale"] == 1
+    (image,) = tmp_path.glob("*/*.png")
+    assert result.xcom("upscale") == str(image)
+    assert image.read_bytes().startswith(b"\x89PNG")
+    assert not list(tmp_path.glob("*/*.paying.json"))
+    assert simulator.credits() == 10
+    posts = [each for each in simulator.requests if each.method == "POST"]
+    asked = [each.status for each in simulator.requests if each.path.startswith("/v2beta/results/")]
+    assert len(posts) == 1
+    assert 202 in asked

@@ -363,10 +363,15 @@ class _DurableCall(_Call):
                 return self.finish_job(other, other.job_id)
             if patience.allows(other, self.timeout, by_clock=self.on_unknown == "fail"):
                 time.sleep(MARKER_POLL_SECONDS)
-            elif self.on_unknown == "fail":
-                raise self.unknown_error(other)
-            else:
+            elif self.on_unknown == "pay_again":
                 number += 1
+            elif not self.is_there():  # its caller may have died just after it was written
+                raise self.unknown_error(other)
+
+    def is_there(self) -> bool:
+        """Tell whether there is an output."""
+        with before_paying(self.to):
+            return self.folder.find() is not None
 
     def pay(self, marker: Marker) -> Generation:
         """Send the request, and write its output."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -239,7 +240,8 @@ class Folder:
         if getattr(self._files.mv, "__func__", None) is fsspec.AbstractFileSystem.mv:
             self._files.pipe_file(path, content)
             return
-        part = f"{path}.part"  # only the owner of the marker writes it
+        # Several callers may write the output of one job.
+        part = self._path(f"{uuid.uuid4().hex[:8]}.{file}.part")
         self._files.pipe_file(part, content)
         self._files.mv(part, path)
 
@@ -282,4 +284,4 @@ def after_paying(what: str, to: Any) -> Iterator[None]:
 
 
 def _shown(to: Any) -> str:
-    return safe_repr(str(to))
+    return safe_repr(re.sub(r"(://[^/:@]*):[^/@]*@", r"\1:***@", str(to)))  # a URL may hold a password

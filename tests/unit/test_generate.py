@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -424,6 +425,22 @@ def test_a_dead_process_of_this_machine_is_not_waited_for(api, client, tmp_path,
     assert clock == []
 
 
+def test_an_output_that_is_written_just_before_its_caller_dies_is_found(api, client, tmp_path, monkeypatch):
+    left_behind(tmp_path)
+    exists, looks = LocalFileSystem.exists, []
+
+    def written_after_the_first_look(self, path, **kwargs):
+        looks.append(path)
+        if len(looks) == 2:  # the first look is for two names
+            (tmp_path / "cat.png").write_bytes(PNG)
+            return False
+        return exists(self, path, **kwargs)
+
+    monkeypatch.setattr(LocalFileSystem, "exists", written_after_the_first_look)
+    assert client.generate(CORE, to=tmp_path, name="cat", prompt="a").reused
+    assert not api.calls
+
+
 @pytest.mark.parametrize(("host", "pid"), [("elsewhere", 1), (None, os.getppid()), (None, "x"), (None, None)])
 def test_a_process_that_lives_or_cannot_be_known_is_waited_for(api, client, tmp_path, clock, host, pid):
     host = host or socket.gethostname()
@@ -469,6 +486,13 @@ def test_a_call_that_stays_under_way_is_not_waited_for_longer_than_it_may_take(a
     assert 70 <= sum(clock) <= 72
 
 
+def test_a_password_in_a_url_is_not_shown(client):
+    with pytest.raises(StabilityConfigurationError) as raised:
+        client.generate(CORE, to="nowhere://user:S3CRET@host/folder", prompt="a")
+    assert "nowhere://user:***@host/folder" in str(raised.value)
+    assert "S3CRET" not in str(raised.value)
+
+
 def test_a_folder_that_cannot_be_written_is_found_out_before_anything_is_paid(api, client, tmp_path):
     picture(api)
     blocked = tmp_path / "file"
@@ -478,12 +502,14 @@ def test_a_folder_that_cannot_be_written_is_found_out_before_anything_is_paid(ap
     assert not api.calls
 
 
-def test_an_output_that_cannot_be_written_was_paid_for_and_keeps_its_marker(api, client, tmp_path):
-    def answer(request):
-        (tmp_path / "cat.png.part").mkdir()  # what the output would be written to
-        return 200, HEADERS, PNG
+def test_an_output_that_cannot_be_written_was_paid_for_and_keeps_its_marker(
+    api, client, tmp_path, monkeypatch
+):
+    def full(self, path1, path2, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    api.add_callback(responses.POST, URL, answer, content_type="image/png")
+    picture(api)
+    monkeypatch.setattr(LocalFileSystem, "mv", full)
     with pytest.raises(StabilityOutcomeUnknownError, match="was paid for, but could not be written"):
         client.generate(CORE, to=tmp_path, name="cat", prompt="a")
     assert "cat.paying.json" in names(tmp_path)

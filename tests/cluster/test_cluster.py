@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -35,6 +36,8 @@ from tests.cluster.plan import (
     images,
 )
 from tests.conftest import ROOT
+from tests.e2e.killed_tasks import DAG_FILE, KilledTasks
+from tests.e2e.killing import tasks
 from tests.e2e.spending import COST
 from tests.leaks import Search
 from tests.real_airflow import RealAirflow
@@ -92,6 +95,8 @@ class Cluster:
     ) -> None:
         self.airflow, self.database = airflow, database
         self.simulator, self.metrics = simulator, metrics
+        #: Tasks whose workers are killed in the middle of a call, after all else.
+        self.killed_tasks: KilledTasks
         self.images = Path(airflow.environment[IMAGES])
         self.random = random.Random(SEED)
         self.began = time.monotonic()
@@ -118,7 +123,7 @@ class Cluster:
         self._connect()
         airflow.start(*COMPONENTS)
         airflow.wait_for("all components are healthy", airflow.healthy)
-        airflow.wait_for("all DAGs are there", lambda: len(airflow.query("SELECT * FROM dag")) == 2)
+        airflow.wait_for("all DAGs are there", lambda: len(airflow.query("SELECT * FROM dag")) == 3)
         waited_from = time.monotonic()
         for dag_id in ("gates", "spending"):
             airflow.run("dags", "unpause", dag_id)
@@ -297,7 +302,10 @@ class Cluster:
 @pytest.fixture(scope="module")
 def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("airflow")
-    (folder / "images").mkdir()
+    for name in ("images", "dags"):
+        (folder / name).mkdir()
+    for file in (Path(__file__).parent / "dags" / "cluster.py", DAG_FILE):
+        shutil.copy(file, folder / "dags")
     programs = {server: server.installed() for server in (PostgreSQL, Redis)}
     missing = [server.name for server, found in programs.items() if found is None]
     assert not missing, f"not on this machine: {', '.join(missing)}"
@@ -312,15 +320,18 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         }
         airflow = RealAirflow(
             folder,
-            Path(__file__).parent / "dags",
+            folder / "dags",
             database=database.url,
             settings=SETTINGS | celery | metrics.settings(),
             seconds=LIMIT,
             restarts=True,
         )
+        killed_tasks = KilledTasks(stack.enter_context(StabilitySimulator()), folder)
         airflow.environment |= {"PYTHONPATH": str(ROOT), IMAGES: str(folder / "images")}
+        airflow.environment |= killed_tasks.environment()
         stack.callback(airflow.end)
         cluster = Cluster(airflow, database, simulator, metrics)
+        cluster.killed_tasks = killed_tasks
         cluster.play()
         request.config.stash[FIGURES] = cluster.figures()
         yield cluster
@@ -423,3 +434,15 @@ def test_metrics_tell_no_key(cluster):
 
     assert b"airflow.stability.balance" in packets
     assert not Search(cluster.every_key).find(packets)
+
+
+@pytest.fixture(scope="module")
+def killed_tasks(cluster: Cluster) -> KilledTasks:
+    cluster.killed_tasks.play(cluster.airflow, seconds=240)
+    return cluster.killed_tasks
+
+
+# These come last, since the tests before look at all tasks of the cluster.
+@pytest.mark.parametrize("killed", tasks(["local"]), ids=lambda killed: killed.name)
+def test_a_worker_that_is_killed_around_a_call_has_paid_once_at_most(cluster, killed_tasks, killed):
+    killed_tasks.check(cluster.airflow, killed)

@@ -1,0 +1,115 @@
+"""The tasks of the story "paid once" in an Airflow: their wallets, who kills them, and what must hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from airflow_stability.simulator import Fault, StabilitySimulator
+from tests.e2e.killing import COST, NOTES, OUTPUTS, S3_CONNECTION, SIMULATOR_PORT, Killed, tasks
+from tests.leaks import Search
+from tests.real_airflow import RealAirflow
+
+DAG_FILE = Path(__file__).parent / "dags" / "paid_once.py"
+ENDED = {"success", "failed"}
+GIVEN = 100.0
+
+
+class KilledTasks:
+    """The tasks of the DAG.
+
+    :param folder: for their files.
+    :param s3: a server for object storage; None without.
+    """
+
+    def __init__(self, simulator: StabilitySimulator, folder: Path, s3: Any = None) -> None:
+        self.simulator, self.s3 = simulator, s3
+        self.keys: list[str] = []
+        self.all = tasks(("local", "s3") if s3 else ("local",))
+        self._outputs, self._notes = folder / "outputs", folder / "notes"
+        for each in (self._outputs, self._notes):
+            each.mkdir()
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment variables that the DAG and its tasks need."""
+        folders = {"local": str(self._outputs)}
+        more = {}
+        if self.s3:
+            folders["s3"] = f"s3://{self.s3.bucket}/images"
+            more[f"AIRFLOW_CONN_{S3_CONNECTION.upper()}"] = self.s3.connection
+        return more | {
+            OUTPUTS: json.dumps(folders),
+            NOTES: str(self._notes),
+            SIMULATOR_PORT: str(self.simulator.port),
+        }
+
+    def play(self, airflow: RealAirflow, *, seconds: float) -> None:
+        """Run the DAG to its end."""
+        airflow.connect(self._open_wallets())
+        airflow.run("dags", "unpause", "paid_once")
+        airflow.wait_for("all tasks are there", lambda: len(self._states(airflow)) == len(self.all))
+        airflow.wait_for(
+            "all have ended", lambda: set(self._states(airflow).values()) <= ENDED, seconds=seconds
+        )
+
+    def check(self, airflow: RealAirflow, killed: Killed) -> None:
+        """Check what has become of a task.
+
+        :raises AssertionError: it is not what must be.
+        """
+        boundary, files = killed.boundary, self._files(killed)
+        assert (GIVEN - self.simulator.credits(killed.name)) / COST == boundary.images_paid
+        assert self._states(airflow)[killed.name] == ("success" if boundary.succeeds else "failed")
+        assert self._tries(airflow, killed) == 2
+        if boundary.succeeds:
+            assert files.keys() == {"json", "png"}
+            assert files["png"].startswith(b"\x89PNG")
+        else:
+            assert "paying.json" in files
+            assert "png" not in files
+            log = airflow.task_log("paid_once", killed.name)
+            assert "may have been paid for already, and its output is not there" in log
+            assert f"task {killed.name}, try 1, DAG paid_once" in log
+            marker = json.loads(files["paying.json"])
+            assert (marker["task_id"], marker["try_number"]) == (killed.name, 1)
+        search = Search(self.keys)
+        assert not [name for name, content in files.items() if search.find(content)]
+
+    def _open_wallets(self) -> dict[str, str]:
+        """Give each task an organization and a key, and tell who kills it; return the connections."""
+        uris = {}
+        for killed in self.all:
+            self.simulator.add_organization(killed.name, credits=GIVEN)
+            self.simulator.add_account(killed.name, "someone@example.org", [killed.name])
+            key = self.simulator.add_key(account=killed.name)
+            self.keys.append(key)
+            uris[killed.name] = f"{self.simulator.connection_uri(key)}?api_version=v1"
+            if killed.boundary.hangs:
+                fault = Fault.hang(after_work=killed.boundary.bills)
+                self.simulator.inject(fault, times=1, path="/v2beta", key=key)
+            elif killed.store == "s3" and killed.boundary.remote:
+                method, ending, when = killed.boundary.remote
+                self.s3.kill_at(method, f"{killed.name}{ending}", when)
+        return uris
+
+    def _states(self, airflow: RealAirflow) -> dict[str, str | None]:
+        return {name: state for (name, _), state in airflow.states("paid_once").items()}
+
+    def _tries(self, airflow: RealAirflow, killed: Killed) -> int:
+        ((number,),) = airflow.query(
+            "SELECT try_number FROM task_instance WHERE task_id = :name", name=killed.name
+        )
+        return int(number)
+
+    def _files(self, killed: Killed) -> dict[str, bytes]:
+        """Return the files of a task's call, by their names without that of the call."""
+        if killed.store == "s3":
+            found = {name.removeprefix("images/"): content for name, content in self.s3.objects().items()}
+        else:
+            found = {file.name: file.read_bytes() for file in self._outputs.iterdir()}
+        return {
+            name.removeprefix(f"{killed.name}."): content
+            for name, content in found.items()
+            if name.startswith(f"{killed.name}.")
+        }

@@ -21,11 +21,11 @@ call may have been charged::
     │   ├── StabilityPermissionError         403: the key may not do this
     │   ├── StabilityNotFoundError           404, 410
     │   ├── StabilityRedirectError           3xx: never followed, or the key would go along
-    │   ├── StabilityModeratedError          403, 422: the prompt or an image is not allowed
+    │   ├── StabilityModeratedError          400, 403, 422: the prompt or an image is not allowed
     │   ├── StabilityContentFilteredError    200, but the picture is blurred
     │   └── StabilityRequestError            every other 4xx
     │       └── StabilityPayloadTooLargeError  413: the request has more than 10 MiB
-    └── StabilityOutcomeUnknownError         a call that may cost was sent; no complete response came
+    └── StabilityOutcomeUnknownError         a call may have been paid for, and its output is missing
 """
 
 from __future__ import annotations
@@ -107,7 +107,10 @@ class StabilityUnavailableError(StabilityTransientError):
 class StabilityJobPendingError(StabilityTransientError):
     """An asynchronous job is not finished. It has been paid for; asking for its result costs nothing."""
 
-    advice = "Ask again, at most every 10 s: the same call finds the job by its marker and pays nothing."
+    advice = (
+        "With a folder, the same call asks for this job again, and pays nothing. Without a folder, the same "
+        "call would pay again: send a GET to the error's result_path instead, at most every 10 s."
+    )
 
     #: The id of the job, and the path of its result.
     job_id: str | None = None
@@ -176,9 +179,8 @@ class StabilityRedirectError(StabilityPermanentError):
 class StabilityModeratedError(StabilityPermanentError):
     """The API refuses the content: 403 ``content_moderation``, 422 ``public_figure``, ``invalid_language``.
 
-    v1 answers 400 ``invalid_prompts``.
-    It is about the prompt or an image, not about the key. ``message`` says whether the call was charged, if
-    the server says so.
+    v1 answers 400 ``invalid_prompts``. The refusal is about the prompt or an image, not about the key.
+    ``message`` is the server's text, which may say whether the call was charged.
     """
 
     advice = "Change the prompt or the image: the same request is refused each time."
@@ -206,13 +208,15 @@ class StabilityPayloadTooLargeError(StabilityRequestError):
 
 
 class StabilityOutcomeUnknownError(StabilityError):
-    """A call that may cost credits was sent, or may have been, and no complete response came.
+    """A call that may cost credits was sent, or may have been, and its output is missing.
 
-    A gateway's 5xx is no response of the API. Only a 503 says that nothing was accepted.
+    Either no complete response came, or the response had no output, or the output could not be stored, or a
+    marker in the folder says that an earlier call may have been paid for. A gateway's 5xx is no response of
+    the API. Only a 503 says that nothing was accepted.
 
-    It belongs to neither of the other branches. No rule may repeat such a call, because it could be charged
-    twice. No rule may call it failed, because the image may have been made. ``status`` is set if the response
-    broke off after its status, where a 2xx says that the call was accepted, or if a gateway has answered.
+    This error belongs to neither of the other branches. No rule may repeat such a call, because it could be
+    charged twice. No rule may call it failed, because the image may have been made. ``status`` is None if no
+    status was received. A 2xx says that the call was accepted.
     """
 
     advice = (

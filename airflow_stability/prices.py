@@ -69,4 +69,6 @@ def _unknown(what: str, name: str | None, known: list[str]) -> ValueError:
 
     close = list(dict.fromkeys(get_close_matches(str(name), known)))
     matches = f"close matches are {', '.join(close)}" if close else "nothing in the table is close to it"
-    return ValueError(f"No price is known for the {what} {name!r}; {matches}; or give a number of your own.")
+    return ValueError(
+        f"No price is known for the {what} {name!r}: {matches}. Correct it, or give a number of your own."
+    )

@@ -64,8 +64,8 @@ def stability_image_pipeline():
         retries=1,
     )
     def generate_image(client, prompt: str, params=None, run_id=None) -> str:
-        # The folder may also be a URL such as s3://bucket/images, with conn_id=...
-        folder = Path(params["output_folder"]) / run_id
+        # The folder may also be a URL such as s3://bucket/images, with conn_id=... (never as a Path)
+        folder = f"{params['output_folder']}/{run_id}"
         image = client.generate("stable-image/generate/core", to=folder, prompt=prompt, output_format="png")
         return image.path
 

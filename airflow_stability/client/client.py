@@ -219,11 +219,13 @@ class StabilityClient:
         With a folder, the call is durable. The file name is a hash of the endpoint, the fields and the
         content of files: the same call with the same folder returns the same output, and pays nothing. A
         marker is written before the request is sent, and removed when the output is there. A call that finds
-        a marker waits while another one may be under way, twice its ``timeout`` at most. Then it raises
-        StabilityOutcomeUnknownError, because the other call may have been paid for.
+        the marker of another call waits while that one may be under way: at most twice its ``timeout``, and
+        ten seconds. Then it raises StabilityOutcomeUnknownError, because the other call may have been paid
+        for.
 
         Calls that start an asynchronous job wait for its result, at most an hour, and ask every 10 seconds.
-        The marker keeps the job's id, so that a later call asks for the result and pays nothing.
+        With a folder, the marker keeps the job's id: a later call asks for the result and pays nothing. In a
+        deferrable spending task, such a call does not wait: it raises StabilityJobPendingError at once.
 
         :param endpoint: the path below ``/v2beta/``, such as ``stable-image/generate/core``.
         :param to: the folder: a path, a URL such as ``s3://bucket/images/``, or an ObjectStoragePath. None
@@ -231,7 +233,9 @@ class StabilityClient:
         :param name: the file name without its ending, instead of the hash. Then the name alone decides
             whether the output is there.
         :param conn_id: the Airflow connection for a URL.
-        :param on_unknown: ``pay_again`` to pay again instead of StabilityOutcomeUnknownError.
+        :param on_unknown: what to do after an earlier call of unknown outcome: ``fail`` raises
+            StabilityOutcomeUnknownError, ``pay_again`` pays again. If the outcome of this call itself is
+            unknown, the error is raised in both cases.
         :param filtered: ``keep`` to get a blurred image instead of StabilityContentFilteredError. With a
             folder, it is kept in both cases, as ``NAME.filtered.png``.
         :param timeout: seconds for connecting, and for each gap in the response.

@@ -1,13 +1,14 @@
 """generate(): a call that makes an image, a model or a sound, and pays once for it.
 
 A durable call has a folder. Before the request is sent, a marker is written there. After the response, the
-output is written, and then the marker is removed. Whoever comes after a crash finds one of three things:
+output is written, and then the marker is removed. The next call after a crash finds one of four things:
 
-- the output: it is returned, and nothing is paid;
-- a marker without an output: somebody was about to pay, or has paid. A person must decide;
-- neither: nothing was paid, and the call is made.
+- the output: the call returns it, and pays nothing;
+- a marker with the id of a job: the call asks for the result of that job, and pays nothing;
+- another marker: an earlier call may have paid. A person must decide;
+- neither an output nor a marker: nothing was paid, and the call is made.
 
-Knows nothing of Airflow, of retries, and of how files are stored.
+This module knows nothing of Airflow, of retries, and of how files are stored.
 """
 
 from __future__ import annotations
@@ -174,7 +175,7 @@ class Request:
         elif isinstance(value, bytes | bytearray):
             self._files[name] = bytes(value)
         elif hasattr(value, "read_bytes"):
-            with before_paying(value):
+            with before_paying(value, what="file"):
                 self._files[name] = value.read_bytes()
         else:
             raise StabilityConfigurationError(
@@ -203,7 +204,8 @@ def generate(
         for argument, value in (("name", name), ("conn_id", conn_id)):
             if value is not None:
                 raise StabilityConfigurationError(
-                    f"{argument} needs a folder: set to, or leave {argument} out."
+                    f"{argument} needs a folder, but the argument 'to' is missing; got {argument}="
+                    f"{safe_repr(value)}. Name a folder with 'to', or leave {argument} out."
                 )
         return _Call(client, request, filtered, timeout).make()
     if name is not None and not re.fullmatch(r"[\w-][\w.-]{0,99}", name, re.ASCII):
@@ -252,8 +254,10 @@ class _Call:
             )
         except StabilityNotFoundError as error:
             failure = StabilityNotFoundError(
-                f"{error} The job {job_id} was paid for. Its result is kept for 24 hours, and only for the "
-                "API key that started it. If the key was rotated since, call once more with the old one.",
+                f"{str(error).removesuffix(error.advice)}The job {job_id} was paid for. Its result is kept "
+                "for 24 hours, and only for the API key that started it. If the key was rotated since, call "
+                "once more with the old one. After 24 hours, the result is lost. To pay again then, delete "
+                "the marker in the folder: on_unknown does not apply to a job.",
                 status=error.status,
                 error_id=error.error_id,
                 name=error.name,

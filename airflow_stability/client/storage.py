@@ -46,7 +46,8 @@ class Storage:
         """
         if conn_id is not None:
             raise StabilityConfigurationError(
-                "conn_id names an Airflow connection: use it with a client that a StabilityHook has made."
+                "conn_id names an Airflow connection, but this client was made without Airflow; got "
+                f"{safe_repr(conn_id)}. Use the client of StabilityHook().get_conn(), or leave conn_id out."
             )
         from upath import UPath
 
@@ -91,7 +92,13 @@ class Folder:
         is_url = isinstance(to, str) and "://" in to
         if conn_id is not None and not is_url:
             raise StabilityConfigurationError(
-                f"conn_id belongs to a URL such as s3://bucket/images/; to is {safe_repr(to)}."
+                "conn_id belongs to a URL such as s3://bucket/images/, but the argument 'to' is no URL; got "
+                f"{safe_repr(to)}. Leave conn_id out, or name the folder by its URL."
+            )
+        if isinstance(to, Path) and re.match(r"[a-z][a-z0-9+.-]+:/", str(to)):
+            raise StabilityConfigurationError(
+                f"A URL must not be a Path, which makes a local folder of it; got {_shown(to)}. Name the "
+                "folder by a string, or by an ObjectStoragePath."
             )
         with before_paying(to):
             folder = storage.open_url(to, conn_id) if is_url else to
@@ -174,7 +181,11 @@ class Folder:
         return Marker(marker.file, marker.number, facts)
 
     def unmark(self, *numbers: int) -> None:
-        """Remove markers. One that cannot be removed stays, which costs nothing."""
+        """Remove markers of calls that were not paid for, or whose output is there.
+
+        One that cannot be removed stays. No call pays because of it. But if there is no output, the next call
+        reports an unknown outcome.
+        """
         for number in numbers:
             file = self._marker_file(number)
             try:
@@ -183,7 +194,10 @@ class Folder:
                 pass  # somebody else has removed it
             except Exception as error:  # whatever the store raises
                 _log.warning(
-                    "The marker %s could not be removed (%s).", self.address(file), type(error).__name__
+                    "The marker %s could not be removed (%s). If there is no output of that name, the call "
+                    "was not paid for: delete the marker.",
+                    self.address(file),
+                    type(error).__name__,
                 )
 
     def marker_addresses(self, marker: Marker) -> str:
@@ -251,10 +265,11 @@ def _to_json(facts: Mapping[str, Any]) -> bytes:
 
 
 @contextlib.contextmanager
-def before_paying(to: Any) -> Iterator[None]:
-    """Turn what a store raises into an error that says that nothing was paid for.
+def before_paying(to: Any, what: str = "folder") -> Iterator[None]:
+    """Turn what a store raises into an error that says that this call has paid nothing.
 
-    :param to: the folder as the user gave it.
+    :param to: the folder, or the file of a field, as the user gave it.
+    :param what: ``folder`` or ``file``, for the text.
     """
     try:
         yield
@@ -262,8 +277,9 @@ def before_paying(to: Any) -> Iterator[None]:
         raise
     except Exception as error:  # whatever the store or its library raises
         raise StabilityConfigurationError(
-            f"The folder {_shown(to)} cannot be used ({type(error).__name__}: {error}). Nothing was paid "
-            "for. Check the address, the connection and the rights to read, write and delete there."
+            f"The {what} {_shown(to)} cannot be used ({type(error).__name__}: {error}). Nothing was paid for "
+            "by this call. Check the address, the connection, and the rights: to read a file; to read, write "
+            "and delete in a folder."
         ) from error
 
 
@@ -278,8 +294,9 @@ def after_paying(what: str, to: Any) -> Iterator[None]:
         yield
     except Exception as error:  # whatever the store or its library raises
         raise StabilityOutcomeUnknownError(
-            f"{what} was paid for, but could not be written to {_shown(to)} ({type(error).__name__}: "
-            f"{error}). Its marker stays there. To pay again, mend the store, then delete the marker."
+            f"{what} was paid for, but could not be stored in {_shown(to)} ({type(error).__name__}: "
+            f"{error}). The marker stays there, so that no retry pays again. Repair the storage. To pay "
+            "again, delete the marker, and make the call again."
         ) from error
 
 

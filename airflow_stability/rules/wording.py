@@ -15,12 +15,15 @@ BUY_CREDITS = f"Buy credits at {CREDITS_URL}; a top-up takes 1 to 15 minutes to 
 
 #: What can be done about a failure after a call that may have been charged.
 PAY_AGAIN = (
-    "See what the function has left before you clear the task: the function then runs again, and pays again. "
-    "With retry_after_paying=True, Airflow's retries do that."
+    "Before you clear the task, see what the function has left. Clearing runs the function again, and its "
+    "calls without a folder pay again. With retry_after_paying=True, Airflow's retries do the same."
 )
 
 #: Why a task that waits by reschedule does not wait after such a call.
-NO_WAIT = "The task does not wait either: by reschedule it remembers no payment, and would pay each time."
+NO_WAIT = (
+    "Nor does the task wait: with deferrable=False it does not remember what it has paid for, and would pay "
+    "again after each wait."
+)
 
 
 def organization_label(organization: str | None) -> str:
@@ -151,6 +154,7 @@ def job_timeout_text(job_id: str | None, seconds: float) -> str:
     :param seconds: how long it was allowed to wait in all.
     """
     return (
-        f"The job {job_id} is not finished after {format_number(seconds)} s. It has been paid for, and its "
-        "result is kept for 24 hours: clear the task to go on with it."
+        f"The job {job_id} is not finished, and the task has waited for its wait_timeout of "
+        f"{format_number(seconds)} s in total. The job has been paid for, and its result is kept for 24 "
+        "hours: clear the task to wait for it again."
     )

@@ -37,7 +37,7 @@ JOB_TRIGGER_PATH = "airflow_stability.triggers.jobs.StabilityJobTrigger"
 #: Seconds between two requests for the result of a job, at least. The vendor asks for that.
 JOB_POLL_SECONDS = 10.0
 
-#: Seconds between the requests for two jobs, at least: a fifth of what locks the key out.
+#: Seconds between the requests for two jobs, at least. This is a fifth of the rate that locks the key out.
 GAP_SECONDS = 0.33
 
 
@@ -175,7 +175,7 @@ class JobPolls:
             ask = functools.partial(self._client.get().request, "GET", path, headers={"Accept": "*/*"})
             response = await self._loop.run_in_executor(calls, ask)
             self._refused_since = None
-            return None if response.status_code == 202 else "It is finished."
+            return None if response.status_code == 202 else "The job is finished."
         except StabilityTransientError as error:
             self._connection.lock_out(error.retry_after)
             return None
@@ -190,4 +190,4 @@ class JobPolls:
         except Exception as error:  # it must never fail: a thousand jobs would
             with contextlib.suppress(Exception):
                 self._connection.forget()
-            return f"Its result could not be requested ({type(error).__name__})."
+            return f"The triggerer could not ask for the result ({type(error).__name__}). The task asks now."

@@ -83,7 +83,7 @@ def test_it_fires_when_the_job_is_finished_and_hands_the_memory_back(simulator, 
 
     event = asyncio.run(main())
 
-    assert event == DeferralEvent(DeferralEvent.JOB, "It is finished.", memory={"refusals": 1})
+    assert event == DeferralEvent(DeferralEvent.JOB, "The job is finished.", memory={"refusals": 1})
     assert {record.status for record in asked(simulator)} == {202, 200}
     assert all(later.monotonic - earlier.monotonic > 0.3 for earlier, later in pairwise(asked(simulator)))
 
@@ -104,8 +104,9 @@ def test_it_ends_at_its_deadline_and_says_that_the_job_was_paid_for(start):
 
     assert event.verdict == DeferralEvent.TIMEOUT
     assert event.text == (
-        f"The job {trigger.job_id} is not finished after 0.5 s. It has been paid for, and its result is kept "
-        "for 24 hours: clear the task to go on with it."
+        f"The job {trigger.job_id} is not finished, and the task has waited for its wait_timeout of 0.5 s in "
+        "total. The job has been paid for, and its result is kept for 24 hours: clear the task to wait for it "
+        "again."
     )
 
 
@@ -127,7 +128,7 @@ def test_a_failure_that_may_pass_is_waited_out(simulator, start, fault):
     simulator.inject(fault, times=2, path="/v2beta/results")
     event = asyncio.run(event_of(trigger))
 
-    assert event.text == "It is finished."
+    assert event.text == "The job is finished."
     assert len(asked(simulator)) == 3
 
 
@@ -152,7 +153,7 @@ def test_a_lock_out_is_waited_out_by_all_jobs_of_the_connection(simulator, start
 
     events = asyncio.run(main())
 
-    assert {event.text for event in events} == {"It is finished."}
+    assert {event.text for event in events} == {"The job is finished."}
     first, second, *_ = asked(simulator)
     assert (first.status, second.status) == (429, 200)
     assert second.monotonic - first.monotonic >= 2

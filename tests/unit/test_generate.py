@@ -200,6 +200,7 @@ def test_bytes_and_paths_are_sent_as_files(api, client, tmp_path):
         ({"to": "FOLDER", "name": ""}, "name must be"),
         ({"to": "FOLDER", "conn_id": "aws"}, "conn_id belongs to a URL"),
         ({"to": "s3://bucket/images", "conn_id": "aws"}, "conn_id names an Airflow connection"),
+        ({"to": Path("s3://bucket/images") / "run"}, "A URL must not be a Path"),
         ({"to": 5}, "The folder '5' cannot be used (TypeError"),
         ({"to": "nowhere://x/y"}, "The folder 'nowhere://x/y' cannot be used"),
         ({"prompt": ["a"]}, "The field prompt must be text, a number, a boolean, bytes or a path; got list."),
@@ -510,7 +511,7 @@ def test_an_output_that_cannot_be_written_was_paid_for_and_keeps_its_marker(
 
     picture(api)
     monkeypatch.setattr(LocalFileSystem, "mv", full)
-    with pytest.raises(StabilityOutcomeUnknownError, match="was paid for, but could not be written"):
+    with pytest.raises(StabilityOutcomeUnknownError, match="was paid for, but could not be stored"):
         client.generate(CORE, to=tmp_path, name="cat", prompt="a")
     assert "cat.paying.json" in names(tmp_path)
 

@@ -6,7 +6,9 @@ and of choosing an API version.
 
 from __future__ import annotations
 
+import re
 import sys
+import threading
 from collections.abc import Container
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -77,18 +79,30 @@ class RequestSender:
         self.shown_url = clean(base_url, self.secrets)
         #: The number of calls that may have been paid for, those under way among them.
         self.maybe_paid = 0
+        #: The number of those that were durable.
+        self.maybe_paid_durably = 0
+        self._counting = threading.Lock()  # functions of tasks may call in several threads
 
     def close(self) -> None:
         """Close the pooled connections."""
         self._session.close()
 
     def send(
-        self, method: str, path: str, version: str, timeout: float, expected: Expected, **kwargs: Any
+        self,
+        method: str,
+        path: str,
+        version: str,
+        timeout: float,
+        expected: Expected,
+        *,
+        durable: bool = False,
+        **kwargs: Any,
     ) -> requests.Response:
         """Send a request once, and return the response with its body read.
 
         :param version: the API version whose form of the key and of the client's identity is sent.
         :param timeout: seconds for connecting, and for each gap in the response.
+        :param durable: whether the same call, made again, does not pay again.
         :param kwargs: more arguments of ``requests.Request``, ``headers`` among them.
         :raises StabilityError: the response is not an expected one, or no complete one came.
         """
@@ -99,17 +113,24 @@ class RequestSender:
         may_cost = method not in SAFE_METHODS
         limit = TimeLimit(2 * timeout)
         # It counts from the beginning: anything may end the exchange, such as Airflow's timeout of a task.
-        self.maybe_paid += may_cost
+        if may_cost:
+            self._count(1, durable)
         try:
             result = self._exchange(prepared, call, limit, timeout, expected)
         except BaseException:
-            self.maybe_paid -= may_cost and limit.unsent
+            if may_cost and limit.unsent:
+                self._count(-1, durable)
             raise
-        if not isinstance(result, requests.Response | errors.StabilityOutcomeUnknownError):
-            self.maybe_paid -= may_cost
+        if may_cost and not isinstance(result, requests.Response | errors.StabilityOutcomeUnknownError):
+            self._count(-1, durable)
         if isinstance(result, errors.StabilityError):
             raise result
         return result
+
+    def _count(self, calls: int, durable: bool) -> None:
+        with self._counting:
+            self.maybe_paid += calls
+            self.maybe_paid_durably += calls if durable else 0
 
     def _prepare(
         self, method: str, path: str, version: str, *, headers: dict[str, str], **kwargs: Any
@@ -216,10 +237,14 @@ def _is_final(error: errors.StabilityError) -> bool:
     """Tell whether an error says that a call was not accepted.
 
     The API's own 5xx, which has an id and a name, is a generation that failed, and is not charged. Any other
-    comes from a gateway, and the API behind it may go on. A 503 says that nothing was accepted.
+    comes from a gateway, and the API behind it may go on. A 503 says that nothing was accepted, unless it
+    speaks of a connection to the API that broke, as Envoy's does.
     """
-    from_api = error.error_id is not None and error.name is not None
-    return from_api or error.status == 503 or not 500 <= (error.status or 0) <= 599
+    if error.error_id is not None and error.name is not None:
+        return True
+    if error.status == 503:
+        return not re.search("reset|disconnect|terminat", error.message or "")
+    return not 500 <= (error.status or 0) <= 599
 
 
 def _outcome_unknown(answer: errors.StabilityError) -> errors.StabilityError:

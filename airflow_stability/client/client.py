@@ -83,8 +83,6 @@ class StabilityClient:
         self.retry_deadline = options.check_seconds(
             retry_deadline, argument="retry_deadline", allow_zero=True
         )
-        #: How many of the calls in ``maybe_paid`` were durable: made again, the call does not pay again.
-        self.maybe_paid_durably = 0
         #: Whether ``generate`` always waits for asynchronous jobs in place. If not, it raises
         #: StabilityJobPendingError, if all calls so far were durable.
         self.waits_for_jobs = True
@@ -131,6 +129,11 @@ class StabilityClient:
         """
         return self._sender.maybe_paid
 
+    @property
+    def maybe_paid_durably(self) -> int:
+        """How many of these calls were durable: made again, they do not pay again."""
+        return self._sender.maybe_paid_durably
+
     def close(self) -> None:
         """Close the pooled connections. The client can still be used and then opens new ones."""
         self._sender.close()
@@ -162,6 +165,7 @@ class StabilityClient:
         *,
         timeout: float | None = None,
         headers: dict[str, str] | None = None,
+        durable: bool = False,
         **kwargs: Any,
     ) -> requests.Response:
         """Call any path of the API with the same key, limits and errors. Only GET requests are retried.
@@ -177,6 +181,8 @@ class StabilityClient:
         :param path: a path such as ``/v2beta/stable-image/generate/core``.
         :param timeout: seconds, instead of ``request_timeout``: generating an image takes long.
         :param headers: more headers. The ``Organization`` header is sent only if it is among them.
+        :param durable: whether your code makes sure that the same call, made again, does not pay again. A
+            spending task may then run its function again.
         :param kwargs: arguments of ``requests.Request``: ``params``, ``data``, ``json``, ``files``.
         :returns: the response, with a status from 200 to 299 and its body of up to 256 MiB read.
         :raises StabilityPaymentRequiredError: 402, the organization has too few credits for this call.
@@ -198,7 +204,15 @@ class StabilityClient:
         if timeout is not None:
             seconds = options.check_seconds(timeout, argument="timeout")
         send = functools.partial(
-            self._sender.send, method, path, version, seconds, ANY_ENDPOINT, headers=headers or {}, **kwargs
+            self._sender.send,
+            method,
+            path,
+            version,
+            seconds,
+            ANY_ENDPOINT,
+            durable=durable,
+            headers=headers or {},
+            **kwargs,
         )
         return build_retrying(self.retry_deadline)(send) if method == "GET" else send()
 

@@ -21,6 +21,7 @@ import os
 import re
 import socket
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -229,7 +230,7 @@ class _Call:
 
     def make(self) -> Generation:
         """Make the call, and return its output."""
-        response = self.post()
+        response = self.post(durable=False)
         if (job_id := _job_id(response)) is not None:
             response = self.wait_for_job(job_id, f"The job {job_id}")
         facts = self.facts_of(response)
@@ -238,11 +239,15 @@ class _Call:
         content = response.content
         return Generation({"path": None, **facts, "reused": False}, lambda: content)
 
-    def post(self) -> requests.Response:
+    def post(self, *, durable: bool) -> requests.Response:
         """Send the request."""
-        headers, form = {"Accept": self.request.accept}, self.request.form
         return self.client.request(
-            "POST", self.request.path, timeout=self.timeout, headers=headers, files=form
+            "POST",
+            self.request.path,
+            timeout=self.timeout,
+            headers={"Accept": self.request.accept},
+            durable=durable,
+            files=self.request.form,
         )
 
     def ask_for_job(self, job_id: str) -> requests.Response | None:
@@ -353,20 +358,16 @@ class _DurableCall(_Call):
             with before_paying(self.to):
                 if (file := self.folder.find()) is not None:
                     return self.found(file)
-                marker = self.folder.mark(number, self.marker_facts())
-                if marker is not None and (file := self.folder.find()) is not None:
-                    # Another caller has finished between the two looks.
-                    self.folder.unmark(number)
-                    return self.found(file)
-                other = None if marker else self.folder.find_marker(number)
-            if marker is not None:
-                return self.pay(marker)
+                # Looked for first: a store may take a new marker for one that replaces the old one.
+                other = self.folder.find_marker(number)
             if other is None:
-                other = Marker("", number, {})  # gone meanwhile: its call was refused, or is finished
+                if (marker := self.claim(number)) is not None:
+                    return self.pay(marker)
+                patience.wait()  # another caller was faster
             elif other.job_id is not None:
                 return self.finish_job(other, other.job_id)
-            if patience.allows(other, self.timeout, by_clock=self.on_unknown == "fail"):
-                time.sleep(MARKER_POLL_SECONDS)
+            elif patience.allows(other, self.timeout, by_clock=self.on_unknown == "fail"):
+                patience.wait()
             elif self.on_unknown == "pay_again":
                 number += 1
             elif not self.is_there():  # its caller may have died just after it was written
@@ -377,9 +378,27 @@ class _DurableCall(_Call):
         with before_paying(self.to):
             return self.folder.find() is not None
 
+    def claim(self, number: int) -> Marker | None:
+        """Write a marker; return None if another caller has one now, or has finished."""
+        facts = self.marker_facts()
+        _under_way.add(facts["id"])
+        claimed = False
+        try:
+            with before_paying(self.to):
+                marker = self.folder.mark(number, facts)
+                if marker is not None:
+                    try:
+                        claimed = self.folder.find() is None
+                    finally:
+                        if not claimed:
+                            self.folder.unmark(number)
+            return marker if claimed else None
+        finally:
+            if not claimed:
+                _under_way.discard(facts["id"])
+
     def pay(self, marker: Marker) -> Generation:
         """Send the request, and write its output."""
-        _under_way.add(marker.facts["id"])
         try:
             response = self.post_durably(marker)
             if (job_id := _job_id(response)) is None:
@@ -391,16 +410,14 @@ class _DurableCall(_Call):
             _under_way.discard(marker.facts["id"])
 
     def post_durably(self, marker: Marker) -> requests.Response:
-        """Send the request, count it, and remove the marker if it was surely not paid for."""
-        paid = self.client.maybe_paid
+        """Send the request, and remove the marker if it was surely not paid for."""
         try:
-            return self.post()
-        except StabilityError as error:
-            if not isinstance(error, StabilityOutcomeUnknownError):
-                self.folder.unmark(marker.number)
+            return self.post(durable=True)
+        except StabilityOutcomeUnknownError:
             raise
-        finally:
-            self.client.maybe_paid_durably += self.client.maybe_paid - paid
+        except StabilityError:
+            self.folder.unmark(marker.number)
+            raise
 
     def finish_job(self, marker: Marker, job_id: str) -> Generation:
         """Get the output of a job that was started, by this call or by an earlier one."""
@@ -445,6 +462,7 @@ class _DurableCall(_Call):
     def marker_facts(self) -> dict[str, Any]:
         """Return what a marker says. It holds no key and no prompt."""
         return {
+            "id": uuid.uuid4().hex,
             "endpoint": self.request.endpoint,
             "began": datetime.now(UTC).isoformat(),
             "timeout": self.timeout,
@@ -467,6 +485,10 @@ class _Patience:
 
     def __init__(self) -> None:
         self._seen: dict[Any, float] = {}
+
+    def wait(self) -> None:
+        """Wait until the next look."""
+        time.sleep(MARKER_POLL_SECONDS)
 
     def allows(self, marker: Marker, timeout: float, *, by_clock: bool) -> bool:
         """Tell whether to wait on.

@@ -4,9 +4,9 @@ A call has one name in its folder, and up to four kinds of files::
 
     NAME.png               the output
     NAME.filtered.png      the output, if the API blurred it
-    NAME.json              facts about the output: its seed, the id of the request
-    NAME.paying.json       a marker: a call is about to be paid for, or has been. NAME.paying-2.json and so
-                           on are those of a caller who chose to pay again
+    NAME.png.json          facts about the output: its seed, the id of the request
+    NAME.png.paying.json   a marker: a call is about to be paid for, or has been. NAME.png.paying-2.json and
+                           so on are those of a caller who chose to pay again
 
 Knows no HTTP and nothing of Airflow. A file appears whole or not at all. Only a marker may be cut short, if
 its writer dies.
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec  # type: ignore[import-untyped]
+from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
 from airflow_stability.errors import (
     StabilityConfigurationError,
@@ -156,17 +157,19 @@ class Folder:
         """Write a new marker; return None if there is one of that number.
 
         The store is asked to create it only if it is not there, so that one of two callers gets it.
+
+        :param facts: what it says, with an ``id`` of its own.
         """
-        file = self._marker_file(number)
-        content = {"id": uuid.uuid4().hex, **facts}
+        marker = Marker(self._marker_file(number), number, facts)
         try:
-            self._create(file, _to_json(content))
-        except FileExistsError:
-            # A store may have executed the request, and its response may have been lost: then a library that
-            # repeats the request finds its own file.
+            self._create(marker.file, _to_json(facts))
+        except Exception as error:  # stores say in different ways that it is there
             found = self.find_marker(number)
-            return found if found and found.facts.get("id") == content["id"] else None
-        return Marker(file, number, content)
+            if found is None and not isinstance(error, FileExistsError):
+                raise
+            # The response to our own request may have been lost: a library that repeats it finds our file.
+            return marker if found and found.facts.get("id") == facts["id"] else None
+        return marker
 
     def find_marker(self, number: int) -> Marker | None:
         """Return a marker that is there; None if there is none of that number."""
@@ -206,10 +209,10 @@ class Folder:
 
     @property
     def _facts_file(self) -> str:
-        return f"{self._name}.json"
+        return f"{self.output}.json"
 
     def _marker_file(self, number: int) -> str:
-        return f"{self._name}.paying{f'-{number}' if number > 1 else ''}.json"
+        return f"{self.output}.paying{f'-{number}' if number > 1 else ''}.json"
 
     def _path(self, file: str) -> str:
         return f"{self._root}/{file}"
@@ -236,8 +239,13 @@ class Folder:
                 raise FileExistsError(path) from None
             self._write_whole(file, content)
             return
-        with opened:
-            opened.write(content)
+        try:
+            with opened:
+                opened.write(content)
+        except BaseException:
+            if isinstance(self._files, LocalFileSystem):
+                self._files.rm_file(path)  # created above, and cut short
+            raise
 
     def _open_new(self, path: str) -> Any:
         try:

@@ -292,6 +292,8 @@ class StabilitySpendOperator(PythonOperator):
         step = spending.after_job_pending(now, wording.job_timeout_text(pending.job_id, self.wait_timeout))
         if isinstance(step, GiveUp):
             return AirflowFailException(step.text)
+        if self.reschedule:
+            return _rescheduled(step, now)
         from airflow_stability.triggers.jobs import StabilityJobTrigger
 
         trigger = StabilityJobTrigger(
@@ -416,8 +418,7 @@ class StabilitySpendOperator(PythonOperator):
             return AirflowFailException(step.text)
         now = datetime.now(UTC)
         if self.reschedule:
-            again = now + timedelta(seconds=step.pause)
-            return AirflowRescheduleException(again)  # type: ignore[no-untyped-call]  # Airflow's
+            return _rescheduled(step, now)
         from airflow_stability.triggers.stability import StabilityBalanceTrigger
 
         trigger = StabilityBalanceTrigger(
@@ -440,6 +441,11 @@ class StabilitySpendOperator(PythonOperator):
     def _deferred(trigger: BaseTrigger, step: Wait) -> TaskDeferred:
         limit = timedelta(seconds=step.time_left) + deferral.BACKSTOP
         return TaskDeferred(trigger=trigger, method_name=deferral.RESUME_METHOD, timeout=limit)
+
+
+def _rescheduled(step: Wait, now: datetime) -> BaseException:
+    again = now + timedelta(seconds=step.pause)
+    return AirflowRescheduleException(again)  # type: ignore[no-untyped-call]  # Airflow's
 
 
 def _payments(client: StabilityClient) -> Payments:

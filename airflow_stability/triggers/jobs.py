@@ -19,9 +19,9 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_stability.deferral import DeferralEvent
 from airflow_stability.errors import (
+    StabilityAuthenticationError,
     StabilityError,
-    StabilityNotFoundError,
-    StabilityPermanentError,
+    StabilityPermissionError,
     StabilityTransientError,
 )
 from airflow_stability.rules.gate import GRACE
@@ -130,7 +130,8 @@ class JobPolls:
         self._loop = asyncio.get_running_loop()
         self._followers: dict[asyncio.Future[str], str] = {}
         self._client = FeedClient(connection)
-        self._refused_since: float | None = None
+        #: Since when the key has been refused for a result, by its path.
+        self._refused_since: dict[str, float] = {}
         # With the caller's context, its log lines would go into the log of the first task.
         self._task = self._loop.create_task(self._run(), context=contextvars.Context())
 
@@ -145,6 +146,7 @@ class JobPolls:
             return await follower
         finally:
             del self._followers[follower]
+            self._refused_since.pop(path, None)
 
     async def _run(self) -> None:
         try:
@@ -174,17 +176,17 @@ class JobPolls:
             # The result is read and dropped here, since the API has no other way to ask.
             ask = functools.partial(self._client.get().request, "GET", path, headers={"Accept": "*/*"})
             response = await self._loop.run_in_executor(calls, ask)
-            self._refused_since = None
+            self._refused_since.pop(path, None)
             return None if response.status_code == 202 else "The job is finished."
+        except (StabilityAuthenticationError, StabilityPermissionError) as error:
+            now = self._loop.time()
+            refused_since = self._refused_since.setdefault(path, now)
+            return str(error) if now - refused_since > GRACE.total_seconds() else None
         except StabilityTransientError as error:
             self._connection.lock_out(error.retry_after)
-            return None
-        except StabilityPermanentError as error:
-            now = self._loop.time()
-            self._refused_since = self._refused_since or now
-            if isinstance(error, StabilityNotFoundError) or now - self._refused_since > GRACE.total_seconds():
-                return str(error)
-            return None
+            # An error of the API itself, not of a gateway: the job has failed.
+            is_the_jobs_own = error.status == 500 and error.error_id is not None
+            return str(error) if is_the_jobs_own else None
         except StabilityError as error:
             return str(error)
         except Exception as error:  # it must never fail: a thousand jobs would

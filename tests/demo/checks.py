@@ -57,7 +57,7 @@ def check_images() -> str:
     files = _files_of(RUN_ID)
     images = [file for file in files if file.suffix == ".png"]
     wrong = [file.name for file in images if not file.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")]
-    expected = sorted(path for image in images for path in (image, image.with_suffix(".json")))
+    expected = sorted(path for image in images for path in (image, Path(f"{image}.json")))
     if wrong or len(images) != len(PROMPTS) or files != expected:
         names = ", ".join(file.name for file in files)
         raise DemoError(

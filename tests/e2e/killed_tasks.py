@@ -63,15 +63,15 @@ class KilledTasks:
         assert self._states(airflow)[killed.name] == ("success" if boundary.succeeds else "failed")
         assert self._tries(airflow, killed) == 2
         if boundary.succeeds:
-            assert files.keys() == {"json", "png"}
+            assert files.keys() == {"png", "png.json"}
             assert files["png"].startswith(b"\x89PNG")
         else:
-            assert "paying.json" in files
+            assert "png.paying.json" in files
             assert "png" not in files
             log = airflow.task_log("paid_once", killed.name)
             assert "may have been paid for already, and its output is not there" in log
             assert f"task {killed.name}, try 1, DAG paid_once" in log
-            marker = json.loads(files["paying.json"])
+            marker = json.loads(files["png.paying.json"])
             assert (marker["task_id"], marker["try_number"]) == (killed.name, 1)
         search = Search(self.keys)
         assert not [name for name, content in files.items() if search.find(content)]

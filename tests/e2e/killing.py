@@ -46,17 +46,21 @@ class Boundary:
 
 
 BOUNDARIES = [
-    Boundary("before_the_marker", 1, True, ("open", ".paying.json"), ("PUT", ".paying.json", "before")),
-    Boundary("after_the_marker", 0, False, ("socket.connect", ""), ("PUT", ".paying.json", "after")),
+    Boundary("before_the_marker", 1, True, ("open", ".paying.json"), ("PUT", ".png.paying.json", "before")),
+    Boundary("after_the_marker", 0, False, ("socket.connect", ""), ("PUT", ".png.paying.json", "after")),
     Boundary("in_the_post_before_it_is_billed", 0, False, hangs=True),
     Boundary("in_the_post_after_it_was_billed", 1, False, hangs=True, bills=True),
     Boundary("before_the_output_is_written", 1, False, ("open", ".png.part"), ("PUT", ".png", "before")),
     Boundary("before_the_output_is_moved", 1, False, local=("os.rename", ".png")),
     Boundary("after_the_output_was_written", 1, True, remote=("PUT", ".png", "after")),
     Boundary(
-        "before_the_marker_goes", 1, True, ("os.remove", ".paying.json"), ("DELETE", ".paying.json", "before")
+        "before_the_marker_goes",
+        1,
+        True,
+        local=("os.remove", ".paying.json"),
+        remote=("DELETE", ".png.paying.json", "before"),
     ),
-    Boundary("after_the_marker_has_gone", 1, True, remote=("DELETE", ".paying.json", "after")),
+    Boundary("after_the_marker_has_gone", 1, True, remote=("DELETE", ".png.paying.json", "after")),
     Boundary("after_the_call", 1, True),
 ]
 

@@ -105,8 +105,8 @@ def test_it_ends_at_its_deadline_and_says_that_the_job_was_paid_for(start):
     assert event.verdict == DeferralEvent.TIMEOUT
     assert event.text == (
         f"The job {trigger.job_id} is not finished, and the task has waited for its wait_timeout of 0.5 s in "
-        "total. The job has been paid for, and its result is kept for 24 hours: clear the task to wait for it "
-        "again."
+        "total. The job has been paid for, and its result is kept for 24 hours: clear the task to wait for "
+        "it again."
     )
 
 
@@ -140,6 +140,38 @@ def test_a_refusal_of_the_key_that_stays_sends_the_task_back(simulator, start, m
 
     assert event.verdict == DeferralEvent.JOB
     assert "answered 401" in event.text
+
+
+@pytest.mark.parametrize("status", [400, 500])
+def test_a_job_that_has_failed_sends_the_task_back_while_others_wait(simulator, start, status):
+    failed, waiting = start("failed"), start("waiting")
+    simulator.inject(Fault.status(status), path=failed.result_path)
+
+    async def main():
+        other = asyncio.create_task(event_of(waiting))
+        event = await event_of(failed)
+        other.cancel()
+        await asyncio.gather(other, return_exceptions=True)
+        return event
+
+    assert f"answered {status}" in asyncio.run(main()).text
+
+
+def test_a_key_that_is_refused_for_one_job_sends_its_task_back_while_others_wait(
+    simulator, start, monkeypatch
+):
+    monkeypatch.setattr(jobs, "GRACE", timedelta(seconds=0.5))
+    refused, waiting = start("refused"), start("waiting")
+    simulator.inject(Fault.status(401), path=refused.result_path)
+
+    async def main():
+        other = asyncio.create_task(event_of(waiting))
+        event = await asyncio.wait_for(event_of(refused), 20)
+        other.cancel()
+        await asyncio.gather(other, return_exceptions=True)
+        return event
+
+    assert "answered 401" in asyncio.run(main()).text
 
 
 def test_a_lock_out_is_waited_out_by_all_jobs_of_the_connection(simulator, start):

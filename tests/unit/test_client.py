@@ -1221,3 +1221,19 @@ def test_whatever_the_server_sends_is_a_model_or_a_stability_error_without_the_k
     assert error.__context__ is None
     arrived = pickle.loads(pickle.dumps(error))
     assert (type(arrived), str(arrived), vars(arrived)) == (type(error), text, vars(error))
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("upstream connect error or disconnect/reset before headers", StabilityOutcomeUnknownError),
+        ("no healthy upstream", StabilityUnavailableError),
+        ("", StabilityUnavailableError),
+    ],
+)
+def test_a_503_of_a_gateway_whose_connection_broke_has_an_unknown_outcome(api, text, kind):
+    api.post("https://api.stability.ai/image", status=503, body=text)
+    with StabilityClient(KEY, retry_deadline=0) as client:
+        with pytest.raises(kind):
+            client.request("POST", "/image")
+        assert client.maybe_paid == (kind is StabilityOutcomeUnknownError)

@@ -22,7 +22,7 @@ import requests
 import responses
 from fsspec.implementations.local import LocalFileSystem
 
-from airflow_stability.client import StabilityClient, storage
+from airflow_stability.client import StabilityClient
 from airflow_stability.client import generate as module
 from airflow_stability.client.generate import Generation
 from airflow_stability.errors import (
@@ -87,7 +87,7 @@ def left_behind(folder: Path, *, began: datetime | None = None, **facts: object)
     """Leave the marker of a caller that was killed."""
     folder.mkdir(exist_ok=True)
     began = began or datetime.now(UTC) - timedelta(hours=1)
-    file = folder / "cat.paying.json"
+    file = folder / "cat.png.paying.json"
     file.write_text(json.dumps({"id": "m1", "began": began.isoformat(), "timeout": 120, **facts}))
     return file
 
@@ -156,7 +156,7 @@ def test_a_name_of_ones_own_stands_in_place_of_the_hash(api, client, tmp_path):
     picture(api)
     assert client.generate(CORE, to=tmp_path, name="hero-1", prompt="a").path == str(tmp_path / "hero-1.png")
     assert client.generate(CORE, to=tmp_path, name="hero-1", prompt="b").reused
-    assert names(tmp_path) == ["hero-1.json", "hero-1.png"]
+    assert names(tmp_path) == ["hero-1.png", "hero-1.png.json"]
 
 
 # What is sent
@@ -249,7 +249,7 @@ def test_the_same_call_is_paid_for_once(api, client, tmp_path):
     assert first == {"path": first.path, **FACTS, "reused": False}
     assert again == {"path": first.path, **FACTS, "reused": True}
     assert len(api.calls) == 1
-    assert names(folder) == [Path(first.path).with_suffix(".json").name, Path(first.path).name]
+    assert names(folder) == [Path(first.path).name, f"{Path(first.path).name}.json"]
 
 
 def test_an_output_without_its_facts_is_found_too(api, client, tmp_path):
@@ -319,7 +319,7 @@ def test_an_unknown_outcome_leaves_the_marker_and_is_reported_from_then_on(api, 
     api.post(URL, **answer)
     with pytest.raises(StabilityOutcomeUnknownError):
         client.generate(CORE, to=tmp_path, name="cat", prompt="a")
-    assert names(tmp_path) == ["cat.paying.json"]
+    assert names(tmp_path) == ["cat.png.paying.json"]
     assert client.maybe_paid == client.maybe_paid_durably == 1
     with pytest.raises(StabilityOutcomeUnknownError, match="may have been paid for already"):
         client.generate(CORE, to=tmp_path, name="cat", prompt="a")
@@ -334,7 +334,7 @@ def test_a_call_that_is_cut_off_leaves_its_marker(api, client, tmp_path, end):
     api.add_callback(responses.POST, URL, answer)
     with pytest.raises(end):
         client.generate(CORE, to=tmp_path, name="cat", prompt="a")
-    assert names(tmp_path) == ["cat.paying.json"]
+    assert names(tmp_path) == ["cat.png.paying.json"]
 
 
 def test_who_was_about_to_pay_is_told_with_the_two_ways_out(api, client, tmp_path):
@@ -359,7 +359,7 @@ def test_who_was_about_to_pay_is_told_with_the_two_ways_out(api, client, tmp_pat
 
 
 def test_a_marker_that_was_cut_short_is_an_unknown_outcome_too(api, client, tmp_path):
-    (tmp_path / "cat.paying.json").write_text('{"id": "m')
+    (tmp_path / "cat.png.paying.json").write_text('{"id": "m')
     with pytest.raises(StabilityOutcomeUnknownError, match="a call, begun at an unknown time, was"):
         client.generate(CORE, to=tmp_path, name="cat", prompt="a", timeout=60)
 
@@ -375,7 +375,7 @@ def test_pay_again_pays_once_more_and_leaves_no_marker(api, client, tmp_path):
     left_behind(tmp_path)
     made = client.generate(CORE, to=tmp_path, name="cat", prompt="a", on_unknown="pay_again")
     assert not made.reused
-    assert names(tmp_path) == ["cat.json", "cat.png"]
+    assert names(tmp_path) == ["cat.png", "cat.png.json"]
 
 
 def test_a_refusal_when_paying_again_keeps_the_first_marker(api, client, tmp_path):
@@ -383,7 +383,7 @@ def test_a_refusal_when_paying_again_keeps_the_first_marker(api, client, tmp_pat
     left_behind(tmp_path)
     with pytest.raises(StabilityPaymentRequiredError):
         client.generate(CORE, to=tmp_path, name="cat", prompt="a", on_unknown="pay_again")
-    assert names(tmp_path) == ["cat.paying.json"]
+    assert names(tmp_path) == ["cat.png.paying.json"]
 
 
 def test_pay_again_does_not_believe_another_machines_clock(api, client, tmp_path, clock):
@@ -513,7 +513,7 @@ def test_an_output_that_cannot_be_written_was_paid_for_and_keeps_its_marker(
     monkeypatch.setattr(LocalFileSystem, "mv", full)
     with pytest.raises(StabilityOutcomeUnknownError, match="was paid for, but could not be stored"):
         client.generate(CORE, to=tmp_path, name="cat", prompt="a")
-    assert "cat.paying.json" in names(tmp_path)
+    assert "cat.png.paying.json" in names(tmp_path)
 
 
 # Blurred images
@@ -527,7 +527,7 @@ def test_a_blurred_image_is_an_error_and_is_kept(api, client, tmp_path):
     assert raised.value.path == str(tmp_path / "cat.filtered.png")
     assert str(tmp_path / "cat.filtered.png") in str(raised.value)
     assert len(api.calls) == 1
-    assert names(tmp_path) == ["cat.filtered.png", "cat.json"]
+    assert names(tmp_path) == ["cat.filtered.png", "cat.png.json"]
 
 
 def test_a_blurred_image_is_returned_to_those_who_want_it(api, client, tmp_path):
@@ -587,11 +587,11 @@ def test_a_client_that_does_not_wait_raises_for_a_job_and_finds_it_again(api, cl
             client.generate(CREATIVE, to=tmp_path, name="cat", image=b"x")
         assert raised.value.job_id == JOB
         assert raised.value.result_path == f"/v2beta/results/{JOB}"
-        assert json.loads((tmp_path / "cat.paying.json").read_text())["job_id"] == JOB
+        assert json.loads((tmp_path / "cat.png.paying.json").read_text())["job_id"] == JOB
     made = client.generate(CREATIVE, to=tmp_path, name="cat", image=b"x")
     assert not made.reused
     assert client.maybe_paid == 1
-    assert names(tmp_path) == ["cat.json", "cat.png"]
+    assert names(tmp_path) == ["cat.png", "cat.png.json"]
 
 
 def test_a_client_that_has_paid_without_a_folder_waits_in_place(api, client, tmp_path, clock):
@@ -610,7 +610,7 @@ def test_a_job_of_a_killed_caller_is_asked_for_and_not_paid_again(api, client, t
     api.get(RESULT_URL, **DONE)
     assert client.generate(CREATIVE, to=tmp_path, name="cat", image=b"x").content == PNG
     assert client.maybe_paid == 0
-    assert names(tmp_path) == ["cat.json", "cat.png"]
+    assert names(tmp_path) == ["cat.png", "cat.png.json"]
 
 
 def test_a_job_that_is_not_found_says_why_and_keeps_its_marker(api, client, tmp_path):
@@ -620,7 +620,7 @@ def test_a_job_that_is_not_found_says_why_and_keeps_its_marker(api, client, tmp_
         client.generate(CREATIVE, to=tmp_path, name="cat", image=b"x")
     assert f"The job {JOB} was paid for. Its result is kept for 24 hours" in str(raised.value)
     assert "If the key was rotated since, call once more with the old one." in str(raised.value)
-    assert names(tmp_path) == ["cat.paying.json"]
+    assert names(tmp_path) == ["cat.png.paying.json"]
 
 
 def test_a_job_whose_content_is_refused_was_not_charged(api, client, tmp_path):
@@ -637,7 +637,7 @@ def test_a_job_is_waited_for_an_hour_at_most(api, client, tmp_path, clock):
     with pytest.raises(StabilityJobPendingError, match="is not finished after 3600 s"):
         client.generate(CREATIVE, to=tmp_path, name="cat", image=b"x")
     assert 3600 <= sum(clock) <= 3620
-    assert names(tmp_path) == ["cat.paying.json"]
+    assert names(tmp_path) == ["cat.png.paying.json"]
 
 
 # What a store shows
@@ -655,7 +655,7 @@ def test_nobody_sees_a_part_of_an_output(api, client, tmp_path, monkeypatch):
 
     monkeypatch.setattr(LocalFileSystem, "mv", observed)
     client.generate(CORE, to=tmp_path, name="cat", prompt="a")
-    assert [(name, there) for name, there, _ in written] == [("cat.json", False), ("cat.png", False)]
+    assert [(name, there) for name, there, _ in written] == [("cat.png.json", False), ("cat.png", False)]
     assert written[-1][2] == PNG
 
 
@@ -673,16 +673,128 @@ def test_a_store_that_repeats_a_lost_request_may_find_the_own_marker(api, client
         return open_(self, path, mode, **kwargs)
 
     the_id = "m1"
-    monkeypatch.setattr(storage.uuid, "uuid4", lambda: SimpleNamespace(hex=the_id))
+    monkeypatch.setattr(module.uuid, "uuid4", lambda: SimpleNamespace(hex=the_id))
     monkeypatch.setattr(LocalFileSystem, "open", lost)
     if own:
         assert not client.generate(CORE, to=tmp_path, name="cat", prompt="a").reused
-        assert names(tmp_path) == ["cat.json", "cat.png"]
+        assert names(tmp_path) == ["cat.png", "cat.png.json"]
     else:
         left_behind(tmp_path, id="another")
         with pytest.raises(StabilityOutcomeUnknownError):
             client.generate(CORE, to=tmp_path, name="cat", prompt="a")
         assert not api.calls
+
+
+def test_a_marker_counts_even_if_the_store_overwrites_what_must_be_new(api, client, tmp_path, monkeypatch):
+    picture(api)
+    open_ = LocalFileSystem.open
+
+    def careless(self, path, mode="rb", **kwargs):
+        return open_(self, path, mode.replace("x", "w"), **kwargs)
+
+    monkeypatch.setattr(LocalFileSystem, "open", careless)
+    file = left_behind(tmp_path)
+    before = file.read_text()
+    with pytest.raises(StabilityOutcomeUnknownError):
+        client.generate(CORE, to=tmp_path, name="cat", prompt="a")
+    assert file.read_text() == before
+    assert not api.calls
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EINVAL, "412"), OSError(errno.EIO, "409")])
+def test_a_marker_that_another_caller_has_just_written_counts_whatever_the_store_says(
+    api, client, tmp_path, clock, monkeypatch, error
+):
+    open_ = LocalFileSystem.open
+
+    def another_is_faster(self, path, mode="rb", **kwargs):
+        if mode == "xb":
+            left_behind(tmp_path, began=datetime.now(UTC), timeout=30)
+            raise error
+        return open_(self, path, mode, **kwargs)
+
+    monkeypatch.setattr(LocalFileSystem, "open", another_is_faster)
+    with pytest.raises(StabilityOutcomeUnknownError):
+        client.generate(CORE, to=tmp_path, name="cat", prompt="a")
+    assert sum(clock) > 60
+
+
+def test_one_name_in_two_formats_is_two_calls(api, client, tmp_path):
+    def answer(request):
+        if b"webp" in request.body:
+            assert client.generate(CORE, to=tmp_path, name="cat", prompt="a").reused
+            assert "cat.webp.paying.json" in names(tmp_path)
+            return 200, {**HEADERS, "seed": "5"}, PNG
+        return 200, HEADERS, PNG
+
+    api.add_callback(responses.POST, URL, answer, content_type="image/png")
+    client.generate(CORE, to=tmp_path, name="cat", prompt="a")
+    webp = client.generate(CORE, to=tmp_path, name="cat", prompt="a", output_format="webp")
+    png = client.generate(CORE, to=tmp_path, name="cat", prompt="a")
+    assert (webp.seed, png.seed) == (5, 1234)
+    assert names(tmp_path) == ["cat.png", "cat.png.json", "cat.webp", "cat.webp.json"]
+
+
+def test_a_store_that_fails_after_the_marker_leaves_none(api, client, tmp_path, monkeypatch):
+    exists, looks = LocalFileSystem.exists, []
+
+    def slow_down(self, path, **kwargs):
+        looks.append(path)
+        if len(looks) > 2:  # the first look is for two names
+            raise OSError(errno.EIO, "slow down")
+        return exists(self, path, **kwargs)
+
+    monkeypatch.setattr(LocalFileSystem, "exists", slow_down)
+    with pytest.raises(StabilityConfigurationError, match="Nothing was paid for"):
+        client.generate(CORE, to=tmp_path, name="cat", prompt="a")
+    assert names(tmp_path) == []
+
+
+def test_a_marker_that_cannot_be_written_whole_is_removed(api, client, tmp_path, monkeypatch):
+    open_ = LocalFileSystem.open
+
+    class Full:
+        def __init__(self, file):
+            self.file = file
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self.file.close()
+
+        def write(self, content):
+            self.file.write(content[:3])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def full(self, path, mode="rb", **kwargs):
+        file = open_(self, path, mode, **kwargs)
+        return Full(file) if mode == "xb" else file
+
+    monkeypatch.setattr(LocalFileSystem, "open", full)
+    with pytest.raises(StabilityConfigurationError, match="Nothing was paid for"):
+        client.generate(CORE, to=tmp_path, name="cat", prompt="a")
+    assert names(tmp_path) == []
+
+
+def test_calls_in_two_threads_are_counted_each_for_itself(api, tmp_path):
+    plain_is_done = threading.Event()
+    durable_is_sent = threading.Event()
+
+    def answer(request):
+        if b"durable" in request.body:
+            durable_is_sent.set()
+            assert plain_is_done.wait(20)
+        return 200, HEADERS, PNG
+
+    api.add_callback(responses.POST, URL, answer, content_type="image/png")
+    with StabilityClient(KEY, retry_deadline=0) as client, ThreadPoolExecutor(1) as pool:
+        durable = pool.submit(client.generate, CORE, to=tmp_path, prompt="durable")
+        assert durable_is_sent.wait(20)
+        client.generate(CORE, prompt="plain")
+        plain_is_done.set()
+        durable.result()
+        assert (client.maybe_paid, client.maybe_paid_durably) == (2, 1)
 
 
 def test_outputs_have_the_rights_of_any_new_file(api, client, tmp_path):

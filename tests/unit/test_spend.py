@@ -360,11 +360,8 @@ def run(api):
 
         def function(client):
             for _ in answers:
-                # What a call does that finds its result when it is made again.
-                if client.maybe_paid < durably:
-                    client.maybe_paid_durably += 1
                 with contextlib.suppress(*catches):
-                    client.request("POST", "/image")
+                    client.request("POST", "/image", durable=client.maybe_paid < durably)
             return ends()
 
         task_ = spend(python_callable=function, **arguments)
@@ -594,8 +591,7 @@ class Archiving(StabilitySpendOperator):
 @pytest.mark.parametrize("durably", [0, 1])
 def test_what_follows_the_execution_stays_a_generator_and_fails_for_good(api, durably):
     def paint(client):
-        client.maybe_paid_durably += durably
-        client.request("POST", "/image")
+        client.request("POST", "/image", durable=bool(durably))
 
     api(json={"credits": 5.0})
     api("/image", "POST")
@@ -843,7 +839,7 @@ def test_a_job_that_is_not_finished_sends_the_task_to_the_triggerer(api, tmp_pat
 
 
 def test_after_the_job_the_function_runs_again_without_a_look_at_the_balance(api, tmp_path):
-    (tmp_path / "cat.paying.json").write_text(json.dumps({"id": "m", "job_id": JOB}))
+    (tmp_path / "cat.png.paying.json").write_text(json.dumps({"id": "m", "job_id": JOB}))
     api(f"/v2beta/results/{JOB}", body=b"picture", content_type="image/png")
     finished = {"verdict": "job", "text": "It is finished.", "memory": {"seconds_waited": 5.0}}
     operator = spend(python_callable=upscale(tmp_path), credits=60)
@@ -855,22 +851,36 @@ def test_after_the_job_the_function_runs_again_without_a_look_at_the_balance(api
 
 
 def test_the_time_that_a_job_takes_is_limited_too(api, tmp_path):
-    (tmp_path / "cat.paying.json").write_text(json.dumps({"id": "m", "job_id": JOB}))
+    (tmp_path / "cat.png.paying.json").write_text(json.dumps({"id": "m", "job_id": JOB}))
     api(f"/v2beta/results/{JOB}", **WORKS)
     event_ = {"verdict": "job", "text": "It is finished.", "memory": {"seconds_waited": 61.0}}
     operator = spend(python_callable=upscale(tmp_path), credits=60, wait_timeout=60)
 
-    with pytest.raises(AirflowFailException, match="The job job-1 is not finished, and .* 60 s in total"):
+    with pytest.raises(AirflowFailException, match=r"The job job-1 is not finished, and .* 60 s in total"):
         operator.resume_execution(
             "execute_complete", {"event": event_}, {"outlet_events": {}, "ti": TASK_INSTANCE}
         )
-    assert (tmp_path / "cat.paying.json").exists()
+    assert (tmp_path / "cat.png.paying.json").exists()
 
 
 def test_a_job_that_was_too_late_fails_with_what_the_trigger_said():
     late = {"verdict": "timeout", "text": "The job is not finished after 60 s.", "memory": {}}
     with pytest.raises(AirflowFailException, match="The job is not finished after 60 s"):
         spend().resume_execution("execute_complete", {"event": late}, {})
+
+
+@reads_no_database
+def test_by_reschedule_a_job_that_takes_too_long_for_a_worker_is_not_sent_to_a_triggerer(
+    api, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(generate, "MAX_JOB_SECONDS", -1.0)
+    api(json={"credits": 60.0})
+    api(CREATIVE, "POST", json={"id": JOB})
+    api(f"/v2beta/results/{JOB}", **WORKS)
+    operator = spend(python_callable=upscale(tmp_path), credits=60, deferrable=False)
+
+    with pytest.raises(AirflowRescheduleException):
+        operator.execute({"outlet_events": {}, "ti": TASK_INSTANCE})
 
 
 @reads_no_database

@@ -438,7 +438,7 @@ def test_metrics_tell_no_key(cluster):
 
 @pytest.fixture(scope="module")
 def killed_tasks(cluster: Cluster) -> KilledTasks:
-    cluster.killed_tasks.play(cluster.airflow, seconds=240)
+    cluster.killed_tasks.play(cluster.airflow, triggerer="triggerer-1", seconds=240)
     return cluster.killed_tasks
 
 
@@ -446,3 +446,7 @@ def killed_tasks(cluster: Cluster) -> KilledTasks:
 @pytest.mark.parametrize("killed", tasks(["local"]), ids=lambda killed: killed.name)
 def test_a_worker_that_is_killed_around_a_call_has_paid_once_at_most(cluster, killed_tasks, killed):
     killed_tasks.check(cluster.airflow, killed)
+
+
+def test_a_job_is_paid_once_whatever_becomes_of_a_triggerer(cluster, killed_tasks):
+    killed_tasks.check_job(cluster.airflow)

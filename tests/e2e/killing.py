@@ -21,6 +21,13 @@ RETRIES = 2
 COST = 3.0
 
 
+#: The task that waits for an asynchronous job, whose triggerer is killed: its name, the credits that the job
+#: costs, and the seconds that it takes.
+JOB = "job"
+JOB_CREDITS = 60.0
+JOB_SECONDS = 25.0
+
+
 @dataclass(frozen=True)
 class Boundary:
     """A moment at which a worker dies.

@@ -44,7 +44,13 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RealAirflo
     with ExitStack() as stack:
         simulator = stack.enter_context(StabilitySimulator())
         killed_tasks = KilledTasks(simulator, folder, start_s3_server(stack))
-        settings = {"core__dags_are_paused_at_creation": True, "core__parallelism": 10}
+        settings = {
+            "core__dags_are_paused_at_creation": True,
+            "core__parallelism": 10,
+            # So that a triggerer that was killed is noticed soon.
+            "triggerer__job_heartbeat_sec": 2,
+            "triggerer__triggerer_health_check_threshold": 6,
+        }
         airflow = RealAirflow(folder, folder / "dags", settings=settings, seconds=LIMIT)
         airflow.environment |= {"PYTHONPATH": str(ROOT), **killed_tasks.environment()}
         try:
@@ -52,7 +58,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RealAirflo
             airflow.start()
             airflow.wait_for("all components are healthy", airflow.healthy)
             airflow.wait_for("the DAG is there", lambda: len(airflow.query("SELECT * FROM dag")) == 1)
-            killed_tasks.play(airflow, seconds=LIMIT)
+            killed_tasks.play(airflow, triggerer="triggerer", seconds=LIMIT)
             yield airflow, killed_tasks
         finally:
             airflow.end()
@@ -69,3 +75,8 @@ def test_object_storage_has_killed_each_worker_that_it_should(story):
     _, killed_tasks = story
     expected = [each for each in killed_tasks.all if each.store == "s3" and each.boundary.remote]
     assert len(killed_tasks.s3.killed) == len(expected)
+
+
+def test_a_job_is_paid_once_and_waited_for_in_a_triggerer_that_is_killed(story):
+    airflow, killed_tasks = story
+    killed_tasks.check_job(airflow)

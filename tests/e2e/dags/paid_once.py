@@ -13,6 +13,8 @@ from pathlib import Path
 
 from tests.e2e.killing import (
     COST,
+    JOB,
+    JOB_CREDITS,
     NOTES,
     OUTPUTS,
     RETRIES,
@@ -73,6 +75,13 @@ def paint(name, client):
     return made
 
 
+def upscale(client):
+    made = client.generate(
+        "stable-image/upscale/creative", to=FOLDERS["local"], name=JOB, image=b"picture", prompt="sharp"
+    )
+    return made.path
+
+
 FOLDERS = json.loads(os.environ[OUTPUTS])
 #: The simulator's.
 PORT = int(os.environ[SIMULATOR_PORT])
@@ -87,3 +96,4 @@ with DAG("paid_once", schedule="@once", start_date=datetime(2026, 1, 1), catchup
             retries=RETRIES,
             retry_delay=timedelta(seconds=1),
         )(paint)(name)
+    task.stability(credits=JOB_CREDITS, task_id=JOB, stability_conn_id=JOB, retries=RETRIES)(upscale)()

@@ -78,8 +78,9 @@ class KilledTasks:
         assert GIVEN - self.simulator.credits(JOB) == JOB_CREDITS
         assert {file.name for file in self._outputs.glob(f"{JOB}.*")} == {f"{JOB}.png", f"{JOB}.png.json"}
         asked = [record for record in self.simulator.requests if "/results/" in record.path]
-        # The worker has asked at first, and a triggerer and the worker have found it finished.
-        assert [record.status for record in asked if record.status != 202] == [200, 200]
+        # The worker has asked at first. Then a triggerer and the worker have found it finished, or also a
+        # triggerer from which Airflow has taken the trigger away just then.
+        assert [record.status for record in asked if record.status != 202] in ([200] * 2, [200] * 3)
         waited = [record.monotonic for record in asked[:-1]]
         assert len(waited) >= 2
         assert all(later - earlier > 9.9 for earlier, later in pairwise(waited))

@@ -96,7 +96,7 @@ class Folder:
                 "conn_id belongs to a URL such as s3://bucket/images/, but the argument 'to' is no URL; got "
                 f"{safe_repr(to)}. Leave conn_id out, or name the folder by its URL."
             )
-        if isinstance(to, Path) and re.match(r"[a-z][a-z0-9+.-]+:/", str(to)):
+        if not hasattr(to, "fs") and isinstance(to, Path) and re.match(r"[a-z][a-z0-9+.-]+:/", str(to)):
             raise StabilityConfigurationError(
                 f"A URL must not be a Path, which makes a local folder of it; got {_shown(to)}. Name the "
                 "folder by a string, or by an ObjectStoragePath."

@@ -813,3 +813,15 @@ def test_a_path_object_of_universal_pathlib_is_a_folder_too(api, client):
         assert made.path == "memory://bucket/images/cat.png"
         assert made.content == PNG
     assert len(api.calls) == 1
+
+
+@pytest.mark.filterwarnings("ignore")  # Airflow loads its providers, and some of those of 2.11.0 warn
+def test_an_object_storage_path_of_airflow_is_a_folder_and_a_file_too(api, client, tmp_path):
+    from airflow_stability.compat import ObjectStoragePath
+
+    picture(api, url=f"https://api.stability.ai/v2beta/{ERASE}")
+    folder = ObjectStoragePath(f"file://{tmp_path}")
+    (tmp_path / "in.png").write_bytes(b"IN")
+    made = client.generate(ERASE, to=folder, name="cat", image=folder / "in.png")
+    assert b"\r\n\r\nIN\r\n" in api.calls[0].request.body
+    assert (tmp_path / "cat.png").read_bytes() == made.content == PNG

@@ -42,7 +42,7 @@ unexport PYTHONPATH AIRFLOW_HOME
 # Without compiled modules each start of an Airflow process takes twice as long.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help venvs demo bench test test-e2e test-cluster test-s3 test-ui screenshots test-all test-every test-between lint format build check-wheel constraints clean
+.PHONY: help venvs demo bench test test-e2e test-cluster test-s3 test-ui screenshots test-all test-between lint format build check-wheel constraints clean
 .DELETE_ON_ERROR:
 
 help:
@@ -57,7 +57,6 @@ help:
 	@echo "make test PYTHON=3.13    the same, on another Python"
 	@echo "make test-e2e            gates in a real Airflow, while everything goes wrong"
 	@echo "make test-all            make test and make test-e2e, on every Airflow"
-	@echo "make test-every          make test, on every Airflow and on the lowest versions"
 	@echo "make test-between        of make test-e2e, what differs on the Airflows between the oldest and the newest"
 	@echo "make venvs               install all these Airflows at once: else each is when it is first used"
 	@echo "make test-cluster        gates and spending in a cluster whose parts are killed; installs PostgreSQL and Redis"
@@ -109,11 +108,6 @@ BETWEEN := $(filter-out $(firstword $(AIRFLOWS)) $(lastword $(AIRFLOWS)),$(AIRFL
 test-between: $(BETWEEN:%=test-e2e-%)
 test-e2e-%:
 	@$(MAKE) --no-print-directory test-e2e AIRFLOW=$* ARGS=--only-what-differs
-
-# For CI: the tests on every Airflow. Make may run them side by side, so each has half the processes.
-test-every: $(AIRFLOWS:%=test-%) test-$(LOWEST)
-$(AIRFLOWS:%=test-%) test-$(LOWEST): test-%:
-	@$(MAKE) --no-print-directory test AIRFLOW=$* ARGS=--numprocesses=3
 
 test-all:
 	@set -e; for airflow in $(AIRFLOWS); do $(MAKE) --no-print-directory test test-e2e AIRFLOW=$$airflow; done

@@ -19,6 +19,10 @@ DEFAULT_RETRY_DEADLINE = 120.0
 #: The longest time limit of a client, in seconds: a day.
 MAX_CLIENT_SECONDS = 86400.0
 
+#: Seconds between two requests for the result of an asynchronous job. The vendor asks for no more than one in
+#: 10 seconds.
+JOB_POLL_SECONDS = 10.0
+
 #: An organization id: one word that an HTTP header can carry. The vendor's ids look like ``org-123456``, its
 #: keys like ``sk-...``. A key pasted here by mistake is refused, because logs and metrics name organizations.
 _ORGANIZATION = re.compile(r"(?!sk-)[!-~]{1,256}")

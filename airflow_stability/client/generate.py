@@ -40,15 +40,12 @@ from airflow_stability.errors import (
     StabilityOutcomeUnknownError,
 )
 from airflow_stability.rules.wording import clock_time
-from airflow_stability.validation import safe_repr
+from airflow_stability.validation import JOB_POLL_SECONDS, safe_repr
 
 if TYPE_CHECKING:
     from airflow_stability.client.client import StabilityClient
 
 _log = logging.getLogger(__name__)
-
-#: Seconds between two requests for the result of a job. The vendor asks for no more than one in 10 seconds.
-JOB_POLL_SECONDS = 10.0
 
 #: Seconds after which a caller stops waiting for a job in place. The job goes on.
 MAX_JOB_SECONDS = 3600.0

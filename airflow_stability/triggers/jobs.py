@@ -29,13 +29,10 @@ from airflow_stability.rules.wording import job_timeout_text
 from airflow_stability.triggers.feed import LoopState, calls, loop_state
 from airflow_stability.triggers.shared_connection import FeedClient, SharedConnection
 from airflow_stability.triggers.stability import wait_for_scheduler
-from airflow_stability.validation import parse_time
+from airflow_stability.validation import JOB_POLL_SECONDS, parse_time
 
 #: The path of the class, as Airflow stores it.
 JOB_TRIGGER_PATH = "airflow_stability.triggers.jobs.StabilityJobTrigger"
-
-#: Seconds between two requests for the result of a job, at least. The vendor asks for that.
-JOB_POLL_SECONDS = 10.0
 
 #: Seconds between the requests for two jobs, at least. This is a fifth of the rate that locks the key out.
 GAP_SECONDS = 0.33

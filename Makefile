@@ -82,11 +82,13 @@ bench: .venvs/bench/installed
 test test-e2e test-cluster test-s3 test-ui screenshots: export EXPECTED_AIRFLOW := $(basename $(RELEASE_$(AIRFLOW)))
 test test-e2e test-cluster test-s3 test-ui screenshots: export EXPECTED_PYTHON := $(if $(filter command,$(firstword $(origin PYTHON))),$(PYTHON))
 
+# CI sets SECOND_TRY. What failed is remembered for each Airflow.
+PYTEST = $(if $(SECOND_TRY),bash .ci/twice) $(BIN)/python -m pytest -o cache_dir=$(VENV)/pytest-cache
 # Of a real Airflow, whose logs are too long to be shown.
-STORY = $(BIN)/python -m pytest --numprocesses=0 --show-capture=no
+STORY = $(PYTEST) --numprocesses=0 --show-capture=no
 
 test: $(VENV)/installed
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 test-e2e: $(VENV)/installed $(if $(filter $(AIRFLOW),$(firstword $(AIRFLOWS)) $(lastword $(AIRFLOWS))),$(VENV)/installed-s3)
 	@$(STORY) --numprocesses=2 tests/e2e $(ARGS)
@@ -96,7 +98,7 @@ test-cluster: $(VENV)/installed-cluster
 	@$(STORY) tests/cluster $(ARGS)
 
 test-s3: $(VENV)/installed-s3
-	@$(BIN)/python -m pytest --numprocesses=2 tests/s3 $(ARGS)
+	@$(PYTEST) --numprocesses=2 tests/s3 $(ARGS)
 
 screenshots: export SCREENSHOTS := docs/images
 test-ui screenshots: $(VENV)/installed-ui

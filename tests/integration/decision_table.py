@@ -126,7 +126,7 @@ OUTCOMES = (
         TIMES_OUT,
         "The last failure: GET /v1/user/balance for organization key_revoked",
         credits=3.2,
-        timeout=2.0,  # a second look, on a busy machine too
+        timeout=6.0,  # a second look, on a busy machine too
         then="revoke",
         # That the key has worked before is not known to the next poke, so there is no grace.
         no_memory=(FAILS, "401 unauthorized"),

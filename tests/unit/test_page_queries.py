@@ -56,18 +56,18 @@ def test_classes_have_the_names_that_the_database_holds():
     ids=lambda value: value[:20],
 )
 def test_a_value_that_is_no_balance_is_ignored(value):
-    assert queries._reading(queries._credits_in(value), NOW) is None
+    assert queries._reading(queries._credits_in(value), NOW, NOW) is None
 
 
 @pytest.mark.parametrize("value", [12.5, "12.5", {"credits": 12.5}, json.dumps({"credits": 12.5})])
 def test_a_balance_is_found_as_gates_and_operators_push_it(value):
-    assert queries._reading(queries._credits_in(value), NOW) == Reading(NOW, 12.5)
+    assert queries._reading(queries._credits_in(value), NOW, NOW) == Reading(NOW, 12.5)
 
 
 def test_a_time_of_another_zone_is_shown_in_utc():
     elsewhere = NOW.astimezone(timezone(timedelta(hours=5)))
 
-    assert queries._reading(1.0, elsewhere.isoformat()).at.isoformat() == NOW.isoformat()
+    assert queries._reading(1.0, elsewhere, NOW).at.isoformat() == NOW.isoformat()
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,7 @@ def worker_to_triggerer_own_poll(machine, skew):
 
 
 def worker_to_triggerer_turn(machine, skew):
-    """1 if a later gate is let go before an earlier one, else 0."""
+    """100 if a later gate is let go before an earlier one, else 0."""
     first = machine.defer(gate(minimum_credits=0, expected_credits=5))
     with machine.clock(skew):
         second = machine.defer(gate(minimum_credits=0, expected_credits=5))
@@ -211,7 +211,7 @@ def worker_to_triggerer_turn(machine, skew):
         (done,), rest = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         for each in rest:
             each.cancel()
-        return waiting.index(done)
+        return 100 * waiting.index(done)
 
     return run(main())
 

@@ -86,3 +86,20 @@ def test_a_time_of_another_zone_is_shown_in_utc():
 )
 def test_the_needed_credits_are_written_as_in_the_log(minimum, expected, shown):
     assert queries._needs(minimum, expected) == shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "airflows", "seconds"),
+    [
+        ({"timeout": 3600.0, "waited": 600.0, "deferral_timeout": 3300.0}, 3300, 3000),
+        ({"timeout": 3600.0, "waited": 600.0, "deferral_timeout": 900.0}, 900, 900),  # by execution_timeout
+        ({"timeout": 3600.0, "deferral_timeout": None}, 3600, 3600),  # it started in the triggerer
+        ({"timeout": "x", "waited": 1e300, "deferral_timeout": float("nan")}, 900, 900),
+        ({}, 900, 900),
+    ],
+)
+def test_a_wait_ends_by_the_timeout_of_the_trigger(arguments, airflows, seconds):
+    airflow_timeout = (NOW + timedelta(seconds=airflows)).replace(tzinfo=None)
+
+    assert queries._until(airflow_timeout, arguments) == NOW + timedelta(seconds=seconds)
+    assert queries._until(None, arguments) is None

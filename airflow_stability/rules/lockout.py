@@ -20,7 +20,7 @@ class Lockout:
     def extend(self, seconds: float | None, now: float) -> None:
         """Take over for how many seconds the server wants no call; None if it named no time.
 
-        A shorter lock-out never ends a longer one. None is longer than :data:`MAX_LOCKOUT_SECONDS`.
+        A shorter lock-out never ends a longer one. No lock-out is longer than :data:`MAX_LOCKOUT_SECONDS`.
         """
         self._left = max(min(seconds or 0.0, MAX_LOCKOUT_SECONDS), self.seconds_left(now))
 

@@ -296,6 +296,17 @@ def is_deferral_timeout(next_method: str, next_kwargs: dict[str, Any] | None) ->
     return next_method == "__fail__" and (next_kwargs or {}).get("error") == words
 
 
+def deferral_ends_at(trigger: Any) -> datetime | None:
+    """Return when Airflow ends the deferral of a trigger's task; None outside of a triggerer.
+
+    The time is in Airflow's database. Airflow 2.11 computes it by the worker's clock, Airflow 3 by the API
+    server's. Airflow 3 sets the attribute of the trigger, which no base class declares.
+    """
+    if AIRFLOW_VERSION < (3, 0):
+        return getattr(trigger.task_instance, "trigger_timeout", None)
+    return getattr(trigger, "timeout_after", None)
+
+
 def is_left_over(context: Context, try_number: int) -> bool:
     """Tell whether a task resumes with the event of an earlier try.
 

@@ -1,6 +1,7 @@
 """The deferral: what a task hands to its trigger, and the event that the trigger answers with.
 
-The sensor, the operator that spends and the trigger all use this module.
+The sensor, the operator that spends and the trigger all use this module. What a task hands over are
+durations, because the clocks of two machines may differ.
 """
 
 from __future__ import annotations
@@ -10,10 +11,18 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
-from airflow_stability.compat import AirflowFailException, BaseOperator, Context, is_left_over
+from airflow_stability.compat import (
+    AirflowFailException,
+    BaseOperator,
+    Context,
+    TaskDeferred,
+    deferral_ends_at,
+    is_left_over,
+)
 from airflow_stability.errors import StabilityConnectionNotFoundError
 from airflow_stability.rules.gate import Gate
 from airflow_stability.rules.wording import airflow_timeout_text
+from airflow_stability.validation import in_utc
 
 #: The path of the trigger's class, as Airflow stores it.
 TRIGGER_PATH = "airflow_stability.triggers.stability.StabilityBalanceTrigger"
@@ -39,6 +48,7 @@ class DeferralEvent:
     :param credits: the balance that opened the gate, or was read last; None if none was read.
     :param failure: name of the error class that failed the gate.
     :param memory: what the task had to remember, as plain JSON types.
+    :param seconds: how long the task was deferred, by the triggerer's count.
     """
 
     OPEN: ClassVar = "open"
@@ -52,12 +62,20 @@ class DeferralEvent:
     credits: float | None = None
     failure: str | None = None
     memory: Mapping[str, Any] | None = None
+    seconds: float = 0.0
 
     @classmethod
     def from_payload(cls, payload: Mapping[str, Any]) -> DeferralEvent:
         """Return the event in a trigger's payload, which may come from another release."""
         get = payload.get
-        return cls(payload["verdict"], get("text", ""), get("credits"), get("failure"), get("memory"))
+        return cls(
+            verdict=payload["verdict"],
+            text=get("text", ""),
+            credits=get("credits"),
+            failure=get("failure"),
+            memory=get("memory"),
+            seconds=get("seconds") or 0.0,
+        )
 
     def to_payload(self) -> dict[str, Any]:
         """Return the event as plain JSON types."""
@@ -75,15 +93,41 @@ class DeferralEvent:
 
 def handover_arguments(gate: Gate, now: datetime) -> dict[str, Any]:
     """Return what a gate has learned on a worker, as arguments of the trigger that goes on waiting."""
-    balance, failure, locked_out = gate.last_balance, gate.last_failure, gate.seconds_until_poll(now)
+    balance, failure = gate.last_balance, gate.last_failure
     return {
         "last_organization": gate.organization,
         "last_credits": gate.last_credits,
-        "last_credits_at": balance and balance[1].isoformat(),
+        "last_credits_age": (now - balance[1]).total_seconds() if balance else 0.0,
         "last_failure": str(failure) if failure else None,
-        "not_before": (now + timedelta(seconds=locked_out)).isoformat() if locked_out else None,
-        "deferred_at": now.isoformat(),
+        "locked_out": gate.seconds_until_poll(now),
     }
+
+
+def deferred(trigger: Any, timeout: timedelta) -> TaskDeferred:
+    """Return the exception that makes a task go on in a triggerer.
+
+    :param trigger: a trigger with an argument ``deferral_timeout``, which is set here.
+    :param timeout: after this time, Airflow itself ends the deferral.
+    """
+    trigger.deferral_timeout = timeout.total_seconds()
+    return TaskDeferred(trigger=trigger, method_name=RESUME_METHOD, timeout=timeout)
+
+
+def seconds_since_deferral(trigger: Any, now: datetime) -> float:
+    """Return how long ago a task deferred, in seconds; 0.0 if that is unknown.
+
+    A trigger that starts anew in another triggerer would count its times from the beginning. Airflow's own
+    timeout of the deferral, which is in Airflow's database, tells how much has passed. It is not believed if
+    it says that the task is yet to defer, or that Airflow has ended the deferral: then the clocks differ.
+
+    :param trigger: a trigger with an argument ``deferral_timeout``.
+    :param now: aware time.
+    """
+    timeout, ends_at = trigger.deferral_timeout, deferral_ends_at(trigger)
+    if timeout is None or ends_at is None:
+        return 0.0
+    passed: float = timeout - (in_utc(ends_at) - now).total_seconds()
+    return passed if 0 < passed < timeout else 0.0
 
 
 def failure_exception(text: str, failure: str | None) -> Exception:

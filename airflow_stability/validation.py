@@ -100,11 +100,6 @@ def in_utc(time: datetime) -> datetime:
     return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
 
 
-def parse_time(text: str) -> datetime:
-    """Return the time in a stored argument, which is in ISO format, in UTC."""
-    return in_utc(datetime.fromisoformat(text))
-
-
 def check_conn_id(value: object) -> str:
     """Return the id of a connection.
 

@@ -234,8 +234,8 @@ class StabilityClient:
         content of files: the same call with the same folder returns the same output, and pays nothing. A
         marker is written before the request is sent, and removed when the output is there. A call that finds
         the marker of another call waits while that one may be under way: at most twice its ``timeout``, and
-        ten seconds. Then it raises StabilityOutcomeUnknownError, because the other call may have been paid
-        for.
+        ten seconds, from when it finds the marker. Then it raises StabilityOutcomeUnknownError, because the
+        other call may have been paid for.
 
         Calls that start an asynchronous job wait for its result, at most an hour, and ask every 10 seconds.
         With a folder, the marker keeps the job's id: a later call asks for the result and pays nothing. In a

@@ -40,7 +40,7 @@ from airflow_stability.errors import (
     StabilityOutcomeUnknownError,
 )
 from airflow_stability.rules.wording import clock_time
-from airflow_stability.validation import JOB_POLL_SECONDS, safe_repr
+from airflow_stability.validation import JOB_POLL_SECONDS, MAX_CLIENT_SECONDS, safe_repr
 
 if TYPE_CHECKING:
     from airflow_stability.client.client import StabilityClient
@@ -363,7 +363,7 @@ class _DurableCall(_Call):
                 patience.wait()  # another caller was faster
             elif other.job_id is not None:
                 return self.finish_job(other, other.job_id)
-            elif patience.allows(other, self.timeout, by_clock=self.on_unknown == "fail"):
+            elif patience.allows(other, self.timeout, by_process=self.on_unknown == "fail"):
                 patience.wait()
             elif self.on_unknown == "pay_again":
                 number += 1
@@ -478,7 +478,11 @@ class _DurableCall(_Call):
 
 
 class _Patience:
-    """For how long the marker of another caller is taken for that of a call that is still under way."""
+    """For how long the marker of another caller is taken for that of a call that is still under way.
+
+    The time counts from when this caller has found the marker. The time in the marker is for people: it is
+    another machine's, whose clock may be wrong, and a call that is under way would be taken for a dead one.
+    """
 
     def __init__(self) -> None:
         self._seen: dict[Any, float] = {}
@@ -487,27 +491,24 @@ class _Patience:
         """Wait until the next look."""
         time.sleep(MARKER_POLL_SECONDS)
 
-    def allows(self, marker: Marker, timeout: float, *, by_clock: bool) -> bool:
+    def allows(self, marker: Marker, timeout: float, *, by_process: bool) -> bool:
         """Tell whether to wait on.
 
         :param timeout: this caller's, for a marker that names none.
-        :param by_clock: whether the time and the process that the marker names count, too. Another machine's
-            clock may be wrong, and another container may have the name of this one. So they may end the wait
-            early if that leads to an error, not if it leads to a payment.
+        :param by_process: whether the process that the marker names counts, too. Another container may have
+            the name of this one. So it may end the wait early if that leads to an error, not if it leads to a
+            payment.
         """
-        limit = marker.facts.get("timeout")
-        if not isinstance(limit, int | float):
-            limit = timeout
-        limit = 2 * limit + WRITING_SECONDS  # a call may take twice its timeout
+        named = marker.facts.get("timeout")
+        if isinstance(named, int | float) and not isinstance(named, bool) and 0 < named <= MAX_CLIENT_SECONDS:
+            timeout = named
+        limit = 2 * timeout + WRITING_SECONDS  # a call may take twice its timeout
         identity = marker.number, marker.facts.get("id")
         if identity not in self._seen:
             _log.info("Waiting for another call of the same name: %s.", _who(marker.facts).rstrip(","))
-        if by_clock and _has_died(marker.facts):
+        if by_process and _has_died(marker.facts):
             return False
-        waited = time.monotonic() - self._seen.setdefault(identity, time.monotonic())
-        if by_clock and (began := _began(marker.facts)) is not None:
-            waited = max(waited, (datetime.now(UTC) - began).total_seconds())
-        return waited < limit
+        return time.monotonic() - self._seen.setdefault(identity, time.monotonic()) < limit
 
 
 def _job_id(response: requests.Response) -> str | None:

@@ -15,6 +15,7 @@ import tenacity
 from tenacity.wait import wait_base
 
 from airflow_stability.errors import StabilityError, StabilityTransientError
+from airflow_stability.rules.lockout import MAX_LOCKOUT_SECONDS
 from airflow_stability.validation import in_utc
 
 log = logging.getLogger(__name__)
@@ -24,9 +25,6 @@ LOCKOUT_SECONDS = 60.0
 
 #: The largest random addition to a wait, as a share of it, so that callers do not return all at once.
 JITTER = 0.1
-
-#: The most seconds that a ``Retry-After`` is taken for. No wait is ever that long.
-_MAX_RETRY_AFTER = 366 * 86400.0
 
 
 def is_worth_retrying(error: BaseException) -> bool:
@@ -81,18 +79,19 @@ def parse_retry_after(value: str | None, *, now: datetime) -> float | None:
 
     :param value: the header; of several, joined with commas, the longest counts.
     :param now: the aware time that an HTTP date is compared with.
-    :returns: seconds from now, never negative; None if there is no header, or it cannot be read.
+    :returns: seconds from now, never negative and at most :data:`MAX_LOCKOUT_SECONDS`; None if there is no
+        header, or it cannot be read.
     """
     if value is None:
         return None
     parts = [part.strip() for part in value.split(",")]
     if all(part.isascii() and part.isdigit() for part in parts):
-        return max(min(float(part), _MAX_RETRY_AFTER) for part in parts)
+        return max(min(float(part), MAX_LOCKOUT_SECONDS) for part in parts)
     try:
         seconds = (in_utc(parsedate_to_datetime(value)) - now).total_seconds()
     except (TypeError, ValueError, OverflowError, IndexError):
         return None
-    return min(max(seconds, 0.0), _MAX_RETRY_AFTER)
+    return min(max(seconds, 0.0), MAX_LOCKOUT_SECONDS)
 
 
 def _log_retry(retry_state: tenacity.RetryCallState) -> None:

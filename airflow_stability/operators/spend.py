@@ -20,7 +20,6 @@ from airflow_stability.compat import (
     AirflowTaskTimeout,
     Context,
     PythonOperator,
-    TaskDeferred,
     can_be_rescheduled,
     conf,
     execute_as,
@@ -68,8 +67,6 @@ from airflow_stability.validation import (
 )
 
 if TYPE_CHECKING:
-    from airflow.triggers.base import BaseTrigger
-
     from airflow_stability.client import StabilityClient
 
 
@@ -189,16 +186,17 @@ class StabilitySpendOperator(PythonOperator):
             not retried.
         :raises StabilityConnectionNotFoundError: there is no such connection; Airflow's retries apply.
         """
-        event, now = self._event, datetime.now(UTC)
+        event = self._event
         if event is None or event.is_left_over(context):
             started = first_start(context) if self.reschedule else None
-            state = SpendState.rescheduled(started, now) if started else SpendState()
+            state = SpendState.rescheduled(started, datetime.now(UTC)) if started else SpendState()
             return self._poll_and_run(context, self._spending(context, state))
-        spending = self._spending(context, SpendState.from_memory(event.memory or {}).resumed(now))
+        state = SpendState.from_memory(event.memory or {}).resumed(event.seconds)
+        spending = self._spending(context, state)
         match event.verdict:
             case DeferralEvent.OPEN:
                 self.log.info("%s", event.text)
-                spending.gate.restore((event.credits or 0.0, now))
+                spending.gate.restore((event.credits or 0.0, datetime.now(UTC)))
             case DeferralEvent.TIMEOUT:
                 raise AirflowFailException(spending.timeout_text(event.text, event.credits))
             case DeferralEvent.JOB:
@@ -301,11 +299,10 @@ class StabilitySpendOperator(PythonOperator):
             job_id=pending.job_id or "",
             result_path=pending.result_path or "",
             timeout=self.wait_timeout,
-            deadline=(now + timedelta(seconds=step.time_left)).isoformat(),
-            deferred_at=now.isoformat(),
+            waited=step.state.seconds_waited,
             memory=asdict(step.state),
         )
-        return self._deferred(trigger, step)
+        return deferral.deferred(trigger, _backstop(step))
 
     def _after_refusal(
         self,
@@ -429,18 +426,16 @@ class StabilitySpendOperator(PythonOperator):
             poke_interval=self.poke_interval,
             reservation_seconds=self.reservation_seconds,
             timeout=self.wait_timeout,
-            deadline=(now + timedelta(seconds=step.time_left)).isoformat(),
-            since=step.state.since,
-            paused_until=(now + timedelta(seconds=step.pause)).isoformat() if step.pause else None,
+            waited=step.state.seconds_waited,
+            pause=step.pause,
             memory=asdict(step.state),
             **deferral.handover_arguments(gate, now),
         )
-        return self._deferred(trigger, step)
+        return deferral.deferred(trigger, _backstop(step))
 
-    @staticmethod
-    def _deferred(trigger: BaseTrigger, step: Wait) -> TaskDeferred:
-        limit = timedelta(seconds=step.time_left) + deferral.BACKSTOP
-        return TaskDeferred(trigger=trigger, method_name=deferral.RESUME_METHOD, timeout=limit)
+
+def _backstop(step: Wait) -> timedelta:
+    return timedelta(seconds=step.time_left) + deferral.BACKSTOP
 
 
 def _rescheduled(step: Wait, now: datetime) -> BaseException:

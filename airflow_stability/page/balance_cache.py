@@ -56,7 +56,7 @@ class CachedBalance:
 
     def is_stale(self, now: datetime) -> bool:
         """Tell whether the balance may be requested again."""
-        return self.requested_at is None or now - self.requested_at >= MAX_AGE
+        return self.requested_at is None or is_old(self.requested_at, now)
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class BalanceCache:
         if entry.locked_seconds(now):
             return False
         if entry.failure:
-            return now - entry.refreshed_at >= MAX_AGE
+            return is_old(entry.refreshed_at, now)
         return any(entry.balance(each).is_stale(now) for each in (entry.organization, *organizations))
 
     def _refresh(self, conn_id: str, entry: _Entry, organizations: list[str]) -> None:
@@ -170,8 +170,9 @@ class BalanceCache:
     def _refresh_balance(self, client: StabilityClient, entry: _Entry, organization: str | None) -> bool:
         """Request one balance if it is due; return False if further requests would most likely fail too."""
         now = self._now()
-        if entry.locked_seconds(now):
-            return False
+        with self._lock:
+            if entry.locked_seconds(now):
+                return False
         cached = entry.balance(organization)
         if not cached.is_stale(now):
             return True
@@ -200,6 +201,11 @@ class BalanceCache:
                 now + timedelta(seconds=seconds) if seconds else None,
                 pending=entry.running is not None,
             )
+
+
+def is_old(at: datetime, now: datetime) -> bool:
+    """Tell whether a time is as old as a balance may get. One of the future is: the clock was set back."""
+    return not timedelta(0) <= now - at < MAX_AGE
 
 
 def failure_text(error: StabilityError) -> str:

@@ -111,9 +111,9 @@ def query_database(session: Session, now: datetime) -> QueryResult:
     :param now: aware time.
     """
     readings: dict[Wallet, list[Reading]] = defaultdict(list)
-    deferred = list(_deferred_tasks(session, readings))
+    deferred = list(_deferred_tasks(session, now, readings))
     others = list(_other_tasks(session))
-    xcom_complete = _add_readings_from_xcom(session, now - HISTORY, readings)
+    xcom_complete = _add_readings_from_xcom(session, now, readings)
     oldest = datetime.min.replace(tzinfo=UTC)
     return QueryResult(
         sorted([*deferred, *others], key=lambda task: task.since or oldest),
@@ -122,7 +122,9 @@ def query_database(session: Session, now: datetime) -> QueryResult:
     )
 
 
-def _deferred_tasks(session: Session, readings: dict[Wallet, list[Reading]]) -> Iterator[WaitingTask]:
+def _deferred_tasks(
+    session: Session, now: datetime, readings: dict[Wallet, list[Reading]]
+) -> Iterator[WaitingTask]:
     """Yield the tasks that wait in a triggerer; add the balances in their triggers' arguments to readings."""
     statement = (
         select(*_KEY, TaskInstance.trigger_timeout, Trigger)
@@ -136,7 +138,10 @@ def _deferred_tasks(session: Session, readings: dict[Wallet, list[Reading]]) -> 
     for dag_id, run_id, task_id, map_index, timeout, trigger in session.execute(statement):
         arguments = _trigger_arguments(trigger)
         wallet = _wallet(arguments)
-        if wallet and (reading := _reading(arguments.get("last_credits"), arguments.get("last_credits_at"))):
+        # The triggers' arguments are durations. They count from the deferral, which Airflow has noted.
+        deferred_at = in_utc(trigger.created_date)
+        read_at = _before(deferred_at, arguments.get("last_credits_age"))
+        if wallet and (reading := _reading(arguments.get("last_credits"), read_at, now)):
             readings[wallet].append(reading)
         yield WaitingTask(
             dag_id,
@@ -145,8 +150,8 @@ def _deferred_tasks(session: Session, readings: dict[Wallet, list[Reading]]) -> 
             map_index,
             wallet,
             _needs(arguments.get("minimum_credits"), arguments.get("expected_credits")),
-            _time(arguments.get("since")) or trigger.created_date,
-            _time(arguments.get("deadline")) or timeout,
+            _before(deferred_at, arguments.get("waited")),
+            _until(timeout, arguments),
             "in a triggerer",
         )
 
@@ -198,7 +203,7 @@ def _other_tasks(session: Session) -> Iterator[WaitingTask]:
         yield WaitingTask(dag_id, run_id, task_id, map_index, _wallet(fields), needs, since, None, where)
 
 
-def _add_readings_from_xcom(session: Session, since: datetime, readings: dict[Wallet, list[Reading]]) -> bool:
+def _add_readings_from_xcom(session: Session, now: datetime, readings: dict[Wallet, list[Reading]]) -> bool:
     """Add the balances that sensors and operators have pushed; return whether no limit left one out."""
     statement = (
         select(
@@ -213,7 +218,7 @@ def _add_readings_from_xcom(session: Session, since: datetime, readings: dict[Wa
         .outerjoin(RenderedTaskInstanceFields, _same_task_instance(RenderedTaskInstanceFields))
         .where(
             XComModel.key == "return_value",
-            XComModel.timestamp >= since,
+            XComModel.timestamp >= now - HISTORY,
             TaskInstance.operator.in_((SENSOR, BALANCE_OPERATOR)),
         )
         .order_by(XComModel.timestamp.desc())
@@ -227,7 +232,7 @@ def _add_readings_from_xcom(session: Session, since: datetime, readings: dict[Wa
         if not fields and map_index < 0:
             fields = defined.get((dag_id, task_id))
         wallet = _wallet(fields or {})
-        if wallet and (reading := _reading(_credits_in(value), at)):
+        if wallet and (reading := _reading(_credits_in(value), at, now)):
             if isinstance(value, dict) and (organization := value.get("organization")):
                 wallet = Wallet(wallet.conn_id, str(organization))
             readings[wallet].append(reading)
@@ -282,21 +287,34 @@ def _credits_in(value: object) -> object:
     return value.get("credits") if isinstance(value, dict) else value
 
 
-def _reading(credits: object, at: object) -> Reading | None:
-    time = _time(at)
-    if time is None or isinstance(credits, bool) or not isinstance(credits, int | float):
+def _reading(credits: object, at: datetime, now: datetime) -> Reading | None:
+    if isinstance(credits, bool) or not isinstance(credits, int | float):
         return None
     # Any user who may write an XCom can write any number, even one that cannot be plotted.
-    return Reading(time, float(credits)) if -MAX_CREDITS <= credits <= MAX_CREDITS else None
+    if not -MAX_CREDITS <= credits <= MAX_CREDITS:
+        return None
+    # A time of the future, by a clock that is ahead, would stay the latest reading until it has come.
+    return Reading(min(in_utc(at), now), float(credits))
 
 
-def _time(value: object) -> datetime | None:
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError:
-            return None
-    return in_utc(value) if isinstance(value, datetime) else None
+def _before(time: datetime, seconds: object) -> datetime:
+    return time - timedelta(seconds=_number(seconds))
+
+
+def _until(airflow_timeout: datetime | None, arguments: Mapping[str, Any]) -> datetime | None:
+    """Return when a trigger's time is over.
+
+    :param airflow_timeout: when Airflow itself ends the deferral, which is some time later.
+    """
+    if airflow_timeout is None or arguments.get("deferral_timeout") is None:
+        return airflow_timeout and in_utc(airflow_timeout)
+    left = _number(arguments.get("timeout")) - _number(arguments.get("waited"))
+    return _before(in_utc(airflow_timeout), max(_number(arguments["deferral_timeout"]) - left, 0.0))
+
+
+def _number(value: object) -> float:
+    """Return the seconds in a trigger's argument; 0.0 if it is missing or of no use."""
+    return float(value) if isinstance(value, int | float) and 0 <= value <= 1e9 else 0.0
 
 
 def _needs(minimum: object, expected: object) -> str:

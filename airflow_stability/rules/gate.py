@@ -171,7 +171,7 @@ class Gate:
         if not isinstance(error, StabilityPermanentError):
             return self._wait(f"{self._unknown_text()}. {error}{self._history_text()}", kind, now)
 
-        self._refused_since = self._refused_since or now
+        self._refused_since = min(self._refused_since or now, now)  # the clock may have been set back
         grace_ends = self._refused_since + self.grace
         if self._key_has_worked and now < grace_ends:
             return self._wait(f"{wording.grace_text(grace_ends)} {error}", kind, now)

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+#: The longest lock-out that a server may name, in seconds.
+MAX_LOCKOUT_SECONDS = 366 * 86400.0
+
 
 class Lockout:
-    """The end of a lock-out. The caller passes the time, in seconds of any one clock."""
+    """The seconds that are left of a lock-out.
+
+    The caller passes the time, in seconds of any one clock. If that clock is set back, the lock-out goes on
+    for as long as was left of it, and no longer.
+    """
 
     def __init__(self) -> None:
-        self._until: float | None = None
+        self._left = 0.0
+        self._at = 0.0
 
     def extend(self, seconds: float | None, now: float) -> None:
         """Take over for how many seconds the server wants no call; None if it named no time.
 
-        A shorter lock-out never ends a longer one.
+        A shorter lock-out never ends a longer one. No lock-out is longer than :data:`MAX_LOCKOUT_SECONDS`.
         """
-        if seconds is not None:
-            self._until = max(now + seconds, self._until or now)
+        self._left = max(min(seconds or 0.0, MAX_LOCKOUT_SECONDS), self.seconds_left(now))
 
     def end(self) -> None:
         """Forget the lock-out: the server has answered, or another key is in use."""
-        self._until = None
+        self._left = 0.0
 
     def seconds_left(self, now: float) -> float:
         """Return for how many more seconds the server wants no call; 0.0 if it allows one."""
-        return 0.0 if self._until is None else max(self._until - now, 0.0)
+        self._left = max(self._left - max(now - self._at, 0.0), 0.0)
+        self._at = now
+        return self._left

@@ -25,7 +25,8 @@ class LogThrottle:
         :param situation: anything that compares equal while nothing has changed.
         :param now: aware time.
         """
-        due = self._logged_at is None or now - self._logged_at >= LOG_EVERY
+        # A negative time says that the clock was set back.
+        due = self._logged_at is None or not timedelta(0) <= now - self._logged_at < LOG_EVERY
         if not due and not self.is_new(situation):
             return False
         self._situation, self._logged_at = situation, now

@@ -3,7 +3,8 @@
 After a top-up a thousand gates could open at once, and most of their runs would find the balance used up.
 Tasks that say how much they expect to spend are paced instead. The rules:
 
-- The oldest task goes first. A task for which the balance is too low does not hold back the tasks behind it.
+- The task that has waited longest goes first. A task for which the balance is too low does not hold back the
+  tasks behind it.
 - One balance lets go as many tasks as it covers: see :func:`airflow_stability.rules.gate.suffices`.
 - The expected credits of a task that was let go are reserved for some time. A balance that is requested after
   that time shows whether they were spent.
@@ -15,7 +16,6 @@ can refuse a call without a race.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 
 from airflow_stability.rules.gate import suffices
 
@@ -29,13 +29,13 @@ class Reservation:
 
     :param credits: credits that it expects to spend.
     :param minimum: credits that must be exceeded.
-    :param since: aware time at which it began to wait.
+    :param since: when it began to wait, in seconds of the pacer's clock.
     :param seconds: seconds for which its credits stay reserved after it was let go.
     """
 
     credits: float
     minimum: float
-    since: datetime
+    since: float
     seconds: float = RESERVATION_SECONDS
 
 

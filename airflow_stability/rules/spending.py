@@ -46,11 +46,9 @@ VERDICTS = (StabilityModeratedError, StabilityContentFilteredError, StabilityPay
 
 @dataclass(frozen=True)
 class SpendState:
-    """What a task remembers while it waits, as plain JSON types. Times are aware, in ISO format.
+    """What a task remembers while it waits, as plain JSON types.
 
     :param try_number: the try that waits.
-    :param since: when the task began to wait for the first time; None before that.
-    :param waiting_since: when it began to wait this time; None while it does not wait.
     :param seconds_waited: seconds for which it waited before.
     :param last_pause: length of its last pause in seconds; 0.0 before the first.
     :param refusals: number of refusals that low credit does not explain.
@@ -60,8 +58,6 @@ class SpendState:
     """
 
     try_number: int = 0
-    since: str | None = None
-    waiting_since: str | None = None
     seconds_waited: float = 0.0
     last_pause: float = 0.0
     refusals: int = 0
@@ -79,15 +75,13 @@ class SpendState:
 
         All the time since then counts as waiting. The next pause is as long as that time.
         """
-        passed = (now - first_reschedule).total_seconds()
+        # Another worker has noted the first one, and its clock may be ahead.
+        passed = max((now - first_reschedule).total_seconds(), 0.0)
         return cls(seconds_waited=passed, last_pause=passed / 2)
 
-    def resumed(self, now: datetime) -> SpendState:
-        """Return the state after this wait."""
-        if self.waiting_since is None:
-            return self
-        waited = (now - datetime.fromisoformat(self.waiting_since)).total_seconds()
-        return replace(self, seconds_waited=self.seconds_waited + waited, waiting_since=None)
+    def resumed(self, seconds: float) -> SpendState:
+        """Return the state after a wait of so many seconds."""
+        return replace(self, seconds_waited=self.seconds_waited + seconds)
 
     def with_next_pause(self, poke_interval: float) -> SpendState:
         """Return the state with the next pause, which is twice as long as the last one."""
@@ -352,8 +346,6 @@ class Spending:
                 text = self.gate.locked_out_text(self.wait_timeout, now)
                 return GiveUp(self.timeout_text(text, self.gate.last_credits))
             pause = min(max(pause, self.poke_interval, locked_out), max(left, self.min_wait))
-        time = now.isoformat()
-        self.state = replace(self.state, since=self.state.since or time, waiting_since=time)
         return Wait(self.state, pause, left)
 
     def _refused_text(self, beginning: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -177,7 +178,8 @@ class StabilityBalanceSensor(SensorBase):
                 raise _GateFailed(fired.text, fired.failure)
             case _:
                 self.log.warning("%s", fired.unknown_verdict_text)
-                return self._wait_for_credit(context, poll_first=True, memory=fired.memory)
+                waited = float((fired.memory or {}).get("waited", 0.0)) + fired.seconds
+                return self._wait_for_credit(context, poll_first=True, waited=waited)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after a deferral; see :meth:`execute` for what is raised."""
@@ -189,18 +191,17 @@ class StabilityBalanceSensor(SensorBase):
             ending = self._ending(ended)
         raise ending
 
-    def _wait_for_credit(
-        self, context: Context, *, poll_first: bool, memory: Mapping[str, Any] | None = None
-    ) -> float:
+    def _wait_for_credit(self, context: Context, *, poll_first: bool, waited: float = 0.0) -> float:
         """Wait from the beginning.
 
         :param poll_first: whether to poll before deferring.
-        :param memory: what the task remembers of its wait so far.
+        :param waited: seconds for which this try has waited before.
         """
+        began = time.monotonic() - waited
         self._start()
         try:
             if self.deferrable:
-                return self._poll_once_and_defer(context, poll_first, memory)
+                return self._poll_once_and_defer(context, poll_first, began)
             balance: float = execute_as(BaseSensorOperator, self, context)
             return balance
         except (AirflowSensorTimeout, AirflowSkipException, AirflowFailException) as ended:
@@ -238,48 +239,35 @@ class StabilityBalanceSensor(SensorBase):
             return self._gate.locked_out_text(self.timeout, now)
         return self._gate.timeout_text(self.timeout)
 
-    def _poll_once_and_defer(
-        self, context: Context, poll_first: bool, memory: Mapping[str, Any] | None
-    ) -> float:
+    def _poll_once_and_defer(self, context: Context, poll_first: bool, began: float) -> float:
         if poll_first:
             decision = self._poll(context)
             if decision.credits is not None:
                 return decision.credits
         else:
             self.log.info("Airflow started this task on a worker, not in the triggerer: deferring at once.")
-        if memory and (started_at := memory.get("started")):
-            started = datetime.fromisoformat(started_at)
-        else:
-            # On Airflow 2.11, `airflow dags test` starts tasks without noting when.
-            started = context["ti"].start_date or datetime.now(UTC)
-        raise self._deferral(started, try_of(context))
+        raise self._deferral(time.monotonic() - began, try_of(context))
 
-    def _deferral(self, started: datetime, try_number: int) -> TaskDeferred:
+    def _deferral(self, waited: float, try_number: int) -> TaskDeferred:
         """Return the exception that makes the task go on in a triggerer.
 
-        :param started: start of the try, which stays the same when the task comes back to a worker.
+        :param waited: seconds for which this try has waited, in the triggerer and on workers.
         """
         from airflow_stability.triggers.stability import StabilityBalanceTrigger
 
-        now = datetime.now(UTC)
-        deadline = started + timedelta(seconds=self.timeout)
-        limit = deadline + deferral.BACKSTOP
+        limit = timedelta(seconds=self.timeout) + deferral.BACKSTOP
         if self.execution_timeout:  # Airflow 3 itself ignores it once a task has deferred
-            limit = min(limit, started + self.execution_timeout)
+            limit = min(limit, self.execution_timeout)
         if self.exponential_backoff:
             self.log.warning("exponential_backoff is ignored in a triggerer, where gates share one poll.")
         expected_credits = None if self.expected_credits is None else self._gate.expected_credits
         trigger = StabilityBalanceTrigger(
             **self._trigger_arguments(self._gate.minimum_credits, expected_credits),
-            **deferral.handover_arguments(self._gate, now),
-            deadline=deadline.isoformat(),
-            since=started.isoformat(),
-            # Some versions of Airflow report another start when a task resumes.
-            memory={"try_number": try_number, "started": started.isoformat()},
+            **deferral.handover_arguments(self._gate, datetime.now(UTC)),
+            waited=waited,
+            memory={"try_number": try_number, "waited": waited},
         )
-        return TaskDeferred(
-            trigger=trigger, method_name=deferral.RESUME_METHOD, timeout=max(limit - now, timedelta(0))
-        )
+        return deferral.deferred(trigger, max(limit - timedelta(seconds=waited), timedelta(0)))
 
     def _trigger_arguments(
         self, minimum_credits: float | str, expected_credits: float | str | None

@@ -85,30 +85,31 @@ async def observations(
     organization: str | None,
     interval: float,
     *,
-    not_before: datetime | None = None,
-    ignore_before: datetime | None = None,
-    paused_until: datetime | None = None,
+    not_before: float | None = None,
+    ignore_before: float | None = None,
+    paused_until: float | None = None,
     reservation: Reservation | None = None,
     is_gate: bool = True,
 ) -> AsyncGenerator[Observation, None]:
     """Follow the feed of a connection and organization: its latest observation if fresh, then each new one.
 
     Close the generator when done (``contextlib.aclosing``), because the feed ends with its last follower.
+    Times are the event loop's.
 
     :param stability_conn_id: the connection.
     :param organization: id such as ``org-123456``; None for the connection's, else the key's default.
     :param interval: the longest time between two polls that this follower accepts, in seconds.
-    :param not_before: aware time before which the server wants no call with this connection.
-    :param ignore_before: aware time of this follower's own last poll. Older observations are no news to it.
-    :param paused_until: aware time before which this follower wants no observation and causes no poll.
+    :param not_before: when the server wants the next call with this connection at the earliest.
+    :param ignore_before: when this follower polled last itself. Older observations are no news to it.
+    :param paused_until: until when this follower wants no observation and causes no poll.
     :param reservation: what this follower waits for, if it is paced.
     :param is_gate: whether this follower is a gate that a task waits at, for the metrics.
     """
-    state = loop_state()
+    state, loop = loop_state(), asyncio.get_running_loop()
     if not_before is not None:
-        state.connection(stability_conn_id).lock_out((not_before - datetime.now(UTC)).total_seconds())
+        state.connection(stability_conn_id).lock_out(not_before - loop.time())
     if paused_until is not None:
-        await asyncio.sleep((paused_until - datetime.now(UTC)).total_seconds())
+        await asyncio.sleep(paused_until - loop.time())
     feed = state.feed(stability_conn_id, organization)
     follower = feed.join(interval, reservation, is_gate=is_gate)
     try:
@@ -235,13 +236,15 @@ class Feed:
         )
         return replace(observation, shares=shares).for_follower(newcomer)
 
-    def fresh(self, interval: float, ignore_before: datetime | None) -> Observation | None:
+    def fresh(self, interval: float, ignore_before: float | None) -> Observation | None:
         """Return the latest observation if it is no older than the interval.
 
         In a lock-out a failure stays fresh until the lock-out ends; a balance does not. A permanent failure
         is never fresh: its cause may have been fixed since, and a newcomer would fail because of it.
         """
-        if self._latest is None or (ignore_before is not None and self._latest.at <= ignore_before):
+        if self._latest is None:
+            return None
+        if ignore_before is not None and self._latest_requested_at <= ignore_before:
             return None
         if isinstance(self._latest.outcome, StabilityPermanentError):
             return None

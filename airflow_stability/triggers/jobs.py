@@ -12,7 +12,6 @@ import contextvars
 import functools
 import importlib
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
@@ -28,8 +27,8 @@ from airflow_stability.rules.gate import GRACE
 from airflow_stability.rules.wording import job_timeout_text
 from airflow_stability.triggers.feed import LoopState, calls, loop_state
 from airflow_stability.triggers.shared_connection import FeedClient, SharedConnection
-from airflow_stability.triggers.stability import wait_for_scheduler
-from airflow_stability.validation import JOB_POLL_SECONDS, parse_time
+from airflow_stability.triggers.stability import Deferral
+from airflow_stability.validation import JOB_POLL_SECONDS
 
 #: The path of the class, as Airflow stores it.
 JOB_TRIGGER_PATH = "airflow_stability.triggers.jobs.StabilityJobTrigger"
@@ -48,9 +47,9 @@ class StabilityJobTrigger(BaseTrigger):
     :param stability_conn_id: a connection of type ``stability``. Never a key.
     :param job_id: the id of the job, for the text.
     :param result_path: the path of its result.
-    :param timeout: seconds that the task may wait in all, for the text.
-    :param deadline: when they are over: an aware time in ISO format.
-    :param deferred_at: when the task deferred.
+    :param timeout: seconds that the task may wait in all.
+    :param waited: seconds of these for which the task had waited before.
+    :param deferral_timeout: seconds after which Airflow itself ends the deferral.
     :param memory: what the task has to remember, as plain JSON types: the event hands it back.
     :param unknown_arguments: arguments of another release. They are kept, handed on and ignored.
     """
@@ -62,8 +61,8 @@ class StabilityJobTrigger(BaseTrigger):
         job_id: str,
         result_path: str,
         timeout: float,
-        deadline: str,
-        deferred_at: str | None = None,
+        waited: float = 0.0,
+        deferral_timeout: float | None = None,
         memory: dict[str, Any] | None = None,
         **unknown_arguments: Any,
     ) -> None:
@@ -72,8 +71,8 @@ class StabilityJobTrigger(BaseTrigger):
         self.job_id = job_id
         self.result_path = result_path
         self.timeout = timeout
-        self.deadline = deadline
-        self.deferred_at = deferred_at
+        self.waited = waited
+        self.deferral_timeout = deferral_timeout
         self.memory = memory
         self.unknown_arguments = unknown_arguments
 
@@ -84,25 +83,25 @@ class StabilityJobTrigger(BaseTrigger):
             "job_id": self.job_id,
             "result_path": self.result_path,
             "timeout": self.timeout,
-            "deadline": self.deadline,
-            "deferred_at": self.deferred_at,
+            "waited": self.waited,
+            "deferral_timeout": self.deferral_timeout,
             "memory": self.memory,
         }
         return JOB_TRIGGER_PATH, arguments | self.unknown_arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait until the job is finished, or its time is over."""
-        left = (parse_time(self.deadline) - datetime.now(UTC)).total_seconds()
+        deferral = Deferral(self)
         try:
-            async with asyncio.timeout(left):
+            async with asyncio.timeout_at(deferral.began + self.timeout - self.waited):
                 text = await _until_finished(self.stability_conn_id, self.result_path)
             verdict = DeferralEvent.JOB
         except TimeoutError:
             verdict = DeferralEvent.TIMEOUT
             text = job_timeout_text(self.job_id, self.timeout)
         await asyncio.to_thread(self.log.info, "Job %s: %s", self.job_id, text)
-        await wait_for_scheduler(self)
-        event = DeferralEvent(verdict, text, memory=self.memory)
+        await deferral.wait_for_scheduler()
+        event = DeferralEvent(verdict, text, memory=self.memory, seconds=deferral.seconds)
         yield TriggerEvent(event.to_payload())  # type: ignore[no-untyped-call]  # Airflow's
 
 

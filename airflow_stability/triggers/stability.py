@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_stability.compat import success_event
-from airflow_stability.deferral import MIN_DEFERRAL_SECONDS, TRIGGER_PATH, DeferralEvent
+from airflow_stability.deferral import (
+    MIN_DEFERRAL_SECONDS,
+    TRIGGER_PATH,
+    DeferralEvent,
+    seconds_since_deferral,
+)
 from airflow_stability.errors import StabilityError, StabilityTransientError
 from airflow_stability.rules.gate import GRACE, Decision, Gate, Verdict
 from airflow_stability.rules.pacing import RESERVATION_SECONDS, Reservation
 from airflow_stability.triggers.feed import observations
-from airflow_stability.validation import parse_time
 
 if TYPE_CHECKING:
     from airflow_stability.triggers.events import StabilityBalanceEventTrigger as StabilityBalanceEventTrigger
@@ -35,25 +39,26 @@ class StabilityBalanceTrigger(BaseTrigger):
     :param organization: id such as ``org-123456``; None for the connection's, else the key's default.
     :param minimum_credits: the gate opens on more credits than this: a number, or a string that is one.
     :param poke_interval: seconds between two polls of the balance.
-    :param timeout: seconds that the gate was given, for the text.
-    :param deadline: when those seconds are over: an aware time in ISO format, like all times here. None for a
-        task that started in the triggerer, whose time begins with the trigger. If a triggerer is killed,
-        Airflow's own timeout limits such a task.
+    :param timeout: seconds that the gate was given. All times here are durations, which end when as much time
+        has passed since the task deferred: another machine's clock may differ.
     :param end_from_trigger: succeed here, instead of resuming on a worker.
     :param do_xcom_push: whether the balance is then pushed to XCom.
     :param grace: seconds for which a key that has worked before may be refused.
     :param last_organization: whose balance the worker polled before it deferred, for the text of a timeout
         that comes before the first poll. None for the key's default.
     :param last_credits: the balance that the worker read; None if it got none.
-    :param last_credits_at: when it was read.
+    :param last_credits_age: how many seconds before the task deferred it was read.
     :param last_failure: why the worker got no balance; None if it got one.
-    :param not_before: before this time the server wants no call; None if it named no time.
+    :param locked_out: seconds for which the server wants no call.
     :param expected_credits: credits that the run behind the gate will spend: a number, or a string that is
         one. The gate then takes turns with others. None if unknown.
     :param reservation_seconds: seconds for which those credits stay reserved after the gate was let go.
-    :param since: when the task began to wait, which decides its turn; None for now.
-    :param paused_until: the gate does not open and causes no poll before this time; None for no pause.
-    :param deferred_at: when the task deferred from a worker; None for one that started in the triggerer.
+    :param waited: seconds of the timeout for which the task had waited before. They count for its turn, too.
+    :param pause: seconds in which the gate does not open and causes no poll.
+    :param deferral_timeout: seconds after which Airflow itself ends the deferral: see
+        :func:`~airflow_stability.deferral.seconds_since_deferral`. None for a task that started in the
+        triggerer. Its time begins with the trigger. If a triggerer is killed, Airflow's own timeout limits
+        such a task.
     :param memory: what the task has to remember, as plain JSON types: the event hands it back.
     :param unknown_arguments: arguments of another release. They are kept, handed on and ignored.
     """
@@ -66,20 +71,19 @@ class StabilityBalanceTrigger(BaseTrigger):
         minimum_credits: float | str,
         poke_interval: float,
         timeout: float,
-        deadline: str | None = None,
         end_from_trigger: bool = False,
         do_xcom_push: bool = True,
         grace: float = GRACE.total_seconds(),
         last_organization: str | None = None,
         last_credits: float | None = None,
-        last_credits_at: str | None = None,
+        last_credits_age: float = 0.0,
         last_failure: str | None = None,
-        not_before: str | None = None,
+        locked_out: float = 0.0,
         expected_credits: float | str | None = None,
         reservation_seconds: float = RESERVATION_SECONDS,
-        since: str | None = None,
-        paused_until: str | None = None,
-        deferred_at: str | None = None,
+        waited: float = 0.0,
+        pause: float = 0.0,
+        deferral_timeout: float | None = None,
         memory: dict[str, Any] | None = None,
         **unknown_arguments: Any,
     ) -> None:
@@ -89,20 +93,19 @@ class StabilityBalanceTrigger(BaseTrigger):
         self.minimum_credits = minimum_credits
         self.poke_interval = poke_interval
         self.timeout = timeout
-        self.deadline = deadline
         self.end_from_trigger = end_from_trigger
         self.do_xcom_push = do_xcom_push
         self.grace = grace
         self.last_organization = last_organization
         self.last_credits = last_credits
-        self.last_credits_at = last_credits_at
+        self.last_credits_age = last_credits_age
         self.last_failure = last_failure
-        self.not_before = not_before
+        self.locked_out = locked_out
         self.expected_credits = expected_credits
         self.reservation_seconds = reservation_seconds
-        self.since = since
-        self.paused_until = paused_until
-        self.deferred_at = deferred_at
+        self.waited = waited
+        self.pause = pause
+        self.deferral_timeout = deferral_timeout
         self.memory = memory
         self.unknown_arguments = unknown_arguments
 
@@ -113,11 +116,13 @@ class StabilityBalanceTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait until the gate opens, fails or times out."""
-        event = replace(await self._wait_for_gate(), memory=self.memory)
+        deferral = Deferral(self)
+        event = replace(await self._wait_for_gate(deferral), memory=self.memory)
         if (success := await self._end_task(event)) is not None:
             yield success
             return
-        await wait_for_scheduler(self)
+        await deferral.wait_for_scheduler()
+        event = replace(event, seconds=deferral.seconds)
         yield TriggerEvent(event.to_payload())  # type: ignore[no-untyped-call]  # Airflow's
 
     async def _end_task(self, event: DeferralEvent) -> TriggerEvent | None:
@@ -131,7 +136,7 @@ class StabilityBalanceTrigger(BaseTrigger):
             await asyncio.to_thread(self.log.warning, text, type(error).__name__)
             return None
 
-    async def _wait_for_gate(self) -> DeferralEvent:
+    async def _wait_for_gate(self, deferral: Deferral) -> DeferralEvent:
         try:
             gate = Gate(
                 self.minimum_credits,
@@ -141,17 +146,14 @@ class StabilityBalanceTrigger(BaseTrigger):
             )
         except ValueError as error:
             return DeferralEvent(DeferralEvent.UNUSABLE, str(error))
-        read_at = _time(self.last_credits_at)
+        read_at = datetime.now(UTC) - timedelta(seconds=deferral.seconds + self.last_credits_age)
         gate.restore(
-            (self.last_credits, read_at) if self.last_credits is not None and read_at else None,
+            None if self.last_credits is None else (self.last_credits, read_at),
             StabilityTransientError(self.last_failure) if self.last_failure else None,
         )
-        left = self.timeout
-        if deadline := _time(self.deadline):
-            left = (deadline - datetime.now(UTC)).total_seconds()
         try:
-            async with asyncio.timeout(left):
-                decision = await self._follow(gate)
+            async with asyncio.timeout_at(deferral.began + self.timeout - self.waited):
+                decision = await self._follow(gate, deferral)
         except TimeoutError:
             text = gate.timeout_text(self.timeout)
             return DeferralEvent(DeferralEvent.TIMEOUT, text, gate.last_credits)
@@ -165,16 +167,16 @@ class StabilityBalanceTrigger(BaseTrigger):
         # example when many gates open.
         await asyncio.to_thread(self.log.info, "%s", text)
 
-    async def _follow(self, gate: Gate) -> Decision:
+    async def _follow(self, gate: Gate, deferral: Deferral) -> Decision:
         """Return the decision that ends the wait."""
         feed = observations(
             self.stability_conn_id,
             self.organization,
             self.poke_interval,
-            not_before=_time(self.not_before),
-            ignore_before=_time(self.last_credits_at),
-            paused_until=_time(self.paused_until),
-            reservation=self._reservation(gate),
+            not_before=deferral.began + self.locked_out,
+            ignore_before=None if self.last_credits is None else deferral.began - self.last_credits_age,
+            paused_until=deferral.began + self.pause,
+            reservation=self._reservation(gate, deferral),
         )
         key: int | None = None
         async with contextlib.aclosing(feed):
@@ -196,22 +198,37 @@ class StabilityBalanceTrigger(BaseTrigger):
                     await self._log_in_thread(decision.text)
         raise AssertionError("a feed does not end before its followers")
 
-    def _reservation(self, gate: Gate) -> Reservation | None:
+    def _reservation(self, gate: Gate, deferral: Deferral) -> Reservation | None:
         if self.expected_credits is None:
             return None
-        since = _time(self.since) or datetime.now(UTC)
+        since = deferral.began - self.waited
         return Reservation(gate.expected_credits, gate.minimum_credits, since, self.reservation_seconds)
 
 
-async def wait_for_scheduler(trigger: Any) -> None:
-    """Let the scheduler notice the deferral before the task resumes: see MIN_DEFERRAL_SECONDS.
+class Deferral:
+    """How long a trigger's task has been deferred. Times are the event loop's.
 
-    :param trigger: a trigger with an argument ``deferred_at``.
+    :param trigger: a trigger that starts, with an argument ``deferral_timeout``.
     """
-    # `airflow dags test` runs the trigger without a triggerer and a scheduler. Then it has no id.
-    if (deferred_at := _time(trigger.deferred_at)) and trigger.trigger_id is not None:
-        left = MIN_DEFERRAL_SECONDS - (datetime.now(UTC) - deferred_at).total_seconds()
-        await asyncio.sleep(min(left, MIN_DEFERRAL_SECONDS))  # the worker's clock may be ahead
+
+    def __init__(self, trigger: Any) -> None:
+        self._trigger = trigger
+        self._loop = asyncio.get_running_loop()
+        self._started = self._loop.time()
+        #: When the task deferred.
+        self.began = self._started - seconds_since_deferral(trigger, datetime.now(UTC))
+
+    @property
+    def seconds(self) -> float:
+        """For how many seconds the task has been deferred."""
+        return self._loop.time() - self.began
+
+    async def wait_for_scheduler(self) -> None:
+        """Let the scheduler notice the deferral before the task resumes: see MIN_DEFERRAL_SECONDS."""
+        # `airflow dags test` runs the trigger without a triggerer and a scheduler. Then it has no id.
+        if self._trigger.deferral_timeout is not None and self._trigger.trigger_id is not None:
+            # Since the trigger's start, which is certain: a task that resumes too early fails.
+            await asyncio.sleep(self._started + MIN_DEFERRAL_SECONDS - self._loop.time())
 
 
 _ARGUMENT_NAMES = [
@@ -219,10 +236,6 @@ _ARGUMENT_NAMES = [
     for argument in inspect.signature(StabilityBalanceTrigger).parameters.values()
     if argument.kind is argument.KEYWORD_ONLY
 ]
-
-
-def _time(argument: str | None) -> datetime | None:
-    return parse_time(argument) if argument else None
 
 
 def __getattr__(name: str) -> Any:

@@ -59,7 +59,7 @@ from airflow.utils.session import create_session
 with create_session() as session:
     rows = session.query(TaskInstance, Trigger).join(Trigger, TaskInstance.trigger_id == Trigger.id)
     deadlines = {
-        f"{task.task_id} {task.map_index}": [str(trigger.kwargs.get("deadline")), str(task.trigger_timeout)]
+        f"{task.task_id} {task.map_index}": [str(trigger.kwargs.get("waited")), str(task.trigger_timeout)]
         for task, trigger in rows
     }
 print()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import re
 import subprocess
 import sys
 import threading
@@ -19,7 +20,6 @@ import pytest
 from airflow.triggers.base import TaskSuccessEvent
 
 from airflow_stability.compat import AIRFLOW_VERSION, success_event
-from airflow_stability.deferral import MIN_DEFERRAL_SECONDS
 from airflow_stability.errors import (
     StabilityAuthenticationError,
     StabilityConfigurationError,
@@ -28,6 +28,7 @@ from airflow_stability.errors import (
 from airflow_stability.simulator import Fault, RateLimit, StabilitySimulator
 from airflow_stability.triggers.feed import AT_A_TIME, observations
 from airflow_stability.triggers.stability import StabilityBalanceTrigger
+from tests.triggerer import started_anew
 from tests.versions import OLDEST_OR_NEWEST
 
 pytestmark = pytest.mark.usefixtures("connection")
@@ -246,7 +247,7 @@ def test_a_balance_is_not_fresh_for_as_long_as_a_lock_out_lasts(simulator):
         staying = asyncio.create_task(follow(100, interval=60))
         await asyncio.sleep(0.5)
         simulator.set_credits(1.5)
-        locked_out = datetime.now(UTC) + timedelta(seconds=1)
+        locked_out = asyncio.get_running_loop().time() + 1
         other = asyncio.create_task(follow(1, organization="org-other", not_before=locked_out))
         newcomer = await follow(1, interval=0.3)
         staying.cancel()
@@ -257,11 +258,12 @@ def test_a_balance_is_not_fresh_for_as_long_as_a_lock_out_lasts(simulator):
 
 
 def test_a_lock_out_that_the_worker_met_is_waited_out(simulator):
-    not_before = datetime.now(UTC) + timedelta(seconds=0.8)
+    async def main():
+        not_before = asyncio.get_running_loop().time() + 0.8
+        await follow(1, not_before=not_before)
+        return not_before
 
-    asyncio.run(follow(1, not_before=not_before))
-
-    assert simulator.requests[0].at >= not_before.timestamp() - 0.01
+    assert asyncio.run(main()) - 0.01 <= simulator.requests[0].monotonic
 
 
 def test_a_rotated_key_is_used_at_the_next_poll(simulator, connection):
@@ -339,9 +341,7 @@ def trigger(**changes):
         "minimum_credits": 30.0,
         "poke_interval": 0.2,
         "timeout": 60.0,
-        "deadline": (datetime.now(UTC) + timedelta(seconds=60)).isoformat(),
         "last_credits": 3.2,
-        "last_credits_at": "2026-11-22T10:02:00+00:00",
     }
     return StabilityBalanceTrigger(**arguments | changes)
 
@@ -355,7 +355,7 @@ async def fire(trigger):
 
 
 def test_a_trigger_is_made_anew_from_what_it_serializes():
-    first = trigger(last_failure="503.", not_before="2026-11-22T10:03:00+00:00")
+    first = trigger(last_failure="503.", locked_out=60.0)
 
     path, arguments = first.serialize()
 
@@ -394,7 +394,7 @@ def test_a_log_that_nobody_reads_does_not_hold_the_loop(simulator):
 
 
 def test_a_log_that_takes_its_time_ends_no_gate_that_is_open(simulator):
-    gate = trigger(minimum_credits=8, deadline=(datetime.now(UTC) + timedelta(seconds=2)).isoformat())
+    gate = trigger(minimum_credits=8, timeout=2.0)
     gate._log = SimpleNamespace(info=lambda *_: time.sleep(2.5))
 
     (event,) = asyncio.run(asyncio.wait_for(fire(gate), 10))
@@ -480,8 +480,8 @@ def test_a_trigger_whose_argument_became_unusable_says_so():
     assert "minimum_credits must be a finite number" in event["text"]
 
 
-def test_a_trigger_that_is_told_no_deadline_takes_its_timeout_from_now(simulator):
-    (event,) = asyncio.run(asyncio.wait_for(fire(trigger(deadline=None, timeout=0.5)), 10))
+def test_a_trigger_ends_when_its_timeout_is_over(simulator):
+    (event,) = asyncio.run(asyncio.wait_for(fire(trigger(timeout=0.5)), 10))
 
     assert event["verdict"] == "timeout"
     assert event["text"].startswith("Timed out after 0.5 s: ")
@@ -489,13 +489,18 @@ def test_a_trigger_that_is_told_no_deadline_takes_its_timeout_from_now(simulator
 
 def test_a_trigger_keeps_its_deadline_wherever_it_runs(simulator):
     simulator.inject(Fault.status(503))
-    gone = trigger(deadline=(datetime.now(UTC) + timedelta(seconds=5)).isoformat())
+    waiting = trigger(timeout=110.0, waited=50.0, last_credits_age=30.0)
+    read_at = datetime.now(UTC) - timedelta(seconds=55 + 30)
 
-    (event,) = asyncio.run(asyncio.wait_for(fire(gone), 20))
+    # Another triggerer has waited for 55 of the 60 seconds that were left. Airflow would wait for longer.
+    (event,) = asyncio.run(asyncio.wait_for(fire(started_anew(waiting, seconds_ago=55.0, of=360.0)), 20))
 
     assert event["verdict"] == "timeout"
-    assert "Last balance 3.2 at 2026-11-22 10:02:00 UTC" in event["text"]
+    shown = re.search(r"Last balance 3\.2 at (.* UTC)", event["text"])[1]
+    shown_at = datetime.strptime(shown, "%Y-%m-%d %H:%M:%S %Z").replace(tzinfo=UTC)
+    assert abs(shown_at - read_at) < timedelta(seconds=5)
     assert "answered 503" in event["text"]
+    assert 60 <= event["seconds"] < 100
 
 
 def test_a_cancelled_trigger_leaves_no_poll_running(simulator):
@@ -563,21 +568,19 @@ def test_ten_thousand_feeds_leak_neither_memory_nor_threads(patient_simulator, n
 
 
 @pytest.mark.parametrize(
-    ("trigger_id", "seconds_ago", "at_once"),
-    [(7, MIN_DEFERRAL_SECONDS - 1, False), (7, 60.0, True), (7, None, True), (None, 0.0, True)],
-    ids=["just-deferred", "long-ago", "started-here", "without-a-triggerer"],
+    ("trigger_id", "deferral_timeout", "at_once"),
+    [(7, 360.0, False), (7, None, True), (None, 360.0, True)],
+    ids=["deferred", "started-here", "without-a-triggerer"],
 )
 def test_a_task_does_not_resume_before_the_scheduler_has_seen_it_defer(
-    simulator, trigger_id, seconds_ago, at_once
+    simulator, monkeypatch, trigger_id, deferral_timeout, at_once
 ):
-    began = datetime.now(UTC)
-    deferred_at = seconds_ago is not None and (began - timedelta(seconds=seconds_ago)).isoformat()
-    gate = trigger(minimum_credits=8, deferred_at=deferred_at or None)
+    monkeypatch.setattr("airflow_stability.triggers.stability.MIN_DEFERRAL_SECONDS", 60 if at_once else 1.5)
+    gate = trigger(minimum_credits=8, deferral_timeout=deferral_timeout)
     gate.trigger_id = trigger_id
+    began = time.monotonic()
 
-    async def main():
-        return await asyncio.wait_for(fire(gate), 5)
+    (event,) = asyncio.run(asyncio.wait_for(fire(gate), 20))
 
-    (event,) = asyncio.run(main())
     assert event["verdict"] == "open"
-    assert at_once or datetime.now(UTC) - began >= timedelta(seconds=1)
+    assert at_once or time.monotonic() - began >= 1.5

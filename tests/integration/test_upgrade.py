@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
-import re
 import runpy
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,6 +28,7 @@ from airflow_stability.simulator import Fault
 from airflow_stability.triggers.stability import StabilityBalanceTrigger
 from tests.integration.recorded.record import POOR, RICH, WATCHED
 from tests.integration.test_event_trigger import Store, Watch, airflow_3
+from tests.triggerer import started_anew
 
 HERE = Path(__file__).parent / "recorded"
 THIS = ".".join(map(str, AIRFLOW_VERSION))
@@ -54,9 +54,8 @@ WATCHERS = [
     if "watcher" in recorded
 ]
 RECORD_IT = "record them with python -m tests.integration.recorded.record RELEASE"
-#: Longer than any of them pauses, or a gate that is to time out has.
-AGO = timedelta(seconds=95)
-TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00")
+#: How many seconds ago the tasks deferred: longer than any of them pauses, or a gate that is to time out has.
+AGO = 95.0
 
 
 @pytest.fixture(autouse=True)
@@ -87,20 +86,11 @@ def task_of(dags):
     return task_of
 
 
-def made_of_late(text):
-    """Return what was stored as if that had been a while ago."""
-    began = re.search(rf'"(?:deferred_at|waiting_since|started)": "({TIME.pattern})"', text)
-    if began is None:
-        return text
-    by = datetime.now(UTC) - AGO - datetime.fromisoformat(began[1])
-    return TIME.sub(lambda time: (datetime.fromisoformat(time[0]) + by).isoformat(), text)
-
-
 def arguments_of(row):
     """Return a trigger's arguments as a triggerer reads them."""
     from airflow.models.trigger import Trigger
 
-    arguments = Trigger._decrypt_kwargs(made_of_late(row["kwargs"]))
+    arguments = Trigger._decrypt_kwargs(row["kwargs"])
     if AIRFLOW_VERSION >= (3, 0):
         decoders = "decoders" if AIRFLOW_VERSION >= (3, 2) else "serialized_objects"
         decode = importlib.import_module(f"airflow.serialization.{decoders}").smart_decode_trigger_kwargs
@@ -111,14 +101,17 @@ def arguments_of(row):
 def made_anew(row, **changes):
     """Make a trigger of a row as a triggerer does."""
     module, _, name = row["classpath"].rpartition(".")
-    return getattr(importlib.import_module(module), name)(**arguments_of(row) | changes)
+    trigger = getattr(importlib.import_module(module), name)(**arguments_of(row) | changes)
+    if timeout := getattr(trigger, "deferral_timeout", None):
+        return started_anew(trigger, seconds_ago=AGO, of=timeout)
+    return trigger
 
 
 def read(next_kwargs):
     """Return what a task resumes with, as a worker reads it."""
     from airflow.serialization.serialized_objects import BaseSerialization
 
-    stored = json.loads(made_of_late(next_kwargs))
+    stored = json.loads(next_kwargs)
     if AIRFLOW_VERSION >= (3, 2):
         from airflow.sdk.serde import deserialize
 
@@ -211,7 +204,7 @@ def test_a_recorded_refusal_counts(simulator, task_of, task_id, row):
     deferral = deferred(resume, task_of(task_id), row, payload)
 
     assert deferral.trigger.memory["refusals"] == 2
-    assert deferral.trigger.memory["seconds_waited"] >= AGO.total_seconds()
+    assert deferral.trigger.memory["seconds_waited"] >= AGO
 
 
 @airflow_3
@@ -315,12 +308,10 @@ def test_an_argument_that_is_missing_has_a_default(simulator, task_of):
 SHARED = {"event": {"verdict": "shared"}}
 
 
-def poll_again(task, memory, started):
+def poll_again(task, memory):
     """Let a task go on with a verdict of a later release; return the trigger that it defers with."""
-    event = {"verdict": "shared", "text": "It opens at noon.", "memory": memory}
-    # Some versions of Airflow give another start when a task resumes.
-    context = {"ti": SimpleNamespace(try_number=1, start_date=started)}
-    return deferred(task.resume_execution, "execute_complete", {"event": event}, context).trigger
+    event = {"verdict": "shared", "text": "It opens at noon.", "memory": memory, "seconds": AGO}
+    return deferred(task.resume_execution, "execute_complete", {"event": event}, CONTEXT).trigger
 
 
 @pytest.mark.parametrize("task_id", ["classic", "expecting"])
@@ -330,28 +321,27 @@ def test_a_verdict_of_a_later_release_makes_a_gate_poll_again_by_its_first_deadl
     first = deferred(task_of(task_id).execute, CONTEXT).trigger
     simulator.clear_requests()
 
-    again = poll_again(task_of(task_id), first.memory | {"paid": 3}, datetime.now(UTC) + AGO)
+    again = poll_again(task_of(task_id), first.memory | {"paid": 3})
 
     assert len(simulator.requests) == 1
-    kept = ("deadline", "since", "minimum_credits", "expected_credits", "memory")
+    kept = ("timeout", "minimum_credits", "expected_credits")
     assert {name: getattr(again, name) for name in kept} == {name: getattr(first, name) for name in kept}
+    assert again.waited == again.memory["waited"] == pytest.approx(first.waited + AGO, abs=10)
+    assert again.deferral_timeout == pytest.approx(first.deferral_timeout - AGO, abs=10)
 
 
 def test_a_verdict_that_only_a_later_release_knows_is_logged(simulator, task_of, logged):
-    poll_again(task_of("classic"), None, datetime.now(UTC))
+    poll_again(task_of("classic"), None)
 
     assert "another release has sent the verdict 'shared'. It opens at noon." in logged()
 
 
 @pytest.mark.skipif(not STARTS_IN_TRIGGERER, reason="this Airflow starts every task on a worker")
 def test_a_gate_that_no_worker_has_seen_polls_for_an_unknown_verdict(simulator, task_of):
-    sensor = task_of("starts_in_triggerer")
-    started = datetime.now(UTC) - AGO
-
-    again = poll_again(sensor, None, started)
+    again = poll_again(task_of("starts_in_triggerer"), None)
 
     assert len(simulator.requests) == 1
-    assert datetime.fromisoformat(again.deadline) - started == timedelta(seconds=sensor.timeout)
+    assert again.waited == pytest.approx(AGO, abs=10)
 
 
 @pytest.mark.parametrize("task_id", ["decorated", "spend_refused"])
@@ -359,20 +349,19 @@ def test_a_verdict_of_a_later_release_makes_a_spending_task_poll_again_and_forge
     simulator, task_of, task_id
 ):
     first = deferred(task_of(task_id).execute, CONTEXT).trigger
-    ago = (datetime.now(UTC) - AGO).isoformat()
-    memory = first.memory | {"refusals": 1, "last_pause": 45.0, "waiting_since": ago, "paid": 3}
+    memory = first.memory | {"refusals": 1, "last_pause": 45.0, "paid": 3}
     simulator.set_credits(POOR)
     simulator.set_credits(POOR, "org-other")
     simulator.clear_requests()
 
-    again = poll_again(task_of(task_id), memory, datetime.now(UTC))
+    again = poll_again(task_of(task_id), memory)
 
     assert len(simulator.requests) == 1
     assert simulator.images_made == 0
     assert again.memory.keys() == first.memory.keys()
-    remembered = ("since", "refusals", "last_pause", "last_refusal", "try_number")
+    remembered = ("refusals", "last_pause", "last_refusal", "try_number")
     assert {name: again.memory[name] for name in remembered} == {name: memory[name] for name in remembered}
-    assert again.memory["seconds_waited"] >= AGO.total_seconds()
+    assert again.memory["seconds_waited"] == first.memory["seconds_waited"] + AGO
 
 
 def test_a_gate_that_looks_again_opens_if_there_is_credit_by_now(simulator, task_of):

@@ -56,18 +56,18 @@ def test_classes_have_the_names_that_the_database_holds():
     ids=lambda value: value[:20],
 )
 def test_a_value_that_is_no_balance_is_ignored(value):
-    assert queries._reading(queries._credits_in(value), NOW) is None
+    assert queries._reading(queries._credits_in(value), NOW, NOW) is None
 
 
 @pytest.mark.parametrize("value", [12.5, "12.5", {"credits": 12.5}, json.dumps({"credits": 12.5})])
 def test_a_balance_is_found_as_gates_and_operators_push_it(value):
-    assert queries._reading(queries._credits_in(value), NOW) == Reading(NOW, 12.5)
+    assert queries._reading(queries._credits_in(value), NOW, NOW) == Reading(NOW, 12.5)
 
 
 def test_a_time_of_another_zone_is_shown_in_utc():
     elsewhere = NOW.astimezone(timezone(timedelta(hours=5)))
 
-    assert queries._reading(1.0, elsewhere.isoformat()).at.isoformat() == NOW.isoformat()
+    assert queries._reading(1.0, elsewhere, NOW).at.isoformat() == NOW.isoformat()
 
 
 @pytest.mark.parametrize(
@@ -86,3 +86,20 @@ def test_a_time_of_another_zone_is_shown_in_utc():
 )
 def test_the_needed_credits_are_written_as_in_the_log(minimum, expected, shown):
     assert queries._needs(minimum, expected) == shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "airflows", "seconds"),
+    [
+        ({"timeout": 3600.0, "waited": 600.0, "deferral_timeout": 3300.0}, 3300, 3000),
+        ({"timeout": 3600.0, "waited": 600.0, "deferral_timeout": 900.0}, 900, 900),  # by execution_timeout
+        ({"timeout": 3600.0, "deferral_timeout": None}, 3600, 3600),  # it started in the triggerer
+        ({"timeout": "x", "waited": 1e300, "deferral_timeout": float("nan")}, 900, 900),
+        ({}, 900, 900),
+    ],
+)
+def test_a_wait_ends_by_the_timeout_of_the_trigger(arguments, airflows, seconds):
+    airflow_timeout = (NOW + timedelta(seconds=airflows)).replace(tzinfo=None)
+
+    assert queries._until(airflow_timeout, arguments) == NOW + timedelta(seconds=seconds)
+    assert queries._until(None, arguments) is None

@@ -1,0 +1,24 @@
+"""What a triggerer tells a trigger, beside its arguments."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+from airflow_stability.compat import AIRFLOW_VERSION
+
+
+def started_anew(trigger: Any, *, seconds_ago: float, of: float, now: datetime | None = None) -> Any:
+    """Return a trigger as a triggerer sets it up that takes it over a while after the deferral.
+
+    :param of: seconds after which Airflow ends the deferral.
+    :param now: aware time of Airflow's database, which keeps when that is.
+    """
+    ends_at = (now or datetime.now(UTC)) + timedelta(seconds=of - seconds_ago)
+    trigger.deferral_timeout = of
+    if AIRFLOW_VERSION < (3, 0):
+        trigger.task_instance = SimpleNamespace(trigger_timeout=ends_at)
+    else:
+        trigger.timeout_after = ends_at
+    return trigger

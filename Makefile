@@ -1,9 +1,12 @@
 # Everything that a person or CI runs here. Each target sets up what it needs: a fresh machine needs make and
 # a Python from 3.11, nothing else. What is set up stays below this folder, but for uv's cache.
 
-# The Airflow that `demo`, `lint` and a plain `make test` use, and all that are supported.
-AIRFLOW ?= 3.3
-AIRFLOWS := 2.11 3.0 3.1 3.2 3.3
+# All Airflows that are supported, betas too. The newest of them that is no beta is the one that `demo`, `lint` and a
+# plain `make test` use; all end-to-end tests run on the oldest and on this one.
+AIRFLOWS := 2.11 3.0 3.1 3.2 3.3 3.4
+OLDEST := $(firstword $(AIRFLOWS))
+NEWEST := 3.3
+AIRFLOW ?= $(NEWEST)
 
 # Not one more, but the lowest versions of all that pyproject.toml asks for: make test AIRFLOW=lowest
 LOWEST := lowest
@@ -14,18 +17,21 @@ RELEASE_3.0 := 3.0.6
 RELEASE_3.1 := 3.1.8
 RELEASE_3.2 := 3.2.2
 RELEASE_3.3 := 3.3.2
+RELEASE_3.4 := 3.4.0b2
 RELEASE_lowest := 2.11.0
 PYTHONS_2.11 := >=3.11,<3.13
 PYTHONS_3.0 := >=3.11,<3.13
 PYTHONS_3.1 := >=3.11,<3.14
 PYTHONS_3.2 := >=3.11,<3.14
 PYTHONS_3.3 := >=3.11,<3.14
+PYTHONS_3.4 := >=3.11,<3.14
 PYTHONS_lowest := >=3.11,<3.13
 PYTHON_2.11 := 3.11
 PYTHON_3.0 := 3.12
 PYTHON_3.1 := 3.13
 PYTHON_3.2 := 3.12
 PYTHON_3.3 := 3.11
+PYTHON_3.4 := 3.13
 PYTHON_lowest := 3.11
 
 # Another Python gets a venv of its own.
@@ -88,7 +94,7 @@ STORY = $(BIN)/python -m pytest --numprocesses=0 --show-capture=no
 test: $(VENV)/installed
 	@$(BIN)/python -m pytest $(ARGS)
 
-test-e2e: $(VENV)/installed $(if $(filter $(AIRFLOW),$(firstword $(AIRFLOWS)) $(lastword $(AIRFLOWS))),$(VENV)/installed-s3)
+test-e2e: $(VENV)/installed $(if $(filter $(AIRFLOW),$(OLDEST) $(NEWEST)),$(VENV)/installed-s3)
 	@$(STORY) --numprocesses=2 tests/e2e $(ARGS)
 
 test-cluster: $(VENV)/installed-cluster
@@ -104,7 +110,7 @@ test-ui screenshots: $(VENV)/installed-ui
 
 # For CI, on the Airflows between the oldest and the newest: see tests/versions.py. Each on its own, since make may
 # run them side by side.
-BETWEEN := $(filter-out $(firstword $(AIRFLOWS)) $(lastword $(AIRFLOWS)),$(AIRFLOWS))
+BETWEEN := $(filter-out $(OLDEST) $(NEWEST),$(AIRFLOWS))
 test-between: $(BETWEEN:%=test-e2e-%)
 test-e2e-%:
 	@$(MAKE) --no-print-directory test-e2e AIRFLOW=$* ARGS=--only-what-differs

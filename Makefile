@@ -1,8 +1,8 @@
 # Everything that a person or CI runs here. Each target sets up what it needs: a fresh machine needs make and
 # a Python from 3.11, nothing else. What is set up stays below this folder, but for uv's cache.
 
-# All Airflows that are supported, betas too. The newest of them that is no beta is the one that `demo`, `lint` and a
-# plain `make test` use; all end-to-end tests run on the oldest and on this one.
+# All Airflows that are supported, with a beta at the end if there is one. `demo`, `lint` and a plain `make test` use
+# the newest that is no beta, and CI runs all end-to-end tests on the oldest and on this one.
 AIRFLOWS := 2.11 3.0 3.1 3.2 3.3 3.4
 OLDEST := $(firstword $(AIRFLOWS))
 NEWEST := 3.3
@@ -63,7 +63,7 @@ help:
 	@echo "make test PYTHON=3.13    the same, on another Python"
 	@echo "make test-e2e            gates in a real Airflow, while everything goes wrong"
 	@echo "make test-all            make test and make test-e2e, on every Airflow"
-	@echo "make test-between        of make test-e2e, what differs on the Airflows between the oldest and the newest"
+	@echo "make test-between        of make test-e2e, what differs on the other Airflows than the oldest and the newest"
 	@echo "make venvs               install all these Airflows at once: else each is when it is first used"
 	@echo "make test-cluster        gates and spending in a cluster whose parts are killed; installs PostgreSQL and Redis"
 	@echo "make test-s3             object storage on a real S3 server; on Airflow 2.11 and 3.3 only"
@@ -108,7 +108,7 @@ screenshots: export SCREENSHOTS := docs/images
 test-ui screenshots: $(VENV)/installed-ui
 	@CHROMIUM="$$(bash .ci/find-browser)" && export CHROMIUM && $(STORY) tests/ui $(ARGS)
 
-# For CI, on the Airflows between the oldest and the newest: see tests/versions.py. Each on its own, since make may
+# For CI, on the Airflows between the oldest and the newest, and on a beta: see tests/versions.py. Each on its own, since make may
 # run them side by side.
 BETWEEN := $(filter-out $(OLDEST) $(NEWEST),$(AIRFLOWS))
 test-between: $(BETWEEN:%=test-e2e-%)

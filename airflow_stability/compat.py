@@ -171,6 +171,10 @@ class SensorBase(BaseSensorOperator):
 STARTS_IN_TRIGGERER = AIRFLOW_VERSION < (3, 1) or AIRFLOW_VERSION >= (3, 3)
 RENDERS_IN_TRIGGERER = AIRFLOW_VERSION >= (3, 3)
 
+# Whether the trigger of an AssetWatcher can be in a queue, of which only some triggerers take triggers.
+# The triggers of tasks get the task's queue from Airflow, if `[triggerer] queues_enabled` is on.
+EVENT_TRIGGERS_HAVE_QUEUES = AIRFLOW_VERSION >= (3, 4)
+
 # Whether a plugin can put a page of its own into Airflow's navigation.
 HAS_EXTERNAL_VIEWS = AIRFLOW_VERSION >= (3, 1)
 

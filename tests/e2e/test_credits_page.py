@@ -54,8 +54,8 @@ WAITING = {
 }
 
 
-#: What the page shows of the database: a task in a triggerer, one that waits by reschedule, and a balance that
-#: the gate has pushed.
+#: What the page shows of the database: a task in a triggerer, one that waits by reschedule, and a balance
+#: that the gate has pushed.
 IN_TRIGGERER = ">credits_waiting · deferred</a>"
 BY_RESCHEDULE = ">credits_waiting · rescheduled</a>"
 PUSHED = '<td data-label="Credits">40</td>'

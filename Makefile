@@ -108,8 +108,8 @@ screenshots: export SCREENSHOTS := docs/images
 test-ui screenshots: $(VENV)/installed-ui
 	@CHROMIUM="$$(bash .ci/find-browser)" && export CHROMIUM && $(STORY) tests/ui $(ARGS)
 
-# For CI, on the Airflows between the oldest and the newest, and on a beta: see tests/versions.py. Each on its own, since make may
-# run them side by side.
+# For CI, on the Airflows between the oldest and the newest, and on a beta: see tests/versions.py. Each on its own,
+# since make may run them side by side.
 BETWEEN := $(filter-out $(OLDEST) $(NEWEST),$(AIRFLOWS))
 test-between: $(BETWEEN:%=test-e2e-%)
 test-e2e-%:

@@ -1,9 +1,12 @@
 # Everything that a person or CI runs here. Each target sets up what it needs: a fresh machine needs make and
 # a Python from 3.11, nothing else. What is set up stays below this folder, but for uv's cache.
 
-# The Airflow that `demo`, `lint` and a plain `make test` use, and all that are supported.
-AIRFLOW ?= 3.3
-AIRFLOWS := 2.11 3.0 3.1 3.2 3.3
+# All Airflows that are supported, with a beta at the end if there is one. `demo`, `lint` and a plain `make test` use
+# the newest that is no beta, and CI runs all end-to-end tests on the oldest and on this one.
+AIRFLOWS := 2.11 3.0 3.1 3.2 3.3 3.4
+OLDEST := $(firstword $(AIRFLOWS))
+NEWEST := 3.3
+AIRFLOW ?= $(NEWEST)
 
 # Not one more, but the lowest versions of all that pyproject.toml asks for: make test AIRFLOW=lowest
 LOWEST := lowest
@@ -14,18 +17,21 @@ RELEASE_3.0 := 3.0.6
 RELEASE_3.1 := 3.1.8
 RELEASE_3.2 := 3.2.2
 RELEASE_3.3 := 3.3.2
+RELEASE_3.4 := 3.4.0b2
 RELEASE_lowest := 2.11.0
 PYTHONS_2.11 := >=3.11,<3.13
 PYTHONS_3.0 := >=3.11,<3.13
 PYTHONS_3.1 := >=3.11,<3.14
 PYTHONS_3.2 := >=3.11,<3.14
 PYTHONS_3.3 := >=3.11,<3.14
+PYTHONS_3.4 := >=3.11,<3.14
 PYTHONS_lowest := >=3.11,<3.13
 PYTHON_2.11 := 3.11
 PYTHON_3.0 := 3.12
 PYTHON_3.1 := 3.13
 PYTHON_3.2 := 3.12
 PYTHON_3.3 := 3.11
+PYTHON_3.4 := 3.13
 PYTHON_lowest := 3.11
 
 # Another Python gets a venv of its own.
@@ -57,7 +63,7 @@ help:
 	@echo "make test PYTHON=3.13    the same, on another Python"
 	@echo "make test-e2e            gates in a real Airflow, while everything goes wrong"
 	@echo "make test-all            make test and make test-e2e, on every Airflow"
-	@echo "make test-between        of make test-e2e, what differs on the Airflows between the oldest and the newest"
+	@echo "make test-between        of make test-e2e, what differs on the other Airflows than the oldest and the newest"
 	@echo "make venvs               install all these Airflows at once: else each is when it is first used"
 	@echo "make test-cluster        gates and spending in a cluster whose parts are killed; installs PostgreSQL and Redis"
 	@echo "make test-s3             object storage on a real S3 server; on Airflow 2.11 and 3.3 only"
@@ -90,7 +96,7 @@ STORY = $(PYTEST) --numprocesses=0 --show-capture=no
 test: $(VENV)/installed
 	@$(PYTEST) $(ARGS)
 
-test-e2e: $(VENV)/installed $(if $(filter $(AIRFLOW),$(firstword $(AIRFLOWS)) $(lastword $(AIRFLOWS))),$(VENV)/installed-s3)
+test-e2e: $(VENV)/installed $(if $(filter $(AIRFLOW),$(OLDEST) $(NEWEST)),$(VENV)/installed-s3)
 	@$(STORY) --numprocesses=2 tests/e2e $(ARGS)
 
 test-cluster: $(VENV)/installed-cluster
@@ -104,9 +110,9 @@ screenshots: export SCREENSHOTS := docs/images
 test-ui screenshots: $(VENV)/installed-ui
 	@CHROMIUM="$$(bash .ci/find-browser)" && export CHROMIUM && $(STORY) tests/ui $(ARGS)
 
-# For CI, on the Airflows between the oldest and the newest: see tests/versions.py. Each on its own, since make may
-# run them side by side.
-BETWEEN := $(filter-out $(firstword $(AIRFLOWS)) $(lastword $(AIRFLOWS)),$(AIRFLOWS))
+# For CI, on the Airflows between the oldest and the newest, and on a beta: see tests/versions.py. Each on its own,
+# since make may run them side by side.
+BETWEEN := $(filter-out $(OLDEST) $(NEWEST),$(AIRFLOWS))
 test-between: $(BETWEEN:%=test-e2e-%)
 test-e2e-%:
 	@$(MAKE) --no-print-directory test-e2e AIRFLOW=$* ARGS=--only-what-differs

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DAYS_AFTER_RELEASE = 3
 #: The groups of pyproject.toml that all of them have.
 GROUPS = ["dev", "ui", "bench", "cluster"]
-#: Object storage is tested on the oldest and the newest only: its packages would change pins of the others.
+#: Object storage is tested on the oldest and the newest release only: its packages would change other pins.
 WITH_OBJECT_STORAGE = ("2.11", "3.3")
 
 

@@ -104,6 +104,16 @@ _MODULES = {
         ("DecoratedOperator", "TaskDecorator", "task_decorator_factory"),
         _since((3, 0), "airflow.sdk.bases.decorator", "airflow.decorators.base"),
     ),
+    # The models of the tables that the Credits page reads. Airflow's REST API does not replace them: it takes
+    # a call for the value of each XCom, and gives the arguments of a trigger as a text.
+    "SerializedDagModel": "airflow.models.serialized_dag",
+    "TaskInstance": "airflow.models.taskinstance",
+    "TaskReschedule": "airflow.models.taskreschedule",
+    "Trigger": "airflow.models.trigger",
+    **dict.fromkeys(("XComModel", "XComModelV1", "XComModelV2"), "airflow.models.xcom"),
+    **dict.fromkeys(
+        ("RenderedTaskInstanceFields", "LegacyRenderedTaskInstanceFields"), "airflow.models.renderedtifields"
+    ),
 }
 
 
@@ -161,8 +171,35 @@ class SensorBase(BaseSensorOperator):
 STARTS_IN_TRIGGERER = AIRFLOW_VERSION < (3, 1) or AIRFLOW_VERSION >= (3, 3)
 RENDERS_IN_TRIGGERER = AIRFLOW_VERSION >= (3, 3)
 
+# Whether the trigger of an AssetWatcher can be in a queue, of which only some triggerers take triggers.
+# The triggers of tasks get the task's queue from Airflow, if `[triggerer] queues_enabled` is on.
+EVENT_TRIGGERS_HAVE_QUEUES = AIRFLOW_VERSION >= (3, 4)
+
 # Whether a plugin can put a page of its own into Airflow's navigation.
 HAS_EXTERNAL_VIEWS = AIRFLOW_VERSION >= (3, 1)
+
+# The models of XComs and of the rendered arguments of tasks. Airflow 3.4 began a new table of each, and keeps
+# the rows from before in the old one.
+XCOM_MODELS = ("XComModelV2", "XComModelV1") if AIRFLOW_VERSION >= (3, 4) else ("XComModel",)
+RENDERED_FIELDS_MODELS = (
+    ("RenderedTaskInstanceFields", "LegacyRenderedTaskInstanceFields")
+    if AIRFLOW_VERSION >= (3, 4)
+    else ("RenderedTaskInstanceFields",)
+)
+
+
+def belongs_to_task_instance(model: Any) -> Any:
+    """Return the condition that joins a row of an XCom or of rendered arguments with its task instance.
+
+    The new tables of Airflow 3.4 have the task instance's id, the others what it is called in a DAG run.
+    """
+    task_instance = __getattr__("TaskInstance")
+    if hasattr(model, "task_instance_id"):
+        return model.task_instance_id == task_instance.id
+    from sqlalchemy import and_
+
+    names = ("dag_id", "run_id", "task_id", "map_index")
+    return and_(*(getattr(model, name) == getattr(task_instance, name) for name in names))
 
 
 def can_be_rescheduled(operator: Any) -> Any:

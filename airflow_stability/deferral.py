@@ -33,7 +33,7 @@ RESUME_METHOD = "execute_complete"
 #: Airflow's own timeout of a deferral comes this much after the trigger's, in case no triggerer runs.
 BACKSTOP = timedelta(minutes=5)
 
-#: The shortest deferral, in seconds. Airflow (all versions up to 3.3) fails a task that resumes before the
+#: The shortest deferral, in seconds. Airflow (all versions up to 3.4) fails a task that resumes before the
 #: scheduler has noticed that its worker ended: "the task instance finished with state success, but its state
 #: attribute is queued". The scheduler notices within seconds.
 MIN_DEFERRAL_SECONDS = 10.0

@@ -31,13 +31,37 @@ import psutil
 
 from tests.leaks import Search
 
-#: The processes of a deployment. On Airflow 2.11 the scheduler also parses the DAG files. The version comes
-#: from the package's metadata, because importing Airflow would create its home folder.
+#: From the package's metadata, because importing Airflow would create its home folder.
+AIRFLOW_VERSION = tuple(map(int, version("apache-airflow").split(".")[:2]))
+#: The processes of a deployment. On Airflow 2.11 the scheduler also parses the DAG files.
 COMPONENTS = (
     ("scheduler", "triggerer")
-    if version("apache-airflow").startswith("2.")
+    if AIRFLOW_VERSION < (3, 0)
     else ("scheduler", "dag-processor", "triggerer", "api-server")
 )
+#: Where XComs and rendered arguments are.
+XCOM_TABLE, RENDERED_FIELDS_TABLE = "xcom", "rendered_task_instance_fields"
+#: What stands after FROM to query a table under the name and with the columns that it had before Airflow 3.4.
+TASK_INSTANCE, XCOM = "task_instance", XCOM_TABLE
+if AIRFLOW_VERSION >= (3, 4):
+    XCOM_TABLE, RENDERED_FIELDS_TABLE = "xcom_v2", "rtif_v2"
+    # Each try of a task has a row here, and that of the last one is in the working set.
+    TASK_INSTANCE = (
+        "(SELECT *, region_index AS map_index FROM task_instance WHERE working_set) AS task_instance"
+    )
+    XCOM = (
+        "(SELECT key, value, timestamp, dag_id, run_id, task_id, map_index "
+        f"FROM {XCOM_TABLE} JOIN {TASK_INSTANCE} ON task_instance.id = task_instance_id) AS xcom"
+    )
+
+
+def of_tasks(condition: str) -> str:
+    """Return what stands after WHERE for the XComs, or the rendered arguments, of some task instances."""
+    if AIRFLOW_VERSION >= (3, 4):
+        return f"task_instance_id IN (SELECT id FROM task_instance WHERE {condition})"
+    return condition
+
+
 #: Seconds that processes get to end after SIGTERM before they are killed.
 TIME_TO_END = 7
 
@@ -316,7 +340,7 @@ class RealAirflow:
     def states(self, dag_id: str) -> dict[tuple[str, int], str | None]:
         """Return the state of each task instance of a DAG, by task id and map index."""
         rows = self.query(
-            "SELECT task_id, map_index, state FROM task_instance WHERE dag_id = :dag_id", dag_id=dag_id
+            f"SELECT task_id, map_index, state FROM {TASK_INSTANCE} WHERE dag_id = :dag_id", dag_id=dag_id
         )
         return {(task_id, map_index): state for task_id, map_index, state in rows}
 

@@ -172,6 +172,7 @@ def _content(result: QueryResult, balances: BalanceCache, user: BaseUser) -> dic
         "others": _task_list(others, dag_ids),
         "days": HISTORY.days,
         "complete": result.complete,
+        "unread": result.unread,
     }
 
 

@@ -6,21 +6,19 @@ It only reads. The number of queries does not depend on the number of rows, and 
 from __future__ import annotations
 
 import json
+import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from airflow.models.renderedtifields import RenderedTaskInstanceFields
-from airflow.models.serialized_dag import SerializedDagModel
-from airflow.models.taskinstance import TaskInstance
-from airflow.models.taskreschedule import TaskReschedule
-from airflow.models.trigger import Trigger
-from airflow.models.xcom import XComModel
-from sqlalchemy import and_, func, select
+from sqlalchemy import func, select
 from sqlalchemy.orm import lazyload
 
+from airflow_stability import compat
+from airflow_stability.compat import RENDERED_FIELDS_MODELS, XCOM_MODELS
 from airflow_stability.deferral import TRIGGER_PATH
 from airflow_stability.page.burn_rate import Reading
 from airflow_stability.rules.wording import credits_needed
@@ -28,6 +26,10 @@ from airflow_stability.validation import check_credits, in_utc, is_template
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 #: How old a reading may be.
 HISTORY = timedelta(days=7)
@@ -48,9 +50,6 @@ MAX_DAGS = 25
 SENSOR = "StabilityBalanceSensor"
 BALANCE_OPERATOR = "StabilityBalanceOperator"
 SPENDING_OPERATORS = ("StabilitySpendOperator", "StabilityDecoratedOperator")
-
-#: The columns that identify a task instance.
-_KEY = (TaskInstance.dag_id, TaskInstance.run_id, TaskInstance.task_id, TaskInstance.map_index)
 
 
 @dataclass(frozen=True)
@@ -93,11 +92,13 @@ class QueryResult:
     :param tasks: the waiting tasks; the one that has waited longest comes first.
     :param readings: the balances that tasks have read.
     :param complete: False if a limit left something out.
+    :param unread: what could not be read, as texts.
     """
 
     tasks: Sequence[WaitingTask]
     readings: Mapping[Wallet, Sequence[Reading]]
     complete: bool
+    unread: Sequence[str]
 
     @property
     def wallets(self) -> set[Wallet]:
@@ -106,57 +107,77 @@ class QueryResult:
 
 
 def query_database(session: Session, now: datetime) -> QueryResult:
-    """Run all queries.
+    """Run all queries. One that fails costs what it would have told, and nothing else.
 
     :param now: aware time.
     """
+    source = _Source(session)
+    deferred = source.read("tasks that wait in a triggerer", _deferred_tasks)
+    others = source.read("tasks that wait by reschedule or on a worker, and tasks that run", _other_tasks)
+    rescheduled = dict(source.read("since when tasks wait by reschedule", _first_reschedules, others))
+    pushed = [source.read("balances in XCom", _pushed, model, now - HISTORY) for model in XCOM_MODELS]
+    fields, complete = _fields(source, [*others, *chain(*pushed)])
     readings: dict[Wallet, list[Reading]] = defaultdict(list)
-    deferred = list(_deferred_tasks(session, now, readings))
-    others = list(_other_tasks(session))
-    xcom_complete = _add_readings_from_xcom(session, now, readings)
+    tasks = [_deferred_task(row, now, readings) for row in deferred]
+    tasks += [_other_task(row, rescheduled.get(row.id), fields(row)) for row in others]
+    for row in chain(*pushed):
+        _add_reading(row, fields(row), now, readings)
     oldest = datetime.min.replace(tzinfo=UTC)
+    limited = max(len(deferred), len(others)) >= MAX_TASKS or max(map(len, pushed)) >= MAX_READINGS
     return QueryResult(
-        sorted([*deferred, *others], key=lambda task: task.since or oldest),
+        sorted(tasks, key=lambda task: task.since or oldest),
         readings,
-        complete=xcom_complete and max(len(deferred), len(others)) < MAX_TASKS,
+        complete=complete and not limited,
+        unread=tuple(source.unread),
     )
 
 
-def _deferred_tasks(
-    session: Session, now: datetime, readings: dict[Wallet, list[Reading]]
-) -> Iterator[WaitingTask]:
-    """Yield the tasks that wait in a triggerer; add the balances in their triggers' arguments to readings."""
+class _Source:
+    """Airflow's database. Its tables are not made for others, so any release of Airflow may change them."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.unread: dict[str, None] = {}
+
+    def read(self, what: str, query: Callable[..., Iterable[_T]], *arguments: Any) -> list[_T]:
+        """Return what a query yields; nothing if it fails.
+
+        :param what: what the page lacks then.
+        """
+        try:
+            return list(query(self._session, *arguments))
+        except Exception as error:  # a name, a table or a column is gone, or the database is
+            log.warning("The Credits page cannot read %s: %s: %s", what, type(error).__name__, error)
+            self.unread[what] = None
+            self._session.rollback()  # PostgreSQL refuses all queries after one that failed
+            return []
+
+
+def _key() -> tuple[Any, ...]:
+    """Return the columns that identify a task instance."""
+    task_instance = compat.TaskInstance
+    names = ("id", "dag_id", "run_id", "task_id", "map_index")
+    return tuple(getattr(task_instance, name).label(name) for name in names)
+
+
+def _deferred_tasks(session: Session) -> Iterator[tuple[Any, datetime, Mapping[str, Any]]]:
+    """Yield the tasks that wait in a triggerer, when each trigger was made, and the trigger's arguments."""
+    task_instance, trigger = compat.TaskInstance, compat.Trigger
     statement = (
-        select(*_KEY, TaskInstance.trigger_timeout, Trigger)
-        .join(Trigger, TaskInstance.trigger_id == Trigger.id)
-        .where(Trigger.classpath == TRIGGER_PATH, TaskInstance.state == "deferred")
+        select(*_key(), task_instance.trigger_timeout, trigger)
+        .join(trigger, task_instance.trigger_id == trigger.id)
+        .where(trigger.classpath == TRIGGER_PATH, task_instance.state == "deferred")
         # Otherwise Airflow would load each trigger's task instance and its relations too.
         .options(lazyload("*"))
-        .order_by(Trigger.created_date)
+        .order_by(trigger.created_date)
         .limit(MAX_TASKS)
     )
-    for dag_id, run_id, task_id, map_index, timeout, trigger in session.execute(statement):
-        arguments = _trigger_arguments(trigger)
-        wallet = _wallet(arguments)
-        # The triggers' arguments are durations. They count from the deferral, which Airflow has noted.
-        deferred_at = in_utc(trigger.created_date)
-        read_at = _before(deferred_at, arguments.get("last_credits_age"))
-        if wallet and (reading := _reading(arguments.get("last_credits"), read_at, now)):
-            readings[wallet].append(reading)
-        yield WaitingTask(
-            dag_id,
-            run_id,
-            task_id,
-            map_index,
-            wallet,
-            _needs(arguments.get("minimum_credits"), arguments.get("expected_credits")),
-            _before(deferred_at, arguments.get("waited")),
-            _until(timeout, arguments),
-            "in a triggerer",
-        )
+    for row in session.execute(statement):
+        # Read now, since a later query that fails makes the session forget the trigger.
+        yield row, row.Trigger.created_date, _trigger_arguments(row.Trigger)
 
 
-def _trigger_arguments(trigger: Trigger) -> Mapping[str, Any]:
+def _trigger_arguments(trigger: Any) -> Mapping[str, Any]:
     try:
         arguments = trigger.kwargs
     except Exception:  # the encryption key or a class is gone; one such row must not fail the page
@@ -164,107 +185,157 @@ def _trigger_arguments(trigger: Trigger) -> Mapping[str, Any]:
     return arguments if isinstance(arguments, dict) else {}
 
 
-def _other_tasks(session: Session) -> Iterator[WaitingTask]:
-    """Yield rescheduled tasks, sensors that wait on a worker, and running tasks that may spend credits."""
-    first_reschedule = (
-        select(func.min(TaskReschedule.start_date))
-        .where(TaskReschedule.ti_id == TaskInstance.id)
-        .scalar_subquery()
-    )
+def _other_tasks(session: Session) -> Iterable[Any]:
+    """Return rescheduled tasks, sensors that wait on a worker, and running tasks that may spend credits."""
+    task_instance = compat.TaskInstance
     statement = (
-        select(
-            *_KEY,
-            TaskInstance.state,
-            TaskInstance.operator,
-            TaskInstance.start_date,
-            first_reschedule,
-            RenderedTaskInstanceFields.rendered_fields,
-        )
-        .outerjoin(RenderedTaskInstanceFields, _same_task_instance(RenderedTaskInstanceFields))
+        select(*_key(), task_instance.state, task_instance.operator, task_instance.start_date)
         .where(
-            TaskInstance.state.in_(("up_for_reschedule", "running")),
-            TaskInstance.operator.in_((SENSOR, *SPENDING_OPERATORS)),
+            task_instance.state.in_(("up_for_reschedule", "running")),
+            task_instance.operator.in_((SENSOR, *SPENDING_OPERATORS)),
         )
-        .order_by(TaskInstance.start_date)
+        .order_by(task_instance.start_date)
         .limit(MAX_TASKS)
     )
-    for row in session.execute(statement):
-        dag_id, run_id, task_id, map_index, state, operator, started, rescheduled, fields = row
-        fields = fields or {}
-        if operator == SENSOR:
-            where = "on a worker"
-            needs = _needs(fields.get("minimum_credits"), fields.get("expected_credits"))
-        else:
-            where = "no, it is running"
-            needs = _needs(0, fields.get("credits"))
-        if state == "up_for_reschedule":
-            where = "by reschedule"
-        since = rescheduled or started
-        yield WaitingTask(dag_id, run_id, task_id, map_index, _wallet(fields), needs, since, None, where)
+    return session.execute(statement)
 
 
-def _add_readings_from_xcom(session: Session, now: datetime, readings: dict[Wallet, list[Reading]]) -> bool:
-    """Add the balances that sensors and operators have pushed; return whether no limit left one out."""
+def _first_reschedules(session: Session, tasks: Sequence[Any]) -> Iterable[Any]:
+    """Return pairs of a task instance's id and the start of its first reschedule."""
+    if not tasks:
+        return ()
+    reschedule = compat.TaskReschedule
     statement = (
-        select(
-            XComModel.dag_id,
-            XComModel.task_id,
-            XComModel.map_index,
-            XComModel.value,
-            XComModel.timestamp,
-            RenderedTaskInstanceFields.rendered_fields,
-        )
-        .join(TaskInstance, _same_task_instance(XComModel))
-        .outerjoin(RenderedTaskInstanceFields, _same_task_instance(RenderedTaskInstanceFields))
+        select(reschedule.ti_id, func.min(reschedule.start_date))
+        .where(reschedule.ti_id.in_([task.id for task in tasks]))
+        .group_by(reschedule.ti_id)
+    )
+    return session.execute(statement)
+
+
+def _pushed(session: Session, model: str, since: datetime) -> Iterable[Any]:
+    """Return the values that sensors and operators have pushed to XCom."""
+    task_instance, xcom = compat.TaskInstance, getattr(compat, model)
+    statement = (
+        select(*_key(), xcom.value, xcom.timestamp)
+        .select_from(xcom)
+        .join(task_instance, compat.belongs_to_task_instance(xcom))
         .where(
-            XComModel.key == "return_value",
-            XComModel.timestamp >= now - HISTORY,
-            TaskInstance.operator.in_((SENSOR, BALANCE_OPERATOR)),
+            xcom.key == "return_value",
+            xcom.timestamp >= since,
+            task_instance.operator.in_((SENSOR, BALANCE_OPERATOR)),
         )
-        .order_by(XComModel.timestamp.desc())
+        .order_by(xcom.timestamp.desc())
         .limit(MAX_READINGS)
     )
-    rows = session.execute(statement).all()
+    return session.execute(statement)
+
+
+def _fields(source: _Source, tasks: Sequence[Any]) -> tuple[Callable[[Any], Mapping[str, Any]], bool]:
+    """Return a function for the arguments of one of the tasks, and whether no limit left some out."""
+    ids = {task.id for task in tasks}
+    rendered: dict[Any, dict[str, Any]] = {}
+    for model in RENDERED_FIELDS_MODELS:
+        rendered = dict(source.read("rendered arguments of tasks", _rendered_fields, model, ids)) | rendered
     # Airflow keeps rendered fields for a task's latest runs only, and never for a task that ran on no worker.
-    unrendered = {row.dag_id for row in rows if not row.rendered_fields and row.map_index < 0}
-    defined = _defined_fields(session, sorted(unrendered)[:MAX_DAGS])
-    for dag_id, task_id, map_index, value, at, fields in rows:
-        if not fields and map_index < 0:
-            fields = defined.get((dag_id, task_id))
-        wallet = _wallet(fields or {})
-        if wallet and (reading := _reading(_credits_in(value), at, now)):
-            if isinstance(value, dict) and (organization := value.get("organization")):
-                wallet = Wallet(wallet.conn_id, str(organization))
-            readings[wallet].append(reading)
-    return len(rows) < MAX_READINGS and len(unrendered) <= MAX_DAGS
+    unrendered = {task.dag_id for task in tasks if not rendered.get(task.id) and task.map_index < 0}
+    dag_ids = sorted(unrendered)[:MAX_DAGS]
+    defined = dict(source.read("arguments of tasks in their DAGs", _defined_fields, dag_ids))
+
+    def fields(task: Any) -> Mapping[str, Any]:
+        found = rendered.get(task.id)
+        if not found and task.map_index < 0:
+            found = defined.get((task.dag_id, task.task_id))
+        return found or {}
+
+    return fields, len(unrendered) <= MAX_DAGS
 
 
-def _defined_fields(session: Session, dag_ids: list[str]) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return the fields of all unmapped tasks, from the latest version of their DAGs."""
+def _rendered_fields(session: Session, model: str, ids: Collection[Any]) -> Iterable[Any]:
+    """Return pairs of a task instance's id and its rendered fields."""
+    if not ids:
+        return ()
+    task_instance, rendered = compat.TaskInstance, getattr(compat, model)
+    statement = (
+        select(task_instance.id, rendered.rendered_fields)
+        .select_from(rendered)
+        .join(task_instance, compat.belongs_to_task_instance(rendered))
+        .where(task_instance.id.in_(ids))
+    )
+    return session.execute(statement)
+
+
+def _defined_fields(
+    session: Session, dag_ids: Sequence[str]
+) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:
+    """Yield the ids of each unmapped task, and its fields, from the latest version of each DAG."""
     if not dag_ids:
-        return {}
+        return
+    dag = compat.SerializedDagModel
     latest = (
-        select(SerializedDagModel.dag_id, func.max(SerializedDagModel.created_at).label("at"))
-        .where(SerializedDagModel.dag_id.in_(dag_ids))
-        .group_by(SerializedDagModel.dag_id)
+        select(dag.dag_id, func.max(dag.created_at).label("at"))
+        .where(dag.dag_id.in_(dag_ids))
+        .group_by(dag.dag_id)
         .subquery()
     )
     statement = (
-        select(SerializedDagModel)
-        .where(SerializedDagModel.dag_id == latest.c.dag_id, SerializedDagModel.created_at == latest.c.at)
-        .options(lazyload("*"))
+        select(dag).where(dag.dag_id == latest.c.dag_id, dag.created_at == latest.c.at).options(lazyload("*"))
     )
-    found = {}
     for serialized in session.scalars(statement):
         for task in ((serialized.data or {}).get("dag") or {}).get("tasks") or ():
             fields = task.get("__var", task)
             if not fields.get("_is_mapped"):
-                found[serialized.dag_id, str(fields.get("task_id"))] = fields
-    return found
+                yield (serialized.dag_id, str(fields.get("task_id"))), fields
 
 
-def _same_task_instance(other: Any) -> Any:
-    return and_(*(getattr(other, column.key) == column for column in _KEY))
+def _deferred_task(
+    deferred: tuple[Any, datetime, Mapping[str, Any]], now: datetime, readings: dict[Wallet, list[Reading]]
+) -> WaitingTask:
+    """Return a task that waits in a triggerer; add the balance in its trigger's arguments to readings."""
+    row, created, arguments = deferred
+    wallet = _wallet(arguments)
+    # The triggers' arguments are durations. They count from the deferral, which Airflow has noted.
+    deferred_at = in_utc(created)
+    read_at = _before(deferred_at, arguments.get("last_credits_age"))
+    if wallet and (reading := _reading(arguments.get("last_credits"), read_at, now)):
+        readings[wallet].append(reading)
+    return WaitingTask(
+        row.dag_id,
+        row.run_id,
+        row.task_id,
+        row.map_index,
+        wallet,
+        _needs(arguments.get("minimum_credits"), arguments.get("expected_credits")),
+        _before(deferred_at, arguments.get("waited")),
+        _until(row.trigger_timeout, arguments),
+        "in a triggerer",
+    )
+
+
+def _other_task(row: Any, rescheduled: datetime | None, fields: Mapping[str, Any]) -> WaitingTask:
+    if row.operator == SENSOR:
+        where = "on a worker"
+        needs = _needs(fields.get("minimum_credits"), fields.get("expected_credits"))
+    else:
+        where = "no, it is running"
+        needs = _needs(0, fields.get("credits"))
+    if row.state == "up_for_reschedule":
+        where = "by reschedule"
+    since = rescheduled or row.start_date
+    return WaitingTask(
+        row.dag_id, row.run_id, row.task_id, row.map_index, _wallet(fields), needs, since, None, where
+    )
+
+
+def _add_reading(
+    row: Any, fields: Mapping[str, Any], now: datetime, readings: dict[Wallet, list[Reading]]
+) -> None:
+    """Add the balance that a sensor or an operator has pushed."""
+    wallet = _wallet(fields)
+    if wallet and (reading := _reading(_credits_in(row.value), row.timestamp, now)):
+        if isinstance(row.value, dict) and (organization := row.value.get("organization")):
+            wallet = Wallet(wallet.conn_id, str(organization))
+        readings[wallet].append(reading)
 
 
 def _wallet(fields: Mapping[str, Any]) -> Wallet | None:

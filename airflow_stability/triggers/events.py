@@ -21,12 +21,12 @@ from typing import Any
 
 from airflow.triggers.base import TriggerEvent
 
-from airflow_stability.compat import BaseEventTrigger, asset_state_store
+from airflow_stability.compat import EVENT_TRIGGERS_HAVE_QUEUES, BaseEventTrigger, asset_state_store
 from airflow_stability.errors import StabilityError
 from airflow_stability.hooks.stability import StabilityHook
 from airflow_stability.rules.crossing import CrossingDecision, Direction, ThresholdWatch
 from airflow_stability.triggers.feed import Observation, observations
-from airflow_stability.validation import check_conn_id, check_organization, check_seconds
+from airflow_stability.validation import check_conn_id, check_organization, check_seconds, safe_repr
 
 #: Seconds that Airflow gets to store an event. It takes one or two, and does not report the end.
 EVENT_STORE_SECONDS = 5.0
@@ -36,9 +36,9 @@ class StabilityBalanceEventTrigger(BaseEventTrigger):
     """A trigger for an ``AssetWatcher`` that fires when a balance crosses a threshold. It needs Airflow 3.
 
     It fires once per crossing, and again only after the balance was back on the other side. The first balance
-    that it ever reads fires nothing. If it is beyond the threshold, it counts as if it had fired. On Airflow
-    3.3 the side and the last balance are stored in the asset's state store, so a crossing while no triggerer
-    ran is noticed afterwards. Before 3.3, the watch begins anew with each restart of the triggerer.
+    that it ever reads fires nothing. If it is beyond the threshold, it counts as if it had fired. From
+    Airflow 3.3 on, the side and the last balance are stored in the asset's state store, so a crossing while
+    no triggerer ran is noticed afterwards. Before, the watch begins anew with each restart of the triggerer.
 
     The event's payload is a dict of ``credits``, ``previous_credits``, ``threshold``, ``direction``,
     ``organization`` (None for the key's default) and ``time`` (in ISO format).
@@ -55,6 +55,8 @@ class StabilityBalanceEventTrigger(BaseEventTrigger):
         default.
     :param stability_conn_id: a connection of type ``stability``. Never a key: Airflow stores the arguments.
     :param poke_interval: seconds, or a timedelta, between two polls of the balance; default 60.
+    :param queue: only triggerers of this queue run the trigger (``airflow triggerer --queues``); None for
+        triggerers without a queue. It needs Airflow 3.4.
     :raises ValueError: an argument is unusable.
     :raises TypeError: an argument is unknown.
     """
@@ -72,6 +74,7 @@ class StabilityBalanceEventTrigger(BaseEventTrigger):
         organization: str | None = None,
         stability_conn_id: str = StabilityHook.default_conn_name,
         poke_interval: float | timedelta = 60,
+        queue: str | None = None,
         **unknown_arguments: Any,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # Airflow's
@@ -88,6 +91,7 @@ class StabilityBalanceEventTrigger(BaseEventTrigger):
         self.organization = organization
         self.stability_conn_id = stability_conn_id
         self.poke_interval: float = poke_interval  # type: ignore[assignment]  # checked below
+        self.queue = queue  # Airflow reads it when it stores the trigger of a DAG
         #: Why nothing can be watched; None if it can.
         self.unusable: str | None = None
         try:
@@ -103,6 +107,15 @@ class StabilityBalanceEventTrigger(BaseEventTrigger):
         check_organization(self.organization)
         check_conn_id(self.stability_conn_id)
         self.poke_interval = check_seconds(self.poke_interval, argument="poke_interval")
+        if self.queue is None:
+            return
+        if not isinstance(self.queue, str) or not self.queue:
+            raise ValueError(f"queue must be the name of a queue; got {safe_repr(self.queue)}.")
+        if not EVENT_TRIGGERS_HAVE_QUEUES:
+            raise ValueError(
+                "queue needs Airflow 3.4 or later: before, a watcher's trigger is in no queue. Leave it out; "
+                f"got {safe_repr(self.queue)}."
+            )
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class and its arguments, as Airflow stores them. Equal ones make one trigger."""
@@ -115,6 +128,9 @@ class StabilityBalanceEventTrigger(BaseEventTrigger):
             "poke_interval": self.poke_interval,
             "stored": True,
         }
+        if self.queue is not None:
+            # Airflow stores the queue beside these, and takes no notice of a change of it alone.
+            arguments["queue"] = self.queue
         return (
             "airflow_stability.triggers.events.StabilityBalanceEventTrigger",
             arguments | self.unknown_arguments,

@@ -18,7 +18,7 @@ from tests.demo.scenario import (
     RUN_ID,
     image_statuses,
 )
-from tests.real_airflow import RealAirflow
+from tests.real_airflow import TASK_INSTANCE, RealAirflow
 
 
 def check_tasks(airflow: RealAirflow) -> str:
@@ -26,7 +26,7 @@ def check_tasks(airflow: RealAirflow) -> str:
 
     :raises DemoError: a task failed or was retried.
     """
-    query = "SELECT task_id, state, try_number FROM task_instance WHERE run_id != :killed"
+    query = f"SELECT task_id, state, try_number FROM {TASK_INSTANCE} WHERE run_id != :killed"
     tasks = [tuple(task) for task in airflow.query(query, killed=KILLED_RUN_ID)]
     wrong = [str(task) for task in tasks if task[1:] != ("success", 1)]
     if wrong:
@@ -39,7 +39,7 @@ def check_killed_run(airflow: RealAirflow) -> str:
 
     :raises DemoError: the run ended otherwise, or its folder holds something else.
     """
-    query = "SELECT task_id, state, try_number FROM task_instance WHERE dag_id = :dag AND run_id = :run"
+    query = f"SELECT task_id, state, try_number FROM {TASK_INSTANCE} WHERE dag_id = :dag AND run_id = :run"
     tasks = {row[0]: tuple(row[1:]) for row in airflow.query(query, dag=PIPELINE_DAG, run=KILLED_RUN_ID)}
     if tasks.get("generate_image") != ("failed", 2) or tasks["report"][0] != "upstream_failed":
         raise DemoError(f"the run {KILLED_RUN_ID} did not fail at the second try of its image: {tasks}")

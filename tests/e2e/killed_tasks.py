@@ -21,7 +21,7 @@ from tests.e2e.killing import (
     tasks,
 )
 from tests.leaks import Search
-from tests.real_airflow import RealAirflow
+from tests.real_airflow import TASK_INSTANCE, RealAirflow
 
 DAG_FILE = Path(__file__).parent / "dags" / "paid_once.py"
 ENDED = {"success", "failed"}
@@ -132,7 +132,9 @@ class KilledTasks:
         return {name: state for (name, _), state in airflow.states("paid_once").items()}
 
     def _tries(self, airflow: RealAirflow, name: str) -> int:
-        ((number,),) = airflow.query("SELECT try_number FROM task_instance WHERE task_id = :name", name=name)
+        ((number,),) = airflow.query(
+            f"SELECT try_number FROM {TASK_INSTANCE} WHERE task_id = :name", name=name
+        )
         return int(number)
 
     def _files(self, killed: Killed) -> dict[str, bytes]:

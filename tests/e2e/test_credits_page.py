@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 import requests
 
-from airflow_stability.compat import HAS_EXTERNAL_VIEWS
+from airflow_stability.compat import AIRFLOW_VERSION, HAS_EXTERNAL_VIEWS
 from airflow_stability.simulator import Fault, StabilitySimulator
 from tests.conftest import ROOT
 from tests.leaks import Search
-from tests.real_airflow import RealAirflow
+from tests.real_airflow import RENDERED_FIELDS_TABLE, XCOM, XCOM_TABLE, RealAirflow, of_tasks
 from tests.rest_api import RestApi
 
 #: Seconds for the story; it takes less than one minute on two cores.
@@ -40,6 +40,8 @@ HOSTILE_DAG = "<b>dag</b>'\"&"
 PATH = "/some/where"
 #: The time between the two balances that the gate read.
 APART = timedelta(hours=2)
+OF_FIRST_RUN = of_tasks("run_id = 'first'")
+XCOM_OF_FIRST_RUN = XCOM_TABLE if AIRFLOW_VERSION < (3, 4) else "xcom_v1"
 WAITING = {
     ("deferred", -1): "deferred",
     ("unreadable", -1): "deferred",
@@ -50,6 +52,36 @@ WAITING = {
     ("spend", 0): "deferred",
     ("spend", 1): "deferred",
 }
+
+
+#: What the page shows of the database: a task in a triggerer, one that waits by reschedule, and a balance
+#: that the gate has pushed.
+IN_TRIGGERER = ">credits_waiting · deferred</a>"
+BY_RESCHEDULE = ">credits_waiting · rescheduled</a>"
+PUSHED = '<td data-label="Credits">40</td>'
+#: For each table or column that Airflow may rename: what the page then says that it could not read, and which
+#: texts it lacks.
+MISSING: dict[str, tuple[str, set[str]]] = {
+    "trigger": ("tasks that wait in a triggerer.", {IN_TRIGGERER}),
+    "task_reschedule": ("since when tasks wait by reschedule.", set()),
+    XCOM_OF_FIRST_RUN: ("balances in XCom.", {PUSHED}),
+    f"{XCOM_OF_FIRST_RUN}.timestamp": ("balances in XCom.", {PUSHED}),
+    # The arguments of the first run are taken from the DAG, and here those of all tasks are.
+    RENDERED_FIELDS_TABLE: ("rendered arguments of tasks.", set()),
+    "serialized_dag": ("arguments of tasks in their DAGs.", {PUSHED}),
+    "task_instance": (
+        (
+            "tasks that wait in a triggerer; tasks that wait by reschedule or on a worker, and tasks that "
+            "run; balances in XCom."
+        ),
+        {IN_TRIGGERER, BY_RESCHEDULE, PUSHED},
+    ),
+}
+if AIRFLOW_VERSION >= (3, 4):
+    MISSING |= {
+        XCOM_TABLE: ("balances in XCom.", set()),
+        "rtif_v1": ("rendered arguments of tasks.", set()),
+    }
 
 
 class Story:
@@ -123,24 +155,34 @@ class Story:
         at = datetime.now(UTC) - APART
         # Airflow's own columns are naive on SQLite.
         airflow.query(
-            "UPDATE xcom SET timestamp = :at WHERE run_id = 'first'", at=f"{at:%Y-%m-%d %H:%M:%S.%f}"
+            f"UPDATE {XCOM_TABLE} SET timestamp = :at WHERE {OF_FIRST_RUN}",
+            at=f"{at:%Y-%m-%d %H:%M:%S.%f}",
         )
+        if AIRFLOW_VERSION >= (3, 4):
+            # As after an upgrade from an earlier Airflow.
+            airflow.query(
+                "INSERT INTO xcom_v1 (dag_run_id, dag_id, run_id, task_id, map_index, key, value, timestamp) "
+                "SELECT dag_run.id, dag_id, run_id, task_id, map_index, key, value, timestamp "
+                f"FROM {XCOM} JOIN dag_run USING (dag_id, run_id) WHERE run_id = 'first'"
+            )
+            airflow.query(f"DELETE FROM {XCOM_TABLE} WHERE {OF_FIRST_RUN}")
         # As after the loss of the encryption key.
         airflow.query(
             "UPDATE trigger SET kwargs = 'gAAAAA' "
             "WHERE id = (SELECT trigger_id FROM task_instance WHERE task_id = 'unreadable')"
         )
         # Airflow deletes these for older runs.
-        airflow.query("DELETE FROM rendered_task_instance_fields WHERE run_id = 'first'")
+        airflow.query(f"DELETE FROM {RENDERED_FIELDS_TABLE} WHERE {OF_FIRST_RUN}")
         airflow.query(
             "UPDATE task_instance SET dag_id = :hostile WHERE task_id = 'hostile_organization'",
             hostile=HOSTILE_DAG,
         )
-        airflow.query(
-            "UPDATE rendered_task_instance_fields SET dag_id = :hostile "
-            "WHERE task_id = 'hostile_organization'",
-            hostile=HOSTILE_DAG,
-        )
+        if AIRFLOW_VERSION < (3, 4):
+            airflow.query(
+                f"UPDATE {RENDERED_FIELDS_TABLE} SET dag_id = :hostile "
+                "WHERE task_id = 'hostile_organization'",
+                hostile=HOSTILE_DAG,
+            )
         self.simulator.inject(Fault.status(503), times=None, key=self.keys["outage"])
         self.simulator.inject(Fault.status(429), times=1, key=self.keys["locked"])
         self.simulator.inject(Fault.hang(), times=None, key=self.keys["hanging"])
@@ -387,6 +429,28 @@ def test_the_page_is_in_the_navigation(story):
     (plugin,) = [plugin for plugin in answer.json()["plugins"] if plugin["name"] == "stability"]
     (view,) = plugin["external_views"]
     assert (view["name"], view["href"], view["destination"]) == ("Stability credits", "stability/", "nav")
+
+
+@pytest.fixture(scope="module")
+def without(story):
+    """The page without each of the tables and columns."""
+    code = f"from tests.e2e.missing_tables import pages; pages({[*MISSING]}, {story.tokens['op']!r})"
+    return json.loads(story.airflow.execute(code))
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_a_table_that_cannot_be_read_costs_its_part_of_the_page(name, story, without):
+    status, page = without[name]
+    unread, lacks = MISSING[name]
+    _, _, wallet = page.partition(">wallet\n")
+    section = wallet.partition("</section>")[0]
+
+    assert status == 200
+    assert f"Not read from Airflow's database:</strong> {unread}" in " ".join(page.split())
+    assert {text for text in (IN_TRIGGERER, BY_RESCHEDULE, PUSHED) if text not in section} == lacks
+    assert "31.5 <small>credits</small>" in section
+    assert "Not read from" not in story.get().text
+    story.pages.append(page.encode())
 
 
 def test_no_key_is_in_any_answer(story):

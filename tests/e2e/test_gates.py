@@ -39,7 +39,7 @@ from tests.e2e.gates import (
     TWO,
 )
 from tests.leaks import Search
-from tests.real_airflow import COMPONENTS, RealAirflow
+from tests.real_airflow import COMPONENTS, XCOM, RealAirflow
 from tests.rest_api import RestApi
 from tests.statsd_listener import StatsdListener
 
@@ -267,13 +267,13 @@ class Story:
 
     def xcoms(self, task_id: str) -> list[Any]:
         rows = self.airflow.query(
-            "SELECT value FROM xcom WHERE task_id = :task_id AND key = 'return_value'", task_id=task_id
+            f"SELECT value FROM {XCOM} WHERE task_id = :task_id AND key = 'return_value'", task_id=task_id
         )
         return [value if isinstance(value, int | float) else json.loads(value) for (value,) in rows]
 
     def payloads(self, dag_id: str) -> list[Any]:
         """Return what the runs of an event's DAG were told."""
-        rows = self.airflow.query("SELECT value FROM xcom WHERE dag_id = :dag_id", dag_id=dag_id)
+        rows = self.airflow.query(f"SELECT value FROM {XCOM} WHERE dag_id = :dag_id", dag_id=dag_id)
         return [json.loads(value) for (value,) in rows]
 
     def time_of(self, column: str, task_id: str) -> datetime | None:

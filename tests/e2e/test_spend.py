@@ -35,7 +35,7 @@ from tests.e2e.spending import (
     TOP_UP,
 )
 from tests.leaks import Search
-from tests.real_airflow import COMPONENTS, RealAirflow
+from tests.real_airflow import COMPONENTS, TASK_INSTANCE, RealAirflow
 from tests.statsd_listener import StatsdListener
 
 log = logging.getLogger(__name__)
@@ -251,13 +251,13 @@ class Story:
 
     def tries(self, name: str) -> set[int]:
         """Return the number of the last try of a task, or of each of a mapped one."""
-        rows = self.airflow.query("SELECT try_number FROM task_instance WHERE task_id = :name", name=name)
+        rows = self.airflow.query(f"SELECT try_number FROM {TASK_INSTANCE} WHERE task_id = :name", name=name)
         return {number for (number,) in rows}
 
     def retried(self, name: str) -> list[Counter[str]]:
         """Return what Airflow's log table tells of each instance of a task that was tried more than once."""
         rows = self.airflow.query(
-            "SELECT log.map_index, log.event FROM log JOIN task_instance USING (task_id, map_index) "
+            f"SELECT log.map_index, log.event FROM log JOIN {TASK_INSTANCE} USING (task_id, map_index) "
             "WHERE task_id = :name AND task_instance.try_number > 1",
             name=name,
         )

@@ -21,6 +21,7 @@ import pytest
 from airflow_stability.compat import AIRFLOW_VERSION
 from airflow_stability.simulator import StabilitySimulator
 from tests.conftest import HOME, ROOT
+from tests.real_airflow import XCOM
 
 #: Examples of event-driven DAGs, which Airflow 2.11 does not have: there they cannot be imported.
 NEED_AIRFLOW_3 = ("stability_credit_restored.py", "stability_credit_low.py")
@@ -174,7 +175,7 @@ class DagRunResult:
         from sqlalchemy import text
 
         query = text(
-            "SELECT value FROM xcom WHERE dag_id = :dag_id AND run_id = :run_id AND task_id = :task_id "
+            f"SELECT value FROM {XCOM} WHERE dag_id = :dag_id AND run_id = :run_id AND task_id = :task_id "
             "AND key = :key ORDER BY map_index"
         )
         wanted = {"dag_id": self.dag_id, "run_id": self.run_id, "task_id": task_id, "key": key}

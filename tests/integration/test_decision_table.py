@@ -9,6 +9,7 @@ import pytest
 from airflow_stability.simulator import StabilitySimulator
 from tests.integration.decision_table import FAILURES, FLAGS, OUTCOMES, Case, World, cases
 from tests.integration.written import PASSWORDS, Written
+from tests.real_airflow import RENDERED_FIELDS_TABLE
 
 
 @pytest.fixture(scope="class")
@@ -60,7 +61,7 @@ class Table:
         assert {place.partition(": secret")[0] for place in places} >= {
             "output",
             "elsewhere",
-            "table rendered_task_instance_fields, column rendered_fields",
+            f"table {RENDERED_FIELDS_TABLE}, column rendered_fields",
             "table task_instance, column task_id",
         }
 

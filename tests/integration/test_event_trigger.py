@@ -145,6 +145,17 @@ def test_airflow_takes_it_for_a_watcher_and_finds_it_equal_to_what_it_stored():
     )
 
 
+@pytest.mark.skipif(AIRFLOW_VERSION < (3, 4), reason="before, a watcher's trigger is in no queue")
+def test_airflow_finds_it_unequal_in_another_queue():
+    from airflow.triggers.base import BaseEventTrigger
+
+    stored = trigger(queue="credits").serialize()
+
+    assert trigger(**stored[1]).queue == "credits"
+    assert BaseEventTrigger.hash(*trigger(queue="others").serialize()) != BaseEventTrigger.hash(*stored)
+    assert "queue" not in trigger().serialize()[1]  # so that an update of this package makes no other trigger
+
+
 @airflow_3
 @pytest.mark.parametrize(
     ("changes", "text"),
@@ -156,11 +167,20 @@ def test_airflow_takes_it_for_a_watcher_and_finds_it_equal_to_what_it_stored():
         ({"organization": "my org"}, "organization must be an id"),
         ({"stability_conn_id": ""}, "stability_conn_id must be the id of a connection"),
         ({"poke_interval": 0}, "poke_interval must be a finite number of seconds, more than 0"),
+        ({"queue": ""}, "queue must be the name of a queue"),
     ],
 )
 def test_an_argument_that_cannot_work_is_refused_in_the_dag_file(changes, text):
     with pytest.raises(ValueError, match=text):
         trigger(**changes)
+
+
+@pytest.mark.skipif(
+    not (3, 0) <= AIRFLOW_VERSION < (3, 4), reason="Airflow 3.4 puts the trigger of a watcher into a queue"
+)
+def test_a_queue_is_refused_where_airflow_would_ignore_it():
+    with pytest.raises(ValueError, match=r"queue needs Airflow 3\.4 or later.*got 'credits'"):
+        trigger(queue="credits")
 
 
 @airflow_3

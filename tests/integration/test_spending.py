@@ -10,6 +10,7 @@ from airflow_stability.simulator import StabilitySimulator
 from tests.integration.dags.spending import IMAGE
 from tests.integration.decision_table import FAILURES
 from tests.integration.written import Written
+from tests.real_airflow import XCOM_TABLE
 
 
 @pytest.fixture(scope="module")
@@ -105,5 +106,5 @@ def test_the_search_for_keys_would_find_one(finished):
     assert {place.partition(": first half")[0] for place in places} >= {
         "output: secret 0",
         "elsewhere: secret 0",
-        "table xcom, column value: secret 1",
+        f"table {XCOM_TABLE}, column value: secret 1",
     }

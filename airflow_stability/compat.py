@@ -164,6 +164,10 @@ RENDERS_IN_TRIGGERER = AIRFLOW_VERSION >= (3, 3)
 # Whether a plugin can put a page of its own into Airflow's navigation.
 HAS_EXTERNAL_VIEWS = AIRFLOW_VERSION >= (3, 1)
 
+# Whether an auth manager can be asked which of several connections a user may read. The auth managers of
+# Airflow 3.1 only tell whether the user may read all of them.
+CAN_FILTER_CONNECTIONS = AIRFLOW_VERSION >= (3, 2)
+
 
 def can_be_rescheduled(operator: Any) -> Any:
     """Decorate an operator class so that the scheduler respects its tasks' reschedule dates.

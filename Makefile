@@ -94,14 +94,15 @@ test-e2e: $(VENV)/installed $(if $(filter $(AIRFLOW),$(firstword $(AIRFLOWS)) $(
 	@$(STORY) --numprocesses=2 tests/e2e $(ARGS)
 
 test-cluster: $(VENV)/installed-cluster
-	@bash .ci/find-servers $(BIN)/python
+	@bash .ci/find-servers $(BIN)/python postgresql redis
 	@$(STORY) tests/cluster $(ARGS)
 
 test-s3: $(VENV)/installed-s3
 	@$(PYTEST) --numprocesses=2 tests/s3 $(ARGS)
 
 screenshots: export SCREENSHOTS := docs/images
-test-ui screenshots: $(VENV)/installed-ui
+test-ui screenshots: $(VENV)/installed-fab
+	@bash .ci/find-servers $(BIN)/python nginx
 	@CHROMIUM="$$(bash .ci/find-browser)" && export CHROMIUM && $(STORY) tests/ui $(ARGS)
 
 # For CI, on the Airflows between the oldest and the newest: see tests/versions.py. Each on its own, since make may
@@ -157,7 +158,7 @@ $(VENV)/installed .venvs/bench/installed: pyproject.toml .ci/constraints-$(AIRFL
 		--constraints .ci/constraints-$(AIRFLOW).txt apache-airflow --editable ".[simulator]" --group dev $(MORE)
 	@touch $@
 
-$(VENV)/installed-ui $(VENV)/installed-cluster $(VENV)/installed-s3: $(VENV)/installed-%: $(VENV)/installed
+$(VENV)/installed-fab $(VENV)/installed-cluster $(VENV)/installed-s3: $(VENV)/installed-%: $(VENV)/installed
 	@$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python \
 		--constraints .ci/constraints-$(AIRFLOW).txt --group $*
 	@touch $@

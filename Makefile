@@ -61,7 +61,7 @@ help:
 	@echo "make venvs               install all these Airflows at once: else each is when it is first used"
 	@echo "make test-cluster        gates and spending in a cluster whose parts are killed; installs PostgreSQL and Redis"
 	@echo "make test-s3             object storage on a real S3 server; on Airflow 2.11 and 3.3 only"
-	@echo "make test-ui             Airflow 3.3's web pages in a real browser; installs Debian's Chromium if there is none"
+	@echo "make test-ui             Airflow 3.3's web pages in a real browser; installs Chromium and nginx if need be"
 	@echo "make screenshots         the same, and put its pictures into docs/images"
 	@echo "make lint                ruff, ruff format and mypy strict"
 	@echo "make format              let ruff mend what it can"

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, FrameLocator, Page, expect
 
 from airflow_stability.simulator import Fault
-from tests.ui.conftest import LIMIT, Site
+from tests.ui.conftest import LIMIT, WINDOW, Site
 from tests.ui.waiting import DAG_ID, GATE, GATE_WITHOUT_WORKER, PAINT
 
 pytestmark = pytest.mark.timeout(LIMIT + 60)
@@ -33,7 +33,8 @@ CONTRASTS = """() => {
     .filter((element) => element.checkVisibility() && !element.closest("svg"))
     .map((element) => {
       const background = backgroundOf(element);
-      const [low, high] = [numbers(getComputedStyle(element).color), background].map(luminance).sort();
+      const both = [numbers(getComputedStyle(element).color), background].map(luminance);
+      const [low, high] = both.sort((a, b) => a - b);
       return { text: element.textContent, background, contrast: (high + 0.05) / (low + 0.05) };
     });
 }"""

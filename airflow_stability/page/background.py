@@ -22,7 +22,7 @@ MAX_THREADS = 8
 #: Seconds after which a request is answered, whether or not its page is made.
 WAIT_SECONDS = 1.8
 
-#: Seconds for which a page is kept for a user whose requests were all answered before it was made.
+#: Seconds after a user's latest request for which a page is kept that was made too late for it.
 KEEP_SECONDS = 30.0
 
 
@@ -36,7 +36,7 @@ class BackgroundPages(Generic[Page]):
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="stability-page-users")
-        self._pages: dict[str, tuple[Future[Page], float]] = {}  # by user, with the time of the request
+        self._pages: dict[str, tuple[Future[Page], float]] = {}  # by user, with the latest request's time
 
     async def get(
         self, user_id: str, make: Callable[[], Page], *, wait_seconds: float = WAIT_SECONDS
@@ -64,7 +64,9 @@ class BackgroundPages(Generic[Page]):
             for each, (page, requested_at) in list(self._pages.items()):
                 if page.done() and now - requested_at > KEEP_SECONDS:
                     del self._pages[each]
-            if user_id not in self._pages:
+            if user_id in self._pages:
+                page, _ = self._pages[user_id]
+            else:
                 page = self._threads.submit(contextvars.copy_context().run, make)
-                self._pages[user_id] = page, now
-            return self._pages[user_id][0]
+            self._pages[user_id] = page, now
+            return page

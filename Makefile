@@ -67,7 +67,7 @@ help:
 	@echo "make venvs               install all these Airflows at once: else each is when it is first used"
 	@echo "make test-cluster        gates and spending in a cluster whose parts are killed; installs PostgreSQL and Redis"
 	@echo "make test-s3             object storage on a real S3 server; on Airflow 2.11 and 3.3 only"
-	@echo "make test-ui             Airflow 3.3's web pages in a real browser; installs Debian's Chromium if there is none"
+	@echo "make test-ui             Airflow 3.3's web pages in a real browser; installs Chromium and nginx if need be"
 	@echo "make screenshots         the same, and put its pictures into docs/images"
 	@echo "make lint                ruff, ruff format and mypy strict"
 	@echo "make format              let ruff mend what it can"
@@ -100,14 +100,15 @@ test-e2e: $(VENV)/installed $(if $(filter $(AIRFLOW),$(OLDEST) $(NEWEST)),$(VENV
 	@$(STORY) --numprocesses=2 tests/e2e $(ARGS)
 
 test-cluster: $(VENV)/installed-cluster
-	@bash .ci/find-servers $(BIN)/python
+	@bash .ci/find-servers $(BIN)/python postgresql redis
 	@$(STORY) tests/cluster $(ARGS)
 
 test-s3: $(VENV)/installed-s3
 	@$(PYTEST) --numprocesses=2 tests/s3 $(ARGS)
 
 screenshots: export SCREENSHOTS := docs/images
-test-ui screenshots: $(VENV)/installed-ui
+test-ui screenshots: $(VENV)/installed-fab
+	@bash .ci/find-servers $(BIN)/python nginx
 	@CHROMIUM="$$(bash .ci/find-browser)" && export CHROMIUM && $(STORY) tests/ui $(ARGS)
 
 # For CI, on the Airflows between the oldest and the newest, and on a beta: see tests/versions.py. Each on its own,
@@ -163,7 +164,7 @@ $(VENV)/installed .venvs/bench/installed: pyproject.toml .ci/constraints-$(AIRFL
 		--constraints .ci/constraints-$(AIRFLOW).txt apache-airflow --editable ".[simulator]" --group dev $(MORE)
 	@touch $@
 
-$(VENV)/installed-ui $(VENV)/installed-cluster $(VENV)/installed-s3: $(VENV)/installed-%: $(VENV)/installed
+$(VENV)/installed-fab $(VENV)/installed-cluster $(VENV)/installed-s3: $(VENV)/installed-%: $(VENV)/installed
 	@$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python \
 		--constraints .ci/constraints-$(AIRFLOW).txt --group $*
 	@touch $@

@@ -24,6 +24,9 @@ GROUPS = ["dev", "ui", "bench", "cluster"]
 #: Object storage is tested on the oldest and the newest release only: its packages would change other pins.
 WITH_OBJECT_STORAGE = ("2.11", "3.3")
 
+#: Flask-AppBuilder's logins are tested on the newest only: before Airflow 3, they are Airflow's own.
+WITH_LOGINS = ("3.3",)
+
 
 def resolve(uv: str, requirement: str, as_of: date, *more: str) -> subprocess.CompletedProcess[str]:
     """Resolve a requirement, and more of uv's arguments, with the index as it was that day.
@@ -61,6 +64,7 @@ def write(uv: str, airflow: str, release: str) -> None:
     as_of = released_on(uv, release) + timedelta(days=DAYS_AFTER_RELEASE)
     requirements = f"apache-airflow=={release}\n" + (lowest(uv, as_of) if airflow == "lowest" else "")
     names = GROUPS + (["s3"] if airflow in WITH_OBJECT_STORAGE else [])
+    names += ["fab"] if airflow in WITH_LOGINS else []
     groups = [f"--group={name}" for name in names]
     resolved = resolve(uv, requirements, as_of, "pyproject.toml", "--extra=simulator", *groups)
     if resolved.returncode:

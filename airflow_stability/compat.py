@@ -178,6 +178,10 @@ EVENT_TRIGGERS_HAVE_QUEUES = AIRFLOW_VERSION >= (3, 4)
 # Whether a plugin can put a page of its own into Airflow's navigation.
 HAS_EXTERNAL_VIEWS = AIRFLOW_VERSION >= (3, 1)
 
+# Whether an auth manager can be asked which of several connections a user may read. The auth managers of
+# Airflow 3.1 only tell whether the user may read all of them.
+CAN_FILTER_CONNECTIONS = AIRFLOW_VERSION >= (3, 2)
+
 # The models of XComs and of the rendered arguments of tasks. Airflow 3.4 began a new table of each, and keeps
 # the rows from before in the old one.
 XCOM_MODELS = ("XComModelV2", "XComModelV1") if AIRFLOW_VERSION >= (3, 4) else ("XComModel",)

@@ -1,7 +1,7 @@
-"""PostgreSQL and Redis servers for tests and benchmarks.
+"""PostgreSQL, Redis and nginx servers for tests and benchmarks.
 
-Each server has a temporary folder, listens on loopback on a free port, and has a password. After a stop it
-can be started again, on the same port.
+Each server has a temporary folder, and listens on loopback on a free port. PostgreSQL and Redis have a
+password. After a stop, a server can be started again, on the same port.
 """
 
 from __future__ import annotations
@@ -218,6 +218,71 @@ class Redis(Server):
         return [self.programs / "redis-server", self.folder / "redis.conf"]
 
 
+class Nginx(Server):
+    """An nginx in front of another server on this machine, which it shows below a path.
+
+    Everywhere else, it answers 404.
+
+    :param programs: the folder of its program.
+    :param port: the port of the other server.
+    :param path: with a leading slash, and without one at its end. The other server gets it, too.
+    """
+
+    name = package = "nginx"
+    ends_at = signal.SIGTERM
+
+    def __init__(self, programs: Path, port: int, path: str) -> None:
+        super().__init__(programs)
+        self.behind, self.path = port, path
+
+    @staticmethod
+    def installed() -> Path | None:
+        """Return the folder of its program; None if there is none."""
+        # Debian puts it where only root's PATH leads.
+        found = shutil.which("nginx", path=f"{os.environ.get('PATH', os.defpath)}{os.pathsep}/usr/sbin")
+        return Path(found).parent if found else None
+
+    @property
+    def url(self) -> str:
+        """The URL of the other server, below the path."""
+        return f"http://127.0.0.1:{self.port}{self.path}"
+
+    def _prepare(self) -> None:
+        temporary = "\n".join(
+            f"    {kind}_temp_path {self.folder / kind};"
+            for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        # As Airflow's documentation has it, with nothing that the machine has configured.
+        configuration = f"""
+daemon off;
+error_log stderr;
+pid {self.folder / "pid"};
+events {{}}
+http {{
+    access_log off;
+{temporary}
+    server {{
+        listen 127.0.0.1:{self.port};
+        location {self.path}/ {{
+            proxy_pass http://127.0.0.1:{self.behind};
+            proxy_set_header Host $http_host;
+            proxy_set_header X-Forwarded-For $remote_addr;
+            proxy_set_header X-Forwarded-Proto $scheme;
+            proxy_http_version 1.1;
+            proxy_redirect off;
+        }}
+        location / {{
+            return 404;
+        }}
+    }}
+}}
+"""
+        (self.folder / "nginx.conf").write_text(configuration)
+
+    def _command(self) -> list[str | Path]:
+        return [self.programs / "nginx", "-p", self.folder, "-c", self.folder / "nginx.conf"]
+
+
 def unprivileged() -> str | None:
     """Return a user for the servers that root starts; None if there is none."""
     for name in ("postgres", "nobody"):
@@ -227,5 +292,6 @@ def unprivileged() -> str | None:
 
 
 if __name__ == "__main__":
-    # For .ci/find-servers: print the packages of the servers that are not installed.
-    sys.stdout.write(" ".join(each.package for each in (PostgreSQL, Redis) if each.installed() is None))
+    # For .ci/find-servers: print the packages of those servers that are not installed.
+    wanted = [each for each in (PostgreSQL, Redis, Nginx) if each.name in sys.argv[1:]]
+    sys.stdout.write(" ".join(each.package for each in wanted if each.installed() is None))

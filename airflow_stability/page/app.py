@@ -1,13 +1,18 @@
 """The Credits page: a FastAPI app that Airflow mounts below its own and shows in a frame.
 
 Airflow does not authenticate requests to a plugin's app, so each route here requires a user itself.
+
+Airflow's permissions, its database and the API block, and may be slow, so the page is made in the background.
+A request that comes too early gets a page that says so and reloads itself.
 """
 
 from __future__ import annotations
 
 import secrets
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
@@ -21,8 +26,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from airflow_stability.compat import conf
 from airflow_stability.errors import CREDITS_URL, StabilityConfigurationError
 from airflow_stability.hooks.stability import StabilityHook
+from airflow_stability.page.background import BackgroundPages
 from airflow_stability.page.balance_cache import (
     MAX_ORGANIZATIONS,
+    WAIT_SECONDS,
     BalanceCache,
     CachedBalance,
     CachedConnection,
@@ -42,6 +49,9 @@ if TYPE_CHECKING:
 #: Where Airflow mounts the app.
 URL_PREFIX = "/stability"
 
+#: Seconds after which a page that is not complete reloads itself.
+RELOAD_SECONDS = 3
+
 #: The database is not queried again before the result is this old, however often the page is reloaded.
 QUERY_MAX_AGE = timedelta(seconds=15)
 
@@ -58,28 +68,40 @@ class _QueryCache:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._result: QueryResult | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stability-page-queries")
+        self._running: Future[None] | None = None
+        self._latest: tuple[QueryResult, datetime] | None = None
         self._fresh_until = datetime.min.replace(tzinfo=UTC)
 
-    def get(self) -> QueryResult:
-        # One request runs the queries. Meanwhile, the others use the earlier result if there is one.
-        if self._lock.acquire(blocking=self._result is None):
-            try:
-                self._refresh()
-            finally:
-                self._lock.release()
-        assert self._result is not None
-        return self._result
+    def get(self) -> tuple[QueryResult, datetime | None]:
+        """Return the result. If it is an earlier one because the queries take long, return its time, too.
+
+        Without an earlier one, wait for the queries.
+        """
+        with self._lock:
+            earlier = self._latest
+            if self._running is None and datetime.now(UTC) >= self._fresh_until:
+                self._running = self._thread.submit(self._refresh)
+            running = self._running
+        if running is not None:
+            wait([running], timeout=WAIT_SECONDS if earlier else None)
+            if earlier and not running.done():
+                return earlier
+            running.result()  # raises what has failed
+        assert self._latest is not None
+        return self._latest[0], None
 
     def _refresh(self) -> None:
         now = datetime.now(UTC)
-        if now < self._fresh_until:
-            return
-        with create_session() as session:
-            self._result = query_database(session, now)
-        # Slow queries run more rarely, so that reloads take at most a tenth of a large database's time.
-        took = datetime.now(UTC) - now
-        self._fresh_until = now + max(QUERY_MAX_AGE, 10 * took)
+        try:
+            with create_session() as session:
+                self._latest = query_database(session, now), now
+            # Slow queries run more rarely, so that reloads take at most a tenth of a large database's time.
+            took = datetime.now(UTC) - now
+            self._fresh_until = now + max(QUERY_MAX_AGE, 10 * took)
+        finally:
+            with self._lock:
+                self._running = None
 
 
 def connect(conn_id: str) -> StabilityClient:
@@ -103,17 +125,29 @@ def create_app() -> FastAPI:
     # Without an OpenAPI document, FastAPI serves no documentation either.
     app = FastAPI(dependencies=[Depends(requires_authenticated())], openapi_url=None)
     balances, queries = BalanceCache(connect), _QueryCache()
+    pages: BackgroundPages[tuple[str, str]] = BackgroundPages()
     template = _templates().get_template("credits.html")
 
-    # Not async: Airflow's permissions, its database and the API block, so FastAPI runs this in a thread.
-    @app.get("/", response_class=HTMLResponse)
-    def page(user: GetUserDep) -> HTMLResponse:
-        result = queries.get()
+    def render(content: dict[str, Any]) -> tuple[str, str]:
         nonce = secrets.token_urlsafe(16)
-        content = template.render(
-            **_content(result, balances, user), nonce=nonce, credits_url=CREDITS_URL, now=datetime.now(UTC)
+        now = datetime.now(UTC)
+        html = template.render(
+            content,
+            nonce=nonce,
+            credits_url=CREDITS_URL,
+            now=now,
+            days=HISTORY.days,
+            reload_seconds=RELOAD_SECONDS,
         )
-        return HTMLResponse(content, headers=_headers(nonce))
+        return html, nonce
+
+    def make(user: BaseUser) -> tuple[str, str]:
+        return render(_content(queries, balances, user))
+
+    @app.get("/", response_class=HTMLResponse)
+    async def page(user: GetUserDep) -> HTMLResponse:
+        html, nonce = await pages.get(user.get_id(), partial(make, user)) or render({"reading": True})
+        return HTMLResponse(html, headers=_headers(nonce))
 
     return app
 
@@ -151,8 +185,9 @@ def _templates() -> Environment:
     return environment
 
 
-def _content(result: QueryResult, balances: BalanceCache, user: BaseUser) -> dict[str, Any]:
+def _content(queries: _QueryCache, balances: BalanceCache, user: BaseUser) -> dict[str, Any]:
     """Return what the template shows to this user."""
+    result, queried_at = queries.get()
     conn_ids = visible_connections({wallet.conn_id for wallet in result.wallets}, user)
     dag_ids = visible_dags((task.dag_id for task in result.tasks), user)
     wanted: dict[str, set[str]] = {conn_id: set() for conn_id in conn_ids}
@@ -168,9 +203,11 @@ def _content(result: QueryResult, balances: BalanceCache, user: BaseUser) -> dic
             sections.append(_section(conn_id, organization, connection, result, dag_ids, now))
     others = [task for task in result.tasks if task.wallet is None or task.wallet.conn_id not in wanted]
     return {
+        "reading": False,
+        "queried_at": queried_at,
+        "pending": queried_at is not None or any(each.pending for each in connections.values()),
         "sections": sections,
         "others": _task_list(others, dag_ids),
-        "days": HISTORY.days,
         "complete": result.complete,
         "unread": result.unread,
     }
@@ -212,7 +249,7 @@ def _problem(connection: CachedConnection, balance: CachedBalance, now: datetime
     if not balance.is_stale(now):
         return None
     if connection.pending:
-        return "The API has not answered yet. Reload the page in a moment."
+        return "The API has not answered yet. This page reloads itself."
     if connection.locked_until:
         return f"The server allows no call with this API key before {connection.locked_until:%H:%M:%S} UTC."
     return (

@@ -5,8 +5,8 @@ Reloading the page must not lock a key out, and an API that hangs must not hang 
 - A balance is requested at most once a minute. All users share the result.
 - One thread requests all balances of a connection, one after another. A lock-out belongs to the API key, so
   it applies to all of them.
-- A page waits a few seconds and then shows the earlier values. The request goes on in its thread, and a later
-  page shows its result. No page waits for a request that hangs, or it would hold a thread of the API server.
+- A page waits a moment and then shows the earlier values. The request goes on in its thread, and a later
+  page shows its result. No page waits for a request that hangs.
 
 This module uses no Airflow.
 """
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 MAX_AGE = timedelta(seconds=60)
 
 #: Seconds for which a page waits for requests, from when they started.
-WAIT_SECONDS = 5.0
+WAIT_SECONDS = 1.5
 
 #: How many organizations of a connection are requested, beside its own. More would take too long.
 MAX_ORGANIZATIONS = 20

@@ -1,4 +1,6 @@
-"""A real Airflow with users of several roles and tasks that wait, and a Chromium that opens its pages.
+"""A real Airflow as most deployments have it, with tasks that wait, and a Chromium that opens its pages.
+
+Users of several roles log in by Flask-AppBuilder. Airflow's pages are below a path, behind nginx.
 
 `make test-ui` sets the environment variable CHROMIUM to its path. `make screenshots` also sets SCREENSHOTS to
 the folder for the pictures; without it they go into one of pytest's folders.
@@ -21,6 +23,8 @@ from airflow_stability.compat import AIRFLOW_VERSION
 from airflow_stability.simulator import StabilitySimulator
 from tests.conftest import ROOT
 from tests.real_airflow import RealAirflow
+from tests.servers import Nginx
+from tests.ui.users import USERS
 from tests.ui.waiting import (
     BALANCES_DAG_ID,
     CREDITS,
@@ -28,6 +32,7 @@ from tests.ui.waiting import (
     GATE,
     GATE_WITHOUT_WORKER,
     HISTORY,
+    OTHER_DAG_ID,
     PAINT,
     PROMPTS,
 )
@@ -43,7 +48,8 @@ LIMIT = 600
 PATIENCE = 30
 #: Pixels.
 WINDOW = {"width": 1280, "height": 800}
-ROLES = ("admin", "op", "user", "viewer")
+#: Where Airflow's pages are.
+PATH = "/team/airflow"
 OPTIONS = (
     "--disable-gpu",
     "--disable-quic",
@@ -60,24 +66,29 @@ WAITING = {(GATE, -1), (GATE_WITHOUT_WORKER, -1), *((PAINT, index) for index in 
 class Site:
     """The Airflow whose pages are opened, and the simulated Stability API that its tasks call."""
 
-    def __init__(
-        self, airflow: RealAirflow, simulator: StabilitySimulator, passwords: dict[str, str]
-    ) -> None:
-        self.airflow, self.simulator, self.passwords = airflow, simulator, passwords
+    def __init__(self, airflow: RealAirflow, simulator: StabilitySimulator) -> None:
+        self.airflow, self.simulator = airflow, simulator
         self.url = airflow.url
+        self.passwords = {user: secrets.token_urlsafe(12) for user in USERS}
 
     def start(self) -> None:
         """Start Airflow, and return when all tasks wait."""
         airflow = self.airflow
         airflow.run("db", "migrate")
+        words = ", ".join(map(repr, self.passwords.values()))
+        airflow.execute(f"from tests.ui.users import create; create([{words}])")
         airflow.connect({"stability_default": f"{self.simulator.connection_uri()}?api_version=v1"})
         airflow.start()
         airflow.wait_for("all components are healthy", airflow.healthy)
-        airflow.wait_for("both DAGs are there", lambda: len(airflow.query("SELECT * FROM dag")) == 2)
+        airflow.wait_for("all DAGs are there", lambda: len(airflow.query("SELECT * FROM dag")) == 3)
         airflow.run("dags", "unpause", "--treat-dag-id-as-regex", "--yes", ".*")
         airflow.wait_for(
             "all tasks wait",
             lambda: {key for key, state in airflow.states(DAG_ID).items() if state == "deferred"} == WAITING,
+        )
+        airflow.wait_for(
+            "the gate of the other DAG waits",
+            lambda: {*airflow.states(OTHER_DAG_ID).values()} == {"deferred"},
         )
         airflow.wait_for(
             "the balance was read", lambda: {*airflow.states(BALANCES_DAG_ID).values()} == {"success"}
@@ -101,23 +112,25 @@ class Site:
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("airflow")
-    passwords = {role: secrets.token_urlsafe(12) for role in ROLES}
-    password_file = folder / "passwords.json"
-    password_file.write_text(json.dumps(passwords))
     settings = {
         # A task that starts before the API server answers fails.
         "core__dags_are_paused_at_creation": True,
-        "core__simple_auth_manager_users": ",".join(f"{role}:{role}" for role in ROLES),
-        "core__simple_auth_manager_passwords_file": password_file,
-        "core__simple_auth_manager_all_admins": False,
+        "core__auth_manager": "airflow.providers.fab.auth_manager.fab_auth_manager.FabAuthManager",
         "core__test_connection": "Enabled",
         "core__hostname_callable": "tests.ui.waiting.host_name",
     }
     airflow = RealAirflow(folder, Path(__file__).parent / "dags", settings=settings, seconds=LIMIT)
-    airflow.environment["PYTHONPATH"] = str(ROOT)
-    with StabilitySimulator(credits=CREDITS) as simulator:
+    programs = Nginx.installed()
+    assert programs, "make test-ui installs nginx"
+    with Nginx(programs, airflow.port, PATH) as nginx, StabilitySimulator(credits=CREDITS) as simulator:
+        airflow.environment |= {
+            "PYTHONPATH": str(ROOT),
+            "AIRFLOW__API__BASE_URL": nginx.url,
+            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{airflow.url}{PATH}/execution/",
+        }
+        airflow.url = nginx.url
         try:
-            site = Site(airflow, simulator, passwords)
+            site = Site(airflow, simulator)
             site.start()
             yield site
         finally:
@@ -153,23 +166,23 @@ def log_in(
 ) -> Iterator[Callable[[str], Page]]:
     """Return a function that opens Airflow as a user. The first time, the user logs in on Airflow's page.
 
-    After the test, check that no page requested anything from another machine.
+    After the test, check that no page requested anything from another machine, or outside Airflow's path.
     """
     pages: list[Page] = []
     requested: list[SplitResult] = []
 
-    def log_in(role: str) -> Page:
-        first = role not in contexts
+    def log_in(user: str) -> Page:
+        first = user not in contexts
         if first:
-            contexts[role] = browser.new_context(base_url=site.url, viewport=WINDOW, locale="en-US")
-            contexts[role].set_default_timeout(1000 * PATIENCE)
-        page = contexts[role].new_page()
+            contexts[user] = browser.new_context(base_url=f"{site.url}/", viewport=WINDOW, locale="en-US")
+            contexts[user].set_default_timeout(1000 * PATIENCE)
+        page = contexts[user].new_page()
         pages.append(page)
         page.on("request", lambda request: requested.append(urlsplit(request.url)))
-        page.goto("/")
+        page.goto("./")
         if first:
-            page.get_by_label("Username").fill(role)
-            page.get_by_label("Password").fill(site.passwords[role])
+            page.get_by_label("Username").fill(user)
+            page.get_by_label("Password").fill(site.passwords[user])
             page.get_by_role("button", name="Sign in").click()
         expect(page.get_by_role("heading", name="Welcome")).to_be_visible()
         return page
@@ -180,7 +193,9 @@ def log_in(
         page.screenshot(path=tmp_path / "last.png")
         page.close()
     # A page may hold a picture or a script in a data or blob URL.
-    assert {url.hostname for url in requested if url.scheme not in ("data", "blob")} == {"127.0.0.1"}
+    requested = [url for url in requested if url.scheme not in ("data", "blob")]
+    assert {url.netloc for url in requested} == {urlsplit(site.url).netloc}
+    assert [url.path for url in requested if not url.path.startswith(f"{PATH}/")] == []
 
 
 @pytest.fixture

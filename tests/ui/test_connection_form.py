@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from airflow_stability.hooks.form import FIELDS
 from tests.ui.conftest import LIMIT, Site
 
+#: Pixels.
+PHONE = {"width": 390, "height": 740}
 pytestmark = pytest.mark.timeout(LIMIT + 60)
 
 
@@ -23,9 +26,14 @@ def no_other_connections(site: Site) -> Iterator[None]:
 
 
 def open_form(page: Page) -> Locator:
-    """Go to the connections through the menu, and open the form for a new one of our type."""
+    """Go to the connections through the menu, and open the form for a new one."""
     page.get_by_role("button", name="Admin").click()
     page.get_by_role("menuitem", name="Connections").click()
+    return open_new(page)
+
+
+def open_new(page: Page) -> Locator:
+    """Open the form for a new connection of our type, on the page of the connections."""
     page.get_by_role("button", name="Add Connection").click()
     form = page.get_by_role("dialog")
     form.get_by_role("combobox").click()
@@ -44,6 +52,15 @@ def fill_in(form: Locator, conn_id: str, site: Site, key: str) -> None:
 
 def open_extra(form: Locator) -> None:
     form.get_by_role("button", name="Extra Fields", exact=True).click()
+
+
+def expect_on_screen(field: Locator) -> None:
+    """Check that a field can be scrolled to downwards, and is not wider than a phone."""
+    field.scroll_into_view_if_needed()
+    box = field.bounding_box()
+    assert box
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= PHONE["width"]
 
 
 def save(form: Locator) -> None:
@@ -103,6 +120,26 @@ def test_the_form_has_our_fields_with_labels_and_help(
     expect(page.get_by_role("option")).to_have_text(["auto", "v1alpha", "v1"])
 
 
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_form_fits_on_a_phone(
+    theme: Literal["light", "dark"], site: Site, browser: Browser, log_in: Callable[[str], Page]
+) -> None:
+    airflow = log_in("admin")
+    context = browser.new_context(
+        storage_state=airflow.context.storage_state(), viewport=PHONE, color_scheme=theme, locale="en-US"
+    )
+    page = context.new_page()
+    page.goto(f"{airflow.url}connections")
+    form = open_new(page)
+    fill_in(form, "on_a_phone", site, "sk-1")
+    for label in ("API key", "API host", "Port", "Scheme"):
+        expect_on_screen(form.get_by_label(label))
+    open_extra(form)
+    for label in ("Request timeout", "Retry deadline"):
+        expect_on_screen(form.get_by_label(label))
+    context.close()
+
+
 def test_she_makes_a_connection_and_the_test_button_tells_whose_account_it_is(
     site: Site, log_in: Callable[[str], Page]
 ) -> None:
@@ -121,7 +158,7 @@ def test_she_makes_a_connection_and_the_test_button_tells_whose_account_it_is(
         "Account user-1 (user-1@example.com). Organizations: Default Organization (org-default, default), "
         "Other Organization (org-other). Balance of org-default: 2.25 credits. API version v1 answered."
     )
-    stored = page.request.get("/api/v2/connections/studio").json()
+    stored = page.request.get("api/v2/connections/studio").json()
     assert (stored["host"], stored["port"], stored["password"]) == ("127.0.0.1", site.simulator.port, "***")
     extra = {name: value for name, value in json.loads(stored["extra"]).items() if value is not None}
     assert extra == {"api_version": "v1", "request_timeout": 7, "retry_deadline": 30}
@@ -129,7 +166,7 @@ def test_she_makes_a_connection_and_the_test_button_tells_whose_account_it_is(
 
 def test_the_key_is_nowhere_afterwards(site: Site, log_in: Callable[[str], Page]) -> None:
     key = site.simulator.add_key()
-    page = log_in("op")
+    page = log_in("admin")
     form = open_form(page)
     fill_in(form, "kept_secret", site, key)
     save(form)
@@ -141,11 +178,11 @@ def test_the_key_is_nowhere_afterwards(site: Site, log_in: Callable[[str], Page]
     expect(form.get_by_label("API key")).to_have_attribute("type", "text")
     shown += [page.content(), *values(form)]
 
-    page.goto("/events")
+    page.goto("events")
     expect(page.get_by_text("post_connection").first).to_be_visible()
     shown.append(page.content())
     for path in ("connections", "connections/kept_secret", "eventLogs?limit=100"):
-        answer = page.request.get(f"/api/v2/{path}")
+        answer = page.request.get(f"api/v2/{path}")
         assert answer.ok
         shown.append(answer.text())
 
@@ -195,14 +232,14 @@ def test_a_proxy_with_a_password_is_hidden_too(site: Site, log_in: Callable[[str
     save(form)
     form = edit(page, "behind_proxy")
 
-    assert page.request.get("/api/v2/connections/behind_proxy").text().count("***") == 2
-    for text in (page.content(), *values(form), page.request.get("/api/v2/connections").text()):
+    assert page.request.get("api/v2/connections/behind_proxy").text().count("***") == 2
+    for text in (page.content(), *values(form), page.request.get("api/v2/connections").text()):
         assert "correct-horse" not in text
 
 
 def test_a_viewer_sees_no_connection(log_in: Callable[[str], Page]) -> None:
     page = log_in("viewer")
-    page.goto("/connections")
+    page.goto("connections")
 
     expect(page.get_by_text("403 Forbidden")).to_be_visible()
     assert "stability_default" not in page.content()

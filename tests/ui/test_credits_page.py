@@ -4,14 +4,40 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 from playwright.sync_api import Browser, FrameLocator, Page, expect
 
-from tests.ui.conftest import LIMIT, Site
+from airflow_stability.simulator import Fault
+from tests.ui.conftest import LIMIT, WINDOW, Site
 from tests.ui.waiting import DAG_ID, GATE, GATE_WITHOUT_WORKER, PAINT
 
 pytestmark = pytest.mark.timeout(LIMIT + 60)
+
+#: A connection whose balance the API does not answer at first.
+SLOW = "slow_api"
+#: JavaScript: each visible text with its background and the contrast between the two.
+CONTRASTS = """() => {
+  const numbers = (color) => color.match(/[\\d.]+/g).map(Number);
+  const luminance = (color) => color.slice(0, 3)
+    .map((value) => value / 255)
+    .map((value) => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, value, index) => sum + value * [0.2126, 0.7152, 0.0722][index], 0);
+  const backgroundOf = (element) => {
+    const color = numbers(getComputedStyle(element).backgroundColor);
+    return color[3] === 0 && element.parentElement ? backgroundOf(element.parentElement) : color;
+  };
+  return [...document.body.querySelectorAll("*")]
+    .filter((element) => [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim()))
+    .filter((element) => element.checkVisibility() && !element.closest("svg"))
+    .map((element) => {
+      const background = backgroundOf(element);
+      const both = [numbers(getComputedStyle(element).color), background].map(luminance);
+      const [low, high] = both.sort((a, b) => a - b);
+      return { text: element.textContent, background, contrast: (high + 0.05) / (low + 0.05) };
+    });
+}"""
 
 
 def open_credits(page: Page) -> FrameLocator:
@@ -64,20 +90,82 @@ def test_a_task_that_waits_is_one_click_away(log_in: Callable[[str], Page]) -> N
 
 
 def test_a_viewer_sees_no_connection_and_no_balance(log_in: Callable[[str], Page]) -> None:
-    frame = open_credits(log_in("viewer"))
+    page = log_in("viewer")
+    # Airflow lists pages of plugins for users who may read plugins.
+    expect(page.get_by_role("link", name="Stability credits")).to_have_count(0)
+    page.goto("stability/")
 
-    expect(frame.get_by_text("There is no Stability connection that you may read.")).to_be_visible()
-    expect(frame.get_by_role("link", name=f"{DAG_ID} · {GATE}", exact=True)).to_be_visible()
-    expect(frame.get_by_role("img")).to_have_count(0)
-    text = frame.locator("html").inner_html()
+    expect(page.get_by_text("There is no Stability connection that you may read.")).to_be_visible()
+    expect(page.get_by_role("link", name=f"{DAG_ID} · {GATE}", exact=True)).to_be_visible()
+    expect(page.get_by_role("img")).to_have_count(0)
+    text = page.content()
     assert "stability_default" not in text
     assert "2.25" not in text
 
 
-def test_who_has_not_logged_in_sees_nothing(site: Site, browser: Browser) -> None:
-    stranger = browser.new_context(base_url=site.url)
-    answer = stranger.request.get("/stability/")
+def test_a_page_that_came_before_the_answer_of_the_api_completes_itself(
+    site: Site, log_in: Callable[[str], Page]
+) -> None:
+    page = log_in("op")
+    key = site.simulator.add_key()
+    site.simulator.inject(Fault.hang(), times=None, key=key)
+    answer = page.request.post(
+        "api/v2/connections",
+        data={
+            "connection_id": SLOW,
+            "conn_type": "stability",
+            "host": site.simulator.url,
+            "password": key,
+            "extra": '{"api_version": "v1"}',
+        },
+    )
+    assert answer.ok
+    try:
+        wallet = open_credits(page).get_by_role("region", name=SLOW)
+        expect(wallet).to_contain_text("The API has not answered yet. This page reloads itself.")
 
-    assert answer.status == 401
-    assert DAG_ID not in answer.text()
-    stranger.close()
+        site.simulator.clear_faults()
+        expect(wallet).to_contain_text("2.25 credits")
+        expect(wallet).to_contain_text("The API answers.")
+    finally:
+        site.simulator.clear_faults()
+        site.airflow.query("DELETE FROM connection WHERE conn_id = :slow", slow=SLOW)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_it_can_be_read_on_a_phone_and_in_both_themes(
+    width: int, theme: Literal["light", "dark"], browser: Browser, log_in: Callable[[str], Page]
+) -> None:
+    airflow = log_in("op")
+    context = browser.new_context(
+        storage_state=airflow.context.storage_state(),
+        viewport={"width": width, "height": WINDOW["height"]},
+        color_scheme=theme,
+    )
+    page = context.new_page()
+    page.goto(f"{airflow.url}stability/")
+    expect(page.get_by_text("2.25 credits").first).to_be_visible()
+    page.get_by_text("The balances in numbers").click()
+    expect(page.get_by_role("cell", name="62.25")).to_be_visible()
+
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    seen = page.evaluate(CONTRASTS)
+    assert len(seen) > 20
+    # What the Web Content Accessibility Guidelines ask for.
+    assert [each for each in seen if each["contrast"] < 4.5] == []
+    assert (seen[0]["background"][0] < 128) == (theme == "dark")
+    context.close()
+
+
+def test_in_airflows_frame_it_follows_airflows_theme(log_in: Callable[[str], Page]) -> None:
+    page = log_in("op")
+    frame = open_credits(page)
+    for theme in ("dark", "light"):
+        # As Airflow's own switch does.
+        page.evaluate("theme => { document.documentElement.className = theme }", theme)
+
+        expect(frame.locator("html")).to_have_class(theme)
+        expect(frame.locator("body")).to_have_css(
+            "background-color", "rgb(17, 19, 24)" if theme == "dark" else "rgb(255, 255, 255)"
+        )

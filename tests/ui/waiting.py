@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-DAG_ID, BALANCES_DAG_ID = "image_pipeline", "daily_balance"
+DAG_ID, OTHER_DAG_ID, BALANCES_DAG_ID = "image_pipeline", "video_pipeline", "daily_balance"
 GATE, GATE_WITHOUT_WORKER, PAINT = "wait_for_credit", "wait_without_worker", "generate_image"
 PROMPTS = ["a lighthouse in a storm", "a paper boat on a calm lake"]
 POKE_INTERVAL = 3.0

@@ -17,6 +17,7 @@ from tests.ui.waiting import (
     GATE_WITHOUT_WORKER,
     HISTORY,
     MINIMUM,
+    OTHER_DAG_ID,
     PAINT,
     POKE_INTERVAL,
     PROMPTS,
@@ -34,6 +35,9 @@ with DAG(DAG_ID, **ONCE):
         raise AssertionError("There was no credit for this.")
 
     paint.expand(prompt=PROMPTS)
+
+with DAG(OTHER_DAG_ID, **ONCE):
+    StabilityBalanceSensor(task_id=GATE, **COMMON)
 
 with DAG(BALANCES_DAG_ID, **ONCE):
     StabilityBalanceOperator.partial(task_id="balance").expand(

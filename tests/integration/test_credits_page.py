@@ -1,0 +1,263 @@
+"""The Credits page on a real server, while something that it reads is slow, and what it asks an auth manager.
+
+tests/e2e/test_credits_page.py has the page in a whole Airflow.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import pytest
+import requests
+
+from airflow_stability.compat import AIRFLOW_VERSION, HAS_EXTERNAL_VIEWS
+from airflow_stability.simulator import Fault, StabilitySimulator
+
+if not HAS_EXTERNAL_VIEWS:
+    pytest.skip("Airflow has pages of plugins from 3.1 on", allow_module_level=True)
+
+import uvicorn
+from airflow.api_fastapi import app
+from airflow.api_fastapi.auth.managers.simple.simple_auth_manager import SimpleAuthManager
+from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+from fastapi import FastAPI
+
+from tests.real_airflow import free_port
+
+#: More than the 40 requests that a server works on in threads.
+REQUESTS = 50
+#: Seconds that a test waits for what should come at once.
+PATIENCE = 30
+
+
+class AuthManager(SimpleAuthManager):
+    """Airflow's simple auth manager, with the questions that it was asked. It can be slow, and fail.
+
+    Users whose names start with `one-` may read one connection and one DAG.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.questions: list[str] = []
+        self.answers = threading.Event()
+        self.answers.set()
+        self.broken = False
+
+    def _ask(self, question: str, user: Any, names: list[str]) -> set[str]:
+        self.questions.append(question)
+        self.answers.wait(PATIENCE)
+        if self.broken:
+            raise OSError("The server of the auth manager does not answer.")
+        return {name for name in names if not user.username.startswith("one-") or name.endswith("-1")}
+
+    def is_authorized_connection(self, *, method: Any, user: Any, details: Any = None) -> bool:
+        return bool(self._ask("connection", user, [details.conn_id]))
+
+    def batch_is_authorized_connection(self, requests: Any, *, user: Any) -> bool:
+        names = [request["details"].conn_id for request in requests]
+        return self._ask("connections, all", user, names) == {*names}
+
+    def filter_authorized_connections(self, *, conn_ids: set[str], user: Any, **kwargs: Any) -> set[str]:
+        return self._ask("connections", user, [*conn_ids])
+
+    def is_authorized_dag(self, *, user: Any, details: Any = None, **kwargs: Any) -> bool:
+        return bool(self._ask("DAG", user, [details.id]))
+
+    def batch_is_authorized_dag(self, requests: Any, *, user: Any) -> bool:
+        assert {str(request["access_entity"]) for request in requests} == {"DagAccessEntity.TASK_INSTANCE"}
+        names = [request["details"].id for request in requests]
+        return self._ask("tasks of DAGs, all", user, names) == {*names}
+
+    def filter_authorized_dag_ids(self, *, dag_ids: set[str], user: Any, **kwargs: Any) -> set[str]:
+        return self._ask("DAGs", user, [*dag_ids])
+
+
+@pytest.fixture
+def auth_manager(airflow_database: None, monkeypatch: pytest.MonkeyPatch) -> AuthManager:
+    monkeypatch.setenv("AIRFLOW__CORE__AUTH_MANAGER", f"{__name__}.AuthManager")
+    monkeypatch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", secrets.token_hex(64))
+    # Where Airflow keeps the auth manager of the process.
+    kept = (app, "auth_manager") if AIRFLOW_VERSION < (3, 2) else (app._AuthManagerState, "instance")
+    monkeypatch.setattr(*kept, None)
+    manager: Any = app.create_auth_manager()
+    assert type(manager) is AuthManager
+    return manager
+
+
+# While something is slow
+
+
+class Site:
+    """A server with the page, and with another one that needs a thread of the server."""
+
+    def __init__(self, port: int, auth_manager: AuthManager, simulator: StabilitySimulator) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self.auth_manager, self.simulator = auth_manager, simulator
+
+    def get(self, user: str) -> requests.Response:
+        token = self.auth_manager.generate_jwt(SimpleAuthManagerUser(username=user, role="OP"))
+        headers = {"Authorization": f"Bearer {token}"}
+        return requests.get(f"{self.url}/stability/", headers=headers, timeout=PATIENCE)
+
+    def get_other(self) -> str:
+        return requests.get(f"{self.url}/other", timeout=PATIENCE).text
+
+
+@pytest.fixture
+def site(auth_manager: AuthManager, simulator: StabilitySimulator, connection: Any) -> Iterator[Site]:
+    from airflow_stability.page.app import create_app
+
+    simulator.set_credits(40.0)
+    pages = FastAPI()
+    pages.mount("/stability", create_app())
+    pages.get("/other")(lambda: "here")  # not async, like most of Airflow's routes
+    port = free_port()
+    settings = uvicorn.Config(pages, host="127.0.0.1", port=port, ws="none", log_level="critical")
+    server = uvicorn.Server(settings)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    until(lambda: server.started)
+    yield Site(port, auth_manager, simulator)
+    server.should_exit = True
+    thread.join()
+
+
+@contextmanager
+def slow_api(site: Site) -> Iterator[None]:
+    site.simulator.inject(Fault.hang(), times=None)
+    yield
+    site.simulator.clear_faults()
+
+
+@contextmanager
+def slow_database(site: Site) -> Iterator[None]:
+    from airflow.settings import engine
+    from sqlalchemy import event
+
+    answers = threading.Event()
+
+    def hold(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
+        if "task_instance" in statement:
+            answers.wait(PATIENCE)
+
+    event.listen(engine, "before_cursor_execute", hold)
+    yield
+    event.remove(engine, "before_cursor_execute", hold)
+    answers.set()
+
+
+@contextmanager
+def slow_auth_manager(site: Site) -> Iterator[None]:
+    site.auth_manager.answers.clear()
+    yield
+    site.auth_manager.answers.set()
+
+
+@pytest.mark.parametrize("slow", [slow_api, slow_database, slow_auth_manager])
+def test_a_slow_read_delays_no_other_page_and_is_done_once_for_all(
+    slow: Callable[[Site], AbstractContextManager[None]], site: Site
+) -> None:
+    users = [f"user-{number % 25}" for number in range(REQUESTS)]
+    threads = {*threading.enumerate()}
+    with ThreadPoolExecutor(REQUESTS) as browsers, slow(site):
+        under_way = threading.Semaphore(0)
+
+        def load(user: str) -> requests.Response:
+            under_way.release()
+            return site.get(user)
+
+        loading = [browsers.submit(load, user) for user in users]
+        for _ in users:
+            under_way.acquire()
+        assert site.get_other() == '"here"'
+        pages = [page.result() for page in loading]
+        assert site.get_other() == '"here"'
+        threads = {*threading.enumerate()} - threads
+        assert len([each for each in threads if each.name.startswith("stability-page")]) <= 17
+    for page in pages:
+        assert page.status_code == 200
+        # Less than 2 on a machine that has nothing else to do.
+        assert page.elapsed.total_seconds() < 4.5
+        assert "40 <small>credits" not in page.text
+        assert '<meta http-equiv="refresh" content="3">' in page.text
+        assert "This page reloads itself." in page.text
+
+    until(lambda: all("40 <small>credits" in site.get(user).text for user in {*users}))
+    page = site.get(users[0])
+    assert "reload" not in page.text.partition("</header>")[2]
+    assert "refresh" not in page.text
+    assert len(site.simulator.requests) == 1
+
+
+def test_a_page_that_was_made_too_late_is_shown_to_its_user_only(site: Site) -> None:
+    with slow_auth_manager(site):
+        assert "Still reading" in site.get("user-1").text
+        assert "Still reading" in site.get("one-user").text
+    until(lambda: "Still reading" not in site.get("one-user").text)
+
+    assert "stability_default" not in site.get("one-user").text
+    assert "stability_default" in site.get("user-1").text
+
+
+def test_a_failure_ends_the_reloads(site: Site) -> None:
+    with slow_auth_manager(site):
+        assert "Still reading" in site.get("user-1").text
+        site.auth_manager.broken = True
+
+    until(lambda: site.get("user-1").status_code == 500)
+    site.auth_manager.broken = False
+    until(lambda: "40 <small>credits" in site.get("user-1").text)
+
+
+def until(look: Callable[[], object]) -> None:
+    """Wait until a function returns something true."""
+    give_up = time.monotonic() + PATIENCE
+    while not look():
+        assert time.monotonic() < give_up
+        time.sleep(0.1)
+
+
+# What it asks
+
+
+@pytest.mark.parametrize("number", [1, 50])
+def test_the_number_of_questions_does_not_depend_on_the_number_of_ids(
+    number: int, auth_manager: AuthManager
+) -> None:
+    from airflow_stability.page.permissions import visible_connections, visible_dags
+
+    user = SimpleAuthManagerUser(username="she", role="VIEWER")
+    names = {f"name-{each}" for each in range(1, number + 1)}
+
+    assert visible_connections(names, user) == sorted(names)
+    one = "connections" if AIRFLOW_VERSION >= (3, 2) else "connections, all"
+    assert auth_manager.questions == [one]
+    assert visible_dags(names, user) == names
+    assert auth_manager.questions == [one, "DAGs", "tasks of DAGs, all"]
+
+
+def test_a_user_with_one_connection_and_one_dag_sees_no_other(auth_manager: AuthManager) -> None:
+    from airflow_stability.page.permissions import visible_connections, visible_dags
+
+    user = SimpleAuthManagerUser(username="one-user", role="VIEWER")
+    names = {f"name-{each}" for each in range(50)}
+
+    assert visible_connections(names, user) == ["name-1"]
+    assert visible_dags(names, user) == {"name-1"}
+    if AIRFLOW_VERSION >= (3, 2):
+        assert len(auth_manager.questions) == 3
+
+
+def test_nothing_is_asked_about_nothing(auth_manager: AuthManager) -> None:
+    from airflow_stability.page.permissions import visible_connections, visible_dags
+
+    user = SimpleAuthManagerUser(username="she", role="VIEWER")
+
+    assert (visible_connections([], user), visible_dags([], user)) == ([], set())
+    assert auth_manager.questions == []

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+import secrets
 
 from airflow_stability.errors import KEYS_URL, StabilityConfigurationError
+
+#: Another one in each process: a fingerprint is of no use outside of it.
+_SALT = secrets.token_bytes(32)
 
 # Blanks and invisible marks that may be copied with a key, such as the byte order mark of a file.
 _BLANK = r"[\s\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]"
@@ -42,3 +47,11 @@ def check_api_key(api_key: object) -> str:
     if key == key[: len(key) // 2] * 2:
         raise StabilityConfigurationError("The API key was pasted twice: remove one copy.")
     return key
+
+
+def fingerprint(api_key: str) -> bytes:
+    """Return a hash that tells one API key from another in this process. It is never stored and never logged.
+
+    :param api_key: the key, checked.
+    """
+    return hashlib.blake2b(api_key.encode(), key=_SALT, digest_size=16).digest()

@@ -95,6 +95,7 @@ class RequestSender:
         timeout: float,
         expected: Expected,
         *,
+        max_seconds: float | None = None,
         durable: bool = False,
         **kwargs: Any,
     ) -> requests.Response:
@@ -102,6 +103,7 @@ class RequestSender:
 
         :param version: the API version whose form of the key and of the client's identity is sent.
         :param timeout: seconds for connecting, and for each gap in the response.
+        :param max_seconds: seconds for the whole attempt; None for twice the timeout.
         :param durable: whether the same call, made again, does not pay again.
         :param kwargs: more arguments of ``requests.Request``, ``headers`` among them.
         :raises StabilityError: the response is not an expected one, or no complete one came.
@@ -111,7 +113,10 @@ class RequestSender:
         whose = f" for organization {organization}" if organization else ""
         call = clean(f"{method} {path}{whose}", self.secrets)
         may_cost = method not in SAFE_METHODS
-        limit = TimeLimit(2 * timeout)
+        if max_seconds is None:
+            max_seconds = 2 * timeout
+        timeout = min(timeout, max_seconds)
+        limit = TimeLimit(min(2 * timeout, max_seconds))
         # It counts from the beginning: anything may end the exchange, such as Airflow's timeout of a task.
         if may_cost:
             self._count(1, durable)

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from airflow_stability import __version__
 from airflow_stability.client import options
-from airflow_stability.client.api_key import check_api_key
+from airflow_stability.client.api_key import check_api_key, fingerprint
 from airflow_stability.client.api_versions import call_versions
 from airflow_stability.client.attempt import ANY_ENDPOINT, USER_ENDPOINT, RequestSender
 from airflow_stability.client.models import Account, Balance
@@ -86,6 +86,11 @@ class StabilityClient:
         #: Whether ``generate`` always waits for asynchronous jobs in place. If not, it raises
         #: StabilityJobPendingError, if all calls so far were durable.
         self.waits_for_jobs = True
+        #: The most seconds that an attempt of get_account or get_balance may take in total; None for twice
+        #: ``request_timeout``.
+        self.max_attempt_seconds: float | None = None
+        #: Tells the API key from others in this process.
+        self.key_fingerprint = fingerprint(key)
         #: Makes what ``generate`` opens URLs with; None for a client without Airflow.
         self.storage: Callable[[], Storage] | None = None
         #: The API version that returned the last account or balance of this client.
@@ -286,7 +291,13 @@ class StabilityClient:
         def call(version: str) -> _Model:
             url = f"/{version}/{path}"
             response = self._sender.send(
-                "GET", url, version, self.request_timeout, USER_ENDPOINT, headers=headers
+                "GET",
+                url,
+                version,
+                self.request_timeout,
+                USER_ENDPOINT,
+                max_seconds=self.max_attempt_seconds,
+                headers=headers,
             )
             return parse_response(
                 model, response.headers, response.content, call=f"GET {url}", secrets=self.secrets

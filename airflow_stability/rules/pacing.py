@@ -5,6 +5,7 @@ Tasks that say how much they expect to spend are paced instead. The rules:
 
 - The task that has waited longest goes first. A task for which the balance is too low does not hold back the
   tasks behind it.
+- The tasks of a wallet are paced together, whatever they or their connections name it.
 - One balance lets go as many tasks as it covers: see :func:`airflow_stability.rules.gate.suffices`.
 - The expected credits of a task that was let go are reserved for some time. A balance that is requested after
   that time shows whether they were spent.
@@ -15,12 +16,20 @@ can refuse a call without a race.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from airflow_stability.rules.gate import suffices
 
 #: Seconds for which the expected credits of a task that was let go are reserved.
 RESERVATION_SECONDS = 60.0
+
+#: Seconds by which a balance may arrive later than one that was requested after it: several polls may serve
+#: one wallet. For this long, a reservation that is over is kept for balances that were requested before.
+LATE_SECONDS = 60.0
+
+_Waiter = TypeVar("_Waiter")
 
 
 @dataclass(frozen=True)
@@ -39,52 +48,81 @@ class Reservation:
     seconds: float = RESERVATION_SECONDS
 
 
-class Pacer:
-    """The tasks that wait for one balance. Times are seconds of any one clock."""
+class Pacer(Generic[_Waiter]):
+    """The tasks that wait for the credits of one wallet. Times are seconds of any one clock."""
 
     def __init__(self) -> None:
         #: The tasks that wait, by whatever identifies them.
-        self.waiting: dict[object, Reservation] = {}
-        self._let_go: list[tuple[float, Reservation]] = []
+        self.waiting: dict[_Waiter, Reservation] = {}
+        #: The tasks that were let go, and when.
+        self._let_go: dict[_Waiter, tuple[float, Reservation]] = {}
 
-    def join(self, waiter: object, reservation: Reservation) -> None:
+    def join(self, waiter: _Waiter, reservation: Reservation) -> None:
         """Add a task that waits."""
         self.waiting[waiter] = reservation
 
-    def leave(self, waiter: object) -> None:
+    def leave(self, waiter: _Waiter) -> None:
         """Remove a task, if it still waits."""
         self.waiting.pop(waiter, None)
 
+    def take_over(self, other: Pacer[_Waiter], waiters: Iterable[_Waiter]) -> None:
+        """Take over tasks of another pacer that turned out to wait for this wallet, and its reservations.
+
+        :param waiters: the tasks, as far as they wait there.
+        """
+        for waiter in list(waiters):
+            if reservation := other.waiting.pop(waiter, None):
+                self.join(waiter, reservation)
+        self._let_go |= other._let_go
+
+    def reserved(self, requested_at: float) -> float:
+        """Return the credits that are reserved at a balance.
+
+        :param requested_at: when the balance was requested.
+        """
+        return sum(
+            reservation.credits
+            for since, reservation in self._let_go.values()
+            if requested_at - since < reservation.seconds
+        )
+
     def observe(
-        self, balance: float, *, requested_at: float, now: float, only: object = None
-    ) -> dict[object, float]:
+        self,
+        balance: float,
+        *,
+        requested_at: float,
+        now: float,
+        only: _Waiter | None = None,
+        also_reserved: float = 0.0,
+    ) -> dict[_Waiter, float]:
         """Let go the tasks that a balance covers.
 
         :param balance: in credits.
         :param requested_at: when the balance was requested.
         :param now: the time at which tasks are let go.
         :param only: the one task to consider, a newcomer; the others have seen this balance.
+        :param also_reserved: credits that are reserved in wallets that may be the same.
         :returns: for each task that was waiting, the credits of the balance that are reserved for others.
             A task for which the rest suffices has been let go, and waits no longer.
         """
-        self._let_go = [
-            (since, reservation)
-            for since, reservation in self._let_go
-            if requested_at - since < reservation.seconds
-        ]
-        reserved = sum(reservation.credits for _, reservation in self._let_go)
+        self._let_go = {
+            waiter: (since, reservation)
+            for waiter, (since, reservation) in self._let_go.items()
+            if requested_at - since < reservation.seconds + LATE_SECONDS
+        }
+        reserved = self.reserved(requested_at) + also_reserved
         shares = {}
         waiting = self.waiting.items() if only is None else [(only, self.waiting[only])]
         for waiter, reservation in sorted(waiting, key=lambda each: each[1].since):
             shares[waiter] = reserved
             if suffices(balance - reserved, reservation.minimum, reservation.credits):
                 reserved += reservation.credits
-                self._let_go.append((now, reservation))
+                self._let_go[waiter] = now, reservation
                 del self.waiting[waiter]
         return shares
 
     def is_idle(self, now: float) -> bool:
         """Tell whether no task waits and no credits are reserved."""
         return not self.waiting and all(
-            now - since >= reservation.seconds for since, reservation in self._let_go
+            now - since >= reservation.seconds for since, reservation in self._let_go.values()
         )

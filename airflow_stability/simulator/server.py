@@ -141,6 +141,8 @@ class StabilitySimulator(SimulatorState):
             log_config=None,
             access_log=False,
             server_header=False,
+            # As nginx has it. After uvicorn's 5 s, a poll every 5 s would meet connections that just end.
+            timeout_keep_alive=75,
             ssl_certfile=self._certfile,
             ssl_keyfile=self._keyfile,
         )

@@ -2,8 +2,13 @@
 
 A thousand deferred gates are a thousand triggers in one event loop. Each of them follows the feed of its
 connection and organization. The feed polls at the smallest interval that a follower wants, and hands every
-observation to all followers. It starts with its first follower and ends with its last. Followers that say how
-much they expect to spend are paced: with a balance, each learns how much of it is reserved for others.
+observation to all followers. It starts with its first follower and ends with its last.
+
+Followers that say how much they expect to spend are paced: with a balance, each learns how much of it is
+reserved for others. They are paced by wallet, since several feeds may see the same credits: one whose
+organization is named and one whose organization is left to the key, or the feeds of two connections with one
+key. The balance of one feed lets go tasks of another one, if the wallet is certainly the same. If it only may
+be, credits that are reserved in one wallet count as reserved in the other one.
 
 Airflow 3.3 can also share a stream between triggers (``shared_stream_key``), but the feed does not use that.
 It does not exist before 3.3. It serves only triggers that derive from BaseEventTrigger, and a triggerer that
@@ -15,8 +20,7 @@ What must not happen in a triggerer, and how it is prevented:
   loop's side, and the thread makes only the HTTP call.
 - The feed's task starts with an empty context. With the caller's context, everything that it logs would go
   into the log of the task whose trigger came first.
-- The loop's own executor has only a few threads for all triggers, and calls that hang would block the others.
-  So the feeds have an executor of their own.
+- Calls that hang delay no trigger but those that wait for them: see :mod:`airflow_stability.triggers.calls`.
 - All other triggers wait while the loop is busy. So the loop loads no module here, and does not serve a
   thousand followers in one turn.
 """
@@ -26,24 +30,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
+import math
 from collections.abc import AsyncGenerator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from airflow_stability import metrics
-from airflow_stability.errors import StabilityError, StabilityPermanentError, StabilityTransientError
+from airflow_stability.errors import (
+    StabilityError,
+    StabilityPermanentError,
+    StabilityTimeoutError,
+    StabilityTransientError,
+)
 from airflow_stability.rules.pacing import Pacer, Reservation
-from airflow_stability.triggers.shared_connection import FeedClient, SharedConnection
+from airflow_stability.triggers import calls, shared_connection
+from airflow_stability.triggers.shared_connection import FeedClient, SharedConnection, SharedKey, Wallet
 
 if TYPE_CHECKING:
+    # At run time it is loaded in a thread, with the first feed.
+    from airflow_stability.client import StabilityClient
     from airflow_stability.triggers.jobs import JobPolls
-
-#: Threads for the HTTP calls of all feeds and jobs of the process. Each call ends in time: see
-#: StabilityClient.
-calls = ThreadPoolExecutor(max_workers=8, thread_name_prefix="stability-feed")
 
 #: Followers that are served in one turn of the loop, over all feeds of the process. A follower that goes on
 #: waiting takes about ten microseconds, one that ends a millisecond.
@@ -60,7 +70,7 @@ class Observation:
     :param key: a number for the API key; another key has another number.
     :param key_has_worked: whether this key has read a balance for this feed before.
     :param reserved: credits of the balance that are reserved for others; 0.0 without a reservation.
-    :param shares: the reserved credits for each follower with a reservation.
+    :param shares: the reserved credits for each follower with a reservation, of all feeds of the wallet.
     """
 
     at: datetime
@@ -69,7 +79,7 @@ class Observation:
     key: int
     key_has_worked: bool
     reserved: float = 0.0
-    shares: Mapping[object, float] = field(default_factory=dict, repr=False)
+    shares: Mapping[_Follower, float] = field(default_factory=dict, repr=False)
 
     def for_follower(self, follower: _Follower) -> Observation:
         """Return the observation with the follower's own share."""
@@ -125,39 +135,67 @@ async def observations(
 class LoopState:
     """The feeds of one event loop, and what they share.
 
-    A pacer outlives its feed, because reservations of its last follower stay valid for a while.
+    A pacer outlives its feeds, because reservations of the last follower stay valid for a while. What is
+    known of an API key outlives everything, so that its account is requested once.
     """
 
     def __init__(self) -> None:
         self.feeds: dict[tuple[str, str | None], Feed] = {}
         #: The followers that are gates, not asset watchers.
         self.gates: set[object] = set()
-        self.pacers: dict[tuple[str, str | None], Pacer] = {}
+        self.pacers: dict[Wallet, Pacer[_Follower]] = {}
+        self.keys: dict[tuple[str, bytes], SharedKey] = {}
         self.connections: dict[str, SharedConnection] = {}
         #: The jobs that tasks wait for, by connection.
         self.jobs: dict[str, JobPolls] = {}
         #: Held while followers are served, because the polls of many feeds may end together.
         self.serving = asyncio.Lock()
+        self._late_calls = asyncio.Semaphore(calls.MAX_LATE_CALLS)
+        self._prepared: Future[None] | None = None
+
+    async def prepare(self) -> None:
+        """Load the client and look up the host's name, in a thread: both take long the first time."""
+        if self._prepared is None:
+            self._prepared = calls.start_in_thread(functools.partial(_prepare, len(self.gates)))
+        with contextlib.suppress(Exception):  # the first poll tries again, and reports the failure
+            await asyncio.wrap_future(self._prepared)
 
     def feed(self, stability_conn_id: str, organization: str | None) -> Feed:
         """Return the feed of a connection and organization. It is started if there is none."""
-        wallet = (stability_conn_id, organization)
-        if wallet not in self.feeds:
+        name = (stability_conn_id, organization)
+        if name not in self.feeds:
             now = asyncio.get_running_loop().time()
-            for old in [each for each in self.pacers.keys() - self.feeds if self.pacers[each].is_idle(now)]:
-                del self.pacers[old]
-            self.feeds[wallet] = Feed(self, self.connection(stability_conn_id), organization)
-        return self.feeds[wallet]
+            in_use = {feed.pacer for feed in self.feeds.values()}
+            self.pacers = {
+                wallet: pacer
+                for wallet, pacer in self.pacers.items()
+                if pacer in in_use or not pacer.is_idle(now)
+            }
+            self.feeds[name] = Feed(self, self.connection(stability_conn_id), organization)
+        return self.feeds[name]
 
     def connection(self, stability_conn_id: str) -> SharedConnection:
         """Return what is known of a connection."""
         if stability_conn_id not in self.connections:
-            self.connections[stability_conn_id] = SharedConnection(stability_conn_id)
+            its_calls = calls.Calls(self._late_calls, ended=self._forget_unused)
+            connection = SharedConnection(stability_conn_id, self.keys, its_calls)
+            self.connections[stability_conn_id] = connection
         return self.connections[stability_conn_id]
 
-    def feed_ended(self, wallet: tuple[str, str | None]) -> None:
+    def take_default_organization(self, key: SharedKey, organization: str) -> None:
+        """Take note of a key's default organization: its wallet is that organization's."""
+        unknown = self.pacers.pop(key.wallet(None), None)
+        key.default_organization = organization
+        if unknown is not None:
+            pacer = self.pacers.setdefault(key.wallet(None), Pacer())
+            pacer.take_over(unknown, unknown.waiting)
+            for feed in self.feeds.values():
+                if feed.pacer is unknown:
+                    feed.pacer = pacer
+
+    def feed_ended(self, name: tuple[str, str | None]) -> None:
         """Remove a feed."""
-        del self.feeds[wallet]
+        del self.feeds[name]
         self._forget_unused()
 
     def jobs_ended(self, stability_conn_id: str) -> None:
@@ -170,7 +208,7 @@ class LoopState:
         in_use = {conn_id for conn_id, _ in self.feeds} | self.jobs.keys()
         for connection in [each for each in self.connections.values() if each.conn_id not in in_use]:
             connection.forget()
-            if not connection.seconds_locked_out():
+            if not connection.seconds_locked_out() and not connection.calls.abandoned:
                 del self.connections[connection.conn_id]
 
 
@@ -194,7 +232,9 @@ class Feed:
         self._state = state
         self._connection = connection
         self._organization = organization
-        self._wallet = (connection.conn_id, organization)
+        #: The pacer of the feed's wallet; one of its own before the first balance.
+        self.pacer = Pacer[_Follower]()
+        self._is_paced = False
         self._loop = asyncio.get_running_loop()
         self._intervals: dict[_Follower, float] = {}
         self._followers_changed = asyncio.Event()
@@ -213,7 +253,8 @@ class Feed:
             self._state.gates.add(follower)
         self._followers_changed.set()
         if reservation is not None:
-            self._state.pacers.setdefault(self._wallet, Pacer()).join(follower, reservation)
+            self._is_paced = True
+            self.pacer.join(follower, reservation)
         return follower
 
     def leave(self, follower: _Follower) -> None:
@@ -221,18 +262,14 @@ class Feed:
         del self._intervals[follower]
         self._state.gates.discard(follower)
         self._followers_changed.set()
-        if pacer := self._state.pacers.get(self._wallet):
-            pacer.leave(follower)
+        self.pacer.leave(follower)
 
     def share(self, observation: Observation, newcomer: _Follower) -> Observation:
         """Return an earlier observation with a newcomer's own share."""
         if isinstance(observation.outcome, StabilityError):
             return observation
-        shares = self._state.pacers[self._wallet].observe(
-            observation.outcome,
-            requested_at=self._latest_requested_at,
-            now=self._loop.time(),
-            only=newcomer,
+        shares = self._pace(
+            observation.outcome, observation.organization, self._latest_requested_at, only=newcomer
         )
         return replace(observation, shares=shares).for_follower(newcomer)
 
@@ -261,8 +298,8 @@ class Feed:
 
     async def _run(self) -> None:
         try:
-            with contextlib.suppress(Exception):  # the first poll tries again, and reports the failure
-                await self._loop.run_in_executor(calls, _prepare, len(self._state.gates))
+            await self._state.prepare()
+            metrics.waiting(len(self._state.gates))
             while self._intervals:
                 if (seconds := self._seconds_until_poll()) > 0:
                     self._followers_changed.clear()
@@ -274,7 +311,7 @@ class Feed:
                     await self._serve(observation)
         finally:
             # Nothing is awaited between the last check for followers and this, so nobody joins in between.
-            self._state.feed_ended(self._wallet)
+            self._state.feed_ended((self._connection.conn_id, self._organization))
             for follower in self._intervals:
                 follower.put_nowait(None)
             self._client.close()
@@ -284,6 +321,11 @@ class Feed:
         # From here on, a newcomer gets it as the latest. Nothing was awaited since it was made and paced.
         self._latest, self._latest_requested_at = observation, self._requested_at or 0.0
         followers = list(self._intervals)
+        followers += [
+            each
+            for each in observation.shares
+            if each not in self._intervals and each not in self.pacer.waiting  # another feed's, let go
+        ]
         async with self._state.serving:
             for first in range(0, len(followers), AT_A_TIME):
                 for follower in followers[first : first + AT_A_TIME]:
@@ -292,20 +334,26 @@ class Feed:
 
     async def _poll(self) -> Observation | None:
         """Request the balance; return None if a lock-out began or the last follower left meanwhile."""
+        async with self._connection.calls.turn() as run:
+            if not self._intervals or self._connection.seconds_locked_out():
+                return None
+            return await self._observe(run)
+
+    async def _observe(self, run: calls.Run) -> Observation | None:
         outcome: float | StabilityError
-        shares: Mapping[object, float] = {}
+        shares: Mapping[_Follower, float] = {}
         self._observed_organization = self._organization
         self._requested_at = began = self._loop.time()
         try:
-            credits = await self._read_balance(began)
+            credits = await self._read_balance(run, began)
             if credits is None:
                 return None
-            if pacer := self._state.pacers.get(self._wallet):
-                shares = pacer.observe(credits, requested_at=self._requested_at, now=self._loop.time())
+            if self._is_paced:
+                shares = self._pace(credits, self._observed_organization, self._requested_at)
             outcome = credits
         except StabilityError as error:
             outcome = error
-            self._connection.lock_out(error.retry_after)
+            self._client.lock_out(error.retry_after)
         except Exception as error:  # a feed must never fail: a thousand gates would
             outcome = StabilityTransientError(f"The balance could not be read ({type(error).__name__}).")
         had_worked = self._client.key_has_worked
@@ -318,12 +366,12 @@ class Feed:
             now, outcome, self._observed_organization, self._client.key, had_worked, shares=shares
         )
 
-    async def _read_balance(self, began: float) -> float | None:
+    async def _read_balance(self, run: calls.Run, began: float) -> float | None:
         """Request the balance, and once more if the failure is permanent and the connection has changed."""
         await self._connection.read(since=began - min(self._intervals.values()))
         read_at = self._connection.read_at
         try:
-            return await self._call()
+            return await self._call(run)
         except StabilityPermanentError:
             # Another feed may have read the connection before it was fixed. That must not fail a gate.
             if read_at >= began:
@@ -332,9 +380,9 @@ class Feed:
             await self._connection.read(since=began)
             if self._connection.version == version:
                 raise
-            return await self._call()
+            return await self._call(run)
 
-    async def _call(self) -> float | None:
+    async def _call(self, run: calls.Run) -> float | None:
         """Call the API; return None if a lock-out began or the last follower left meanwhile."""
         client = self._client.get()
         self._observed_organization = self._organization or client.organization
@@ -342,13 +390,67 @@ class Feed:
             return None
         # The interval counts from here: reading the connection can take seconds when Airflow is busy.
         self._requested_at = self._loop.time()
-        with metrics.timed_call(self._connection.conn_id, self._observed_organization):
-            balance = await self._loop.run_in_executor(calls, client.get_balance, self._organization)
+        try:
+            with metrics.timed_call(self._connection.conn_id, self._observed_organization):
+                balance = await run(client.get_balance, self._organization, seconds=calls.POLL_SECONDS)
+        except StabilityTimeoutError:
+            self._client.close()  # the call may still use it
+            raise
+        if self._is_paced:
+            await self._request_account(run, client)
         return balance.credits
+
+    async def _request_account(self, run: calls.Run, client: StabilityClient) -> None:
+        """Find out the key's default organization, if it matters who waits for its credits."""
+        key, now = self._shared_key, self._loop.time()
+        key.paced.add(self._observed_organization)
+        if not key.is_ambiguous or now < key.request_account_at or self._connection.seconds_locked_out():
+            return
+        key.request_account_at = now + shared_connection.ACCOUNT_SECONDS  # no other feed requests it, too
+        left = (self._requested_at or now) + calls.POLL_SECONDS - now
+        try:
+            account = await run(client.get_account, seconds=left)
+        except StabilityPermanentError:
+            key.request_account_at = math.inf
+        except StabilityTransientError as error:
+            self._client.lock_out(error.retry_after)
+            self._client.close()  # after a timeout, the call may still use it
+        except Exception:  # noqa: S110 - no thread, for example; the balance must not be lost
+            pass
+        else:
+            if account.default_organization is not None:
+                self._state.take_default_organization(key, account.default_organization.id)
+
+    def _pace(
+        self, credits: float, organization: str | None, requested_at: float, only: _Follower | None = None
+    ) -> dict[_Follower, float]:
+        """Let go the tasks of the wallet that a balance covers; return what is reserved for each follower.
+
+        :param only: the one follower to consider, a newcomer.
+        """
+        key, pacers = self._shared_key, self._state.pacers
+        key.paced.add(organization)
+        pacer = pacers.setdefault(key.wallet(organization), Pacer())
+        if pacer is not self.pacer:
+            # Reservations are taken over, too: if the key was rotated, it is still the same wallet.
+            pacer.take_over(self.pacer, self._intervals)
+            self.pacer = pacer
+        others = [pacers[each] for each in key.wallets_perhaps_the_same(organization) if each in pacers]
+        return pacer.observe(
+            credits,
+            requested_at=requested_at,
+            now=self._loop.time(),
+            only=only,
+            also_reserved=sum(other.reserved(requested_at) for other in others),
+        )
+
+    @property
+    def _shared_key(self) -> SharedKey:
+        assert self._client.shared_key is not None  # a balance was read
+        return self._client.shared_key
 
 
 def _prepare(gates: int) -> None:
-    """Load the client and look up the host's name, in a thread: both take long the first time."""
     import airflow_stability.hooks.connection  # noqa: F401
 
     metrics.waiting(gates)

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import contextvars
 import functools
-import importlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -25,7 +24,7 @@ from airflow_stability.errors import (
 )
 from airflow_stability.rules.gate import GRACE
 from airflow_stability.rules.wording import job_timeout_text
-from airflow_stability.triggers.feed import LoopState, calls, loop_state
+from airflow_stability.triggers.feed import LoopState, loop_state
 from airflow_stability.triggers.shared_connection import FeedClient, SharedConnection
 from airflow_stability.triggers.stability import Deferral
 from airflow_stability.validation import JOB_POLL_SECONDS
@@ -146,10 +145,7 @@ class JobPolls:
 
     async def _run(self) -> None:
         try:
-            # In a thread, since it takes long the first time.
-            await self._loop.run_in_executor(
-                calls, importlib.import_module, "airflow_stability.hooks.connection"
-            )
+            await self._state.prepare()
             while self._followers:
                 began = self._loop.time()
                 await asyncio.sleep(JOB_POLL_SECONDS)  # whoever follows a job has just asked for it
@@ -168,10 +164,13 @@ class JobPolls:
     async def _ask(self, path: str, *, since: float) -> str | None:
         """Ask for a result; return what is new, or None if it is not finished or could not be reached."""
         try:
-            await self._connection.read(since)
-            # The result is read and dropped here, since the API has no other way to ask.
-            ask = functools.partial(self._client.get().request, "GET", path, headers={"Accept": "*/*"})
-            response = await self._loop.run_in_executor(calls, ask)
+            async with self._connection.calls.turn() as run:
+                await self._connection.read(since)
+                ask = functools.partial(self._client.get().request, "GET", path, headers={"Accept": "*/*"})
+                if self._connection.seconds_locked_out():  # it began before this turn
+                    return None
+                # The result is read and dropped here, since the API has no other way to ask.
+                response = await run(ask)
             self._refused_since.pop(path, None)
             return None if response.status_code == 202 else "The job is finished."
         except (StabilityAuthenticationError, StabilityPermissionError) as error:
@@ -179,7 +178,7 @@ class JobPolls:
             refused_since = self._refused_since.setdefault(path, now)
             return str(error) if now - refused_since > GRACE.total_seconds() else None
         except StabilityTransientError as error:
-            self._connection.lock_out(error.retry_after)
+            self._client.lock_out(error.retry_after)
             # An error of the API itself, not of a gateway: the job has failed.
             is_the_jobs_own = error.status == 500 and error.error_id is not None
             return str(error) if is_the_jobs_own else None

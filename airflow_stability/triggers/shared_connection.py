@@ -1,8 +1,10 @@
-"""What a triggerer knows of one connection: all feeds of the connection share it.
+"""What a triggerer knows of one connection, and of one API key: all feeds with the same one share it.
 
 - The connection is read on the event loop's side, never in a thread of ours, and at most once per interval
   for all feeds. Airflow's supervisor answers one request at a time, and is slow with thousands of triggers.
-- A lock-out belongs to the API key, so all feeds wait it out together.
+- A lock-out belongs to the API key, so all feeds of all connections with the key wait it out together.
+- Whose credits a balance counts depends on the key, too, where neither a task nor the connection names an
+  organization.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from airflow_stability.compat import read_connection
 from airflow_stability.rules.lockout import Lockout
+from airflow_stability.triggers import calls
 
 if TYPE_CHECKING:
     # At run time they are loaded with the first poll, because a DAG file loads the triggers with the sensor.
@@ -19,15 +22,66 @@ if TYPE_CHECKING:
     from airflow_stability.compat import Connection
 
 
+#: Seconds after which the account is requested again, if it could not be had.
+ACCOUNT_SECONDS = 60.0
+
+#: What tells one wallet from another: the address of the API, and an organization. If that is unknown, it is
+#: the key's default organization, and the fingerprint of the key stands for it.
+Wallet = tuple[str, str | bytes]
+
+
+class SharedKey:
+    """One API key at one address, in one event loop. The key itself is not kept.
+
+    :param address: the base URL of the API.
+    :param fingerprint: tells the key from others in this process.
+    """
+
+    def __init__(self, address: str, fingerprint: bytes) -> None:
+        self._address = address
+        self._fingerprint = fingerprint
+        self.lockout = Lockout()
+        #: The organizations whose waiting tasks are paced with this key. None is the key's default.
+        self.paced: set[str | None] = set()
+        #: The key's default organization; None if it is not known.
+        self.default_organization: str | None = None
+        #: When the account may be requested, in the loop's time: it names the default organization.
+        self.request_account_at = 0.0
+
+    @property
+    def is_ambiguous(self) -> bool:
+        """Whether tasks that name an organization may wait for the same credits as tasks that name none."""
+        return self.default_organization is None and None in self.paced and len(self.paced) > 1
+
+    def wallet(self, organization: str | None) -> Wallet:
+        """Return the wallet of an organization, or of the key's default."""
+        return self._address, organization or self.default_organization or self._fingerprint
+
+    def wallets_perhaps_the_same(self, organization: str | None) -> list[Wallet]:
+        """Return the other wallets of the key that may be this organization's."""
+        if not self.is_ambiguous:
+            return []
+        return [self.wallet(each) for each in ([None] if organization else self.paced - {None})]
+
+
 class SharedConnection:
     """One connection in one event loop. Times are the loop's.
 
     :param conn_id: the connection's id.
+    :param keys: what is known of all API keys, by base URL and fingerprint.
+    :param its_calls: the connection's calls.
     """
 
-    def __init__(self, conn_id: str) -> None:
+    def __init__(
+        self, conn_id: str, keys: dict[tuple[str, bytes], SharedKey], its_calls: calls.Calls
+    ) -> None:
         self.conn_id = conn_id
-        self.lockout = Lockout()
+        self.calls = its_calls
+        self._keys = keys
+        #: The API key that was used last; None before the first client is made.
+        self._shared_key: SharedKey | None = None
+        #: For what the server wanted before the key was known.
+        self._lockout = Lockout()
         #: When the last successful read began.
         self.read_at = 0.0
         #: Numbers for the connection's version and for its API key: each change gives a new number.
@@ -39,11 +93,14 @@ class SharedConnection:
 
     def seconds_locked_out(self) -> float:
         """Return for how many more seconds the server wants no call with the key."""
-        return self.lockout.seconds_left(asyncio.get_running_loop().time())
+        now = asyncio.get_running_loop().time()
+        lockouts = [self._lockout, *([self._shared_key.lockout] if self._shared_key else [])]
+        return max(lockout.seconds_left(now) for lockout in lockouts)
 
     def lock_out(self, seconds: float | None) -> None:
         """Take over for how many seconds the server wants no call; None if it named no time."""
-        self.lockout.extend(seconds, asyncio.get_running_loop().time())
+        lockout = self._shared_key.lockout if self._shared_key else self._lockout
+        lockout.extend(seconds, asyncio.get_running_loop().time())
 
     def forget(self) -> None:
         """Forget the API key, because no feed uses the connection any more."""
@@ -60,15 +117,20 @@ class SharedConnection:
                 self._take(await self._read())
                 self.read_at = began
 
-    def make_client(self) -> StabilityClient:
-        """Return a new client of the connection as it was read.
+    def make_client(self) -> tuple[StabilityClient, SharedKey]:
+        """Return a new client of the connection as it was read, and what is known of its API key.
 
         :raises StabilityConfigurationError: a field of the connection is unusable.
         """
         from airflow_stability.hooks.connection import client_from_connection
 
         assert self._connection is not None  # not in a variable, which a traceback could show
-        return client_from_connection(self._connection, retry_deadline=0)
+        client = client_from_connection(self._connection, retry_deadline=0)
+        # The call itself ends a second after nobody waits for it any more.
+        client.max_attempt_seconds = calls.POLL_SECONDS + 1
+        key = client.base_url, client.key_fingerprint
+        self._shared_key = self._keys.setdefault(key, SharedKey(*key))
+        return client, self._shared_key
 
     async def _read(self) -> Connection:
         from airflow_stability.hooks.connection import reading_failure
@@ -99,6 +161,8 @@ class FeedClient:
     def __init__(self, connection: SharedConnection) -> None:
         self._connection = connection
         self._client: StabilityClient | None = None
+        #: What is known of the client's API key; None before the first client.
+        self.shared_key: SharedKey | None = None
         #: The numbers of the connection's version and of its API key that the client was made with.
         self.version = 0
         self.key = 0
@@ -121,8 +185,13 @@ class FeedClient:
         if self._client is None or self.version != self._connection.version:
             self.close()
             self.version, self.key = self._connection.version, self._connection.key
-            self._client = self._connection.make_client()
+            self._client, self.shared_key = self._connection.make_client()
         return self._client
+
+    def lock_out(self, seconds: float | None) -> None:
+        """Take over for how many seconds the server wants no call with the client's API key."""
+        if self.shared_key is not None:
+            self.shared_key.lockout.extend(seconds, asyncio.get_running_loop().time())
 
     def close(self) -> None:
         """Close the HTTP connections."""

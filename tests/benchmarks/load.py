@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -20,13 +21,16 @@ from tests.benchmarks.environment import (
     machine,
 )
 from tests.benchmarks.plugins.loop_watch import FILE
+from tests.dead_host import DeadHost
 from tests.real_airflow import AirflowError
 
 #: One gate in so many defers from a worker. The others start in the triggerer.
 CLASSIC_EVERY = 10
 #: Seconds from which a round of the event loop counts as blocked.
 BLOCKED = 0.1
-PHASES = ("first gate", "loading", "waiting", "opening")
+#: Gates on a connection whose host accepts calls and never answers, each of another organization.
+HANGING = 40
+PHASES = ("first gate", "loading", "waiting", "hanging", "opening")
 
 
 class LoadTest(Environment):
@@ -54,11 +58,11 @@ class LoadTest(Environment):
             folder,
             say,
             dags=HERE / "load_dags",
-            count=organizations + 2,
+            count=organizations + 3,
             window=window,
             use_postgres=use_postgres,
             settings={
-                "triggerer__capacity": gates,
+                "triggerer__capacity": gates + HANGING,
                 # Hundreds of workers start at the same time. They must not give up on Airflow's own API.
                 "workers__execution_api_timeout": 60,
             },
@@ -79,6 +83,7 @@ class LoadTest(Environment):
             "window": self.window,
             "gates": self.gates,
             "organizations": self.organizations,
+            "hanging": HANGING,
         }
         self._wait_until_triggerer_is_idle()
         phases = {"first gate": time.monotonic()}
@@ -100,6 +105,7 @@ class LoadTest(Environment):
         memory = self._usage_by_process()
         if self._states(runs) != {"deferred": self.gates}:
             raise AirflowError("not all gates kept waiting")
+        result["longest_between_looks"] = {"waiting": self._longest_between_looks()}
         result["requests_per_interval"] = len(asked) / self.window * INTERVAL
         result["idle_cpu_per_minute"] = sum(idle)
         result["cpu_per_minute"] = {
@@ -111,6 +117,40 @@ class LoadTest(Environment):
             for name, before, after in zip(("database", "loop"), memory_before, memory, strict=True)
         }
 
+        with DeadHost() as dead_host:
+            self._let_a_connection_hang(dead_host)
+            phases["hanging"] = time.monotonic()
+            self.server.clear_requests()
+            self._sleep(self.window)
+            result["longest_between_looks"]["hanging"] = self._longest_between_looks()
+            if not dead_host.calls:
+                raise AirflowError("no call hangs")
+            self._open_gates(runs, phases, result)
+        self._sleep(1)  # until the last rounds are in the file
+        result["rounds"] = self._rounds(phases)
+        result["minutes"] = (datetime.now(UTC) - datetime.fromisoformat(result["began"])).total_seconds() / 60
+        return result
+
+    def _let_a_connection_hang(self, dead_host: DeadHost) -> None:
+        """Start gates on a connection to a dead host, and return once its calls hang."""
+        self.say(f"starting {HANGING} gates on a connection that hangs")
+        self.airflow.connect({"hanging": dead_host.connection()})
+        for number in range(HANGING):
+            self._start_run("hanging", f"hanging-{number}", {"organization": f"org-{number}"})
+        self._wait_until("hanging-", lambda states: states.get("deferred", 0) == HANGING)
+        self.airflow.wait_for("Calls hang", lambda: dead_host.calls > 0, seconds=GATES_TIMEOUT)
+
+    def _longest_between_looks(self) -> float:
+        """Return the longest time between two looks at one organization, in seconds."""
+        looks: dict[str | None, list[float]] = {}
+        for record in self.server.requests:
+            looks.setdefault(record.organization, []).append(record.monotonic)
+        return max(
+            later - earlier for times in looks.values() for earlier, later in itertools.pairwise(times)
+        )
+
+    def _open_gates(self, runs: str, phases: dict[str, float], result: dict[str, Any]) -> None:
+        """Top all organizations up, and wait until all gates have ended."""
         phases["opening"] = time.monotonic()
         for organization in range(self.organizations):
             self.server.set_credits(HIGH_BALANCE + 2 * self.gates, f"org-{organization}")
@@ -119,10 +159,6 @@ class LoadTest(Environment):
         self._wait_until(runs, lambda states: states.get("success", 0) == self.gates)
         result["seconds_to_last_open"] = time.monotonic() - phases["opening"]
         result["seconds_to_last_look"] = self._time_of_last_look(phases["opening"]) - phases["opening"]
-        self._sleep(1)  # until the last rounds are in the file
-        result["rounds"] = self._rounds(phases)
-        result["minutes"] = (datetime.now(UTC) - datetime.fromisoformat(result["began"])).total_seconds() / 60
-        return result
 
     def _start_airflow(self) -> None:
         self._rounds_file.unlink(missing_ok=True)

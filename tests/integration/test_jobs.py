@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from dataclasses import replace
 from datetime import timedelta
@@ -15,8 +16,9 @@ from airflow_stability.deferral import DeferralEvent
 from airflow_stability.errors import StabilityJobPendingError
 from airflow_stability.simulator import Fault, RateLimit, StabilitySimulator
 from airflow_stability.triggers import jobs
-from airflow_stability.triggers.feed import loop_state
+from airflow_stability.triggers.feed import loop_state, observations
 from airflow_stability.triggers.jobs import StabilityJobTrigger
+from tests.dead_host import DeadHost
 
 CREATIVE = "stable-image/upscale/creative"
 
@@ -215,6 +217,29 @@ def test_many_jobs_are_asked_for_one_after_another(simulator, start, monkeypatch
     assert [record.path for record in records[20:40]] == paths
 
 
+def test_jobs_do_not_wait_for_calls_of_a_connection_that_hangs(simulator, start, monkeypatch):
+    trigger = start()
+    simulator.job_seconds = 0.0
+
+    async def hang(organization):
+        async with contextlib.aclosing(observations("dead", organization, 60)) as feed:
+            await anext(feed)
+
+    async def main():
+        hanging = [asyncio.create_task(hang(f"org-{number}")) for number in range(20)]
+        await until(lambda: dead_host.calls >= 2)
+        event = await asyncio.wait_for(event_of(trigger), 15)
+        assert not any(task.done() for task in hanging)
+        for task in hanging:
+            task.cancel()
+        await asyncio.gather(*hanging, return_exceptions=True)
+        return event
+
+    with DeadHost() as dead_host:
+        monkeypatch.setenv("AIRFLOW_CONN_DEAD", dead_host.connection(request_timeout=3600))
+        assert asyncio.run(main()).text == "The job is finished."
+
+
 def test_a_cancelled_trigger_is_asked_for_no_more_and_leaves_nothing_behind(simulator, start):
     trigger = start()
     simulator.clear_requests()
@@ -224,8 +249,7 @@ def test_a_cancelled_trigger_is_asked_for_no_more_and_leaves_nothing_behind(simu
         await until(lambda: len(asked(simulator)) == 1)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
-        await until(lambda: not loop_state().jobs)
-        assert not loop_state().connections
+        await until(lambda: not loop_state().jobs and not loop_state().connections)
         assert len(asyncio.all_tasks()) == 1
 
     asyncio.run(main())

@@ -12,6 +12,8 @@ import pytest
 
 from airflow_stability.compat import TaskDeferred
 from airflow_stability.sensors.stability import StabilityBalanceSensor
+from airflow_stability.simulator import Fault
+from airflow_stability.triggers import shared_connection
 from airflow_stability.triggers.feed import loop_state, observations
 from airflow_stability.triggers.stability import StabilityBalanceTrigger
 
@@ -70,6 +72,13 @@ async def polls(simulator, count):
             await asyncio.sleep(0.01)
 
 
+async def only_this_task():
+    """Wait until every feed has ended."""
+    async with asyncio.timeout(20):
+        while len(asyncio.all_tasks()) > 1:
+            await asyncio.sleep(0.01)
+
+
 def test_a_top_up_lets_go_as_many_as_it_carries_and_the_oldest_first(simulator):
     simulator.set_credits(0.0)
 
@@ -114,9 +123,7 @@ def test_what_the_last_waiter_was_let_go_for_stays_reserved(simulator):
     async def main():
         async with Waiters(trigger()) as first:
             await first.until(1)
-        async with asyncio.timeout(20):
-            while len(asyncio.all_tasks()) > 1:  # the feed ends, too
-                await asyncio.sleep(0.01)
+        await only_this_task()
         async with Waiters(trigger()) as second:
             await polls(simulator, 3)
             return second.let_go
@@ -124,16 +131,178 @@ def test_what_the_last_waiter_was_let_go_for_stays_reserved(simulator):
     assert asyncio.run(main()) == []
 
 
-def test_each_organization_and_connection_has_its_own_pace(simulator):
+def test_each_organization_has_its_own_pace(simulator):
     simulator.set_credits(4.0)
     simulator.set_credits(4.0, "org-other")
 
     async def main():
-        waiting = [trigger(), trigger(organization="org-other"), trigger(organization="org-default")]
-        async with Waiters(*waiting) as waiters:
-            return await waiters.until(3)
+        async with Waiters(trigger(), trigger(organization="org-other")) as waiters:
+            return await waiters.until(2)
 
-    assert asyncio.run(main()) == [0, 1, 2]
+    assert asyncio.run(main()) == [0, 1]
+
+
+@pytest.fixture
+def connect(simulator, monkeypatch):
+    """Make another connection to the simulator."""
+
+    def connect(conn_id, key=None, **extra):
+        connection = {
+            "conn_type": "stability",
+            "host": simulator.url,
+            "password": key or simulator.api_key,
+            "extra": {"api_version": "v1", **extra},
+        }
+        monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps(connection))
+
+    return connect
+
+
+def accounts_asked(simulator):
+    return [record.path for record in simulator.requests].count("/v1/user/account")
+
+
+#: Two waiters of one wallet, each with the arguments that differ, and how often the account is asked for.
+ONE_WALLET = {
+    "named-and-left-out": ({"organization": "org-default"}, {}, 1),
+    "two-connections": ({}, {"stability_conn_id": "same_key"}, 0),
+    "named-on-another-connection": ({"organization": "org-default"}, {"stability_conn_id": "same_key"}, 1),
+    "connection-names-it": ({}, {"stability_conn_id": "names_it"}, 1),
+    "named-twice": ({"organization": "org-default"}, {"stability_conn_id": "names_it"}, 0),
+    "two-keys-that-name-it": (
+        {"stability_conn_id": "other_key", "organization": "org-default"},
+        {"stability_conn_id": "names_it"},
+        0,
+    ),
+}
+
+
+@pytest.fixture
+def one_wallet(connect, simulator):
+    connect("same_key", f"Bearer {simulator.api_key} ")
+    connect("names_it", organization="org-default")
+    connect("other_key", simulator.add_key())
+
+
+@pytest.mark.usefixtures("one_wallet")
+@pytest.mark.parametrize("second_comes", ["at-once", "later", "when-the-first-has-gone"])
+@pytest.mark.parametrize(("one", "other", "accounts"), ONE_WALLET.values(), ids=ONE_WALLET)
+def test_credit_for_one_lets_go_one_of_a_wallet_however_it_is_named(
+    simulator, one, other, accounts, second_comes
+):
+    simulator.set_credits(4.0)
+
+    async def main():
+        one_waits, other_waits = trigger(**one), trigger(1, **other)
+        if second_comes == "at-once":
+            async with Waiters(one_waits, other_waits) as waiters:
+                await waiters.until(1)
+                await polls(simulator, 4)
+                before = len(waiters.let_go)
+                simulator.top_up(3.0)
+                await waiters.until(2)
+                return before
+        async with Waiters(one_waits) as waiters:
+            await waiters.until(1)
+            if second_comes == "when-the-first-has-gone":
+                await only_this_task()
+            async with Waiters(other_waits) as second:
+                await polls(simulator, 4)
+                before = 1 + len(second.let_go)
+                simulator.top_up(3.0)
+                await second.until(1)
+                return before
+
+    assert asyncio.run(main()) == 1
+    assert accounts_asked(simulator) == accounts
+
+
+@pytest.mark.usefixtures("one_wallet")
+def test_the_oldest_of_a_wallet_goes_first_whichever_poll_sees_the_credit(simulator):
+    simulator.set_credits(1.0)
+
+    async def main():
+        young = trigger(1, stability_conn_id="same_key", poke_interval=0.2)
+        old = trigger(0, poke_interval=60)
+        async with Waiters(young, old) as waiters:
+            await polls(simulator, 3)
+            simulator.set_credits(4.0)
+            await polls(simulator, 3)
+            return waiters.let_go
+
+    assert asyncio.run(main()) == [1]
+
+
+def test_an_account_that_is_refused_makes_waiters_careful_and_fails_none(simulator):
+    simulator.set_credits(4.0)
+    simulator.set_credits(4.0, "org-other")
+    simulator.inject(Fault.status(403), path="/v1/user/account")
+
+    async def main():
+        waiting = [trigger(organization=each, reservation_seconds=2.0) for each in (None, "org-other")]
+        async with Waiters(*waiting) as waiters:
+            await waiters.until(1)
+            await polls(simulator, 4)
+            assert len(waiters.let_go) == 1
+            return await waiters.until(2)
+
+    assert asyncio.run(main()) == [0, 1]
+    assert accounts_asked(simulator) == 1
+
+
+@pytest.mark.parametrize("fault", [Fault.status(500), Fault.reset(), Fault.status(429, retry_after=1)])
+def test_an_account_that_cannot_be_had_is_asked_for_once_more(simulator, monkeypatch, fault):
+    monkeypatch.setattr(shared_connection, "ACCOUNT_SECONDS", 0.5)
+    simulator.set_credits(4.0)
+    simulator.set_credits(4.0, "org-other")
+    simulator.inject(fault, times=1, path="/v1/user/account")
+
+    async def main():
+        async with Waiters(trigger(), trigger(organization="org-other")) as waiters:
+            return await waiters.until(2)
+
+    assert asyncio.run(main()) == [0, 1]
+    assert accounts_asked(simulator) == 2
+
+
+def test_waiters_who_say_nothing_cost_no_call_for_the_account(simulator):
+    async def main():
+        silent = [trigger(expected_credits=None, organization=each) for each in (None, "org-default")]
+        async with Waiters(*silent) as waiters:
+            await waiters.until(2)
+
+    asyncio.run(main())
+    assert len(simulator.requests) == 2
+
+
+@pytest.mark.usefixtures("one_wallet")
+def test_connections_with_one_key_wait_a_lock_out_out_together(simulator):
+    simulator.inject(Fault.status(429, retry_after=2), times=1)
+
+    async def main():
+        async with Waiters(trigger()) as first:
+            await polls(simulator, 0)
+            async with Waiters(trigger(stability_conn_id="same_key")) as second:
+                await first.until(1)
+                await second.until(1)
+
+    simulator.set_credits(50.0)
+    asyncio.run(main())
+    locked_out, *later = [record.monotonic for record in simulator.requests]
+    assert all(call - locked_out >= 2.0 for call in later)
+
+
+def test_what_is_reserved_stays_reserved_when_the_key_is_rotated(simulator, connection):
+    simulator.set_credits(4.0)
+
+    async def main():
+        async with Waiters(trigger(), trigger(1)) as waiters:
+            await waiters.until(1)
+            connection(simulator.rotate_key(simulator.api_key))
+            await polls(simulator, 4)
+            return waiters.let_go
+
+    assert asyncio.run(main()) == [0]
 
 
 def test_a_newcomer_does_not_get_what_was_let_go_a_moment_ago(simulator):

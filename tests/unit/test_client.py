@@ -9,6 +9,8 @@ import logging
 import pickle
 import re
 import socket
+import subprocess
+import sys
 import traceback
 import tracemalloc
 import zlib
@@ -157,6 +159,29 @@ def test_connect_and_read_have_a_timeout(api, base_url):
         match=[matchers.request_kwargs_matcher({"timeout": 3.0, "stream": True, "verify": True})],
     )
     StabilityClient(KEY, base_url=base_url, api_version="v1", request_timeout=3).get_balance()
+
+
+def test_an_attempt_can_have_a_limit_in_all(api, base_url):
+    api.get(
+        f"{base_url}/v1/user/balance",
+        json={"credits": 5},
+        match=[matchers.request_kwargs_matcher({"timeout": 21.0, "stream": True, "verify": True})],
+    )
+    client = StabilityClient(KEY, base_url=base_url, api_version="v1", request_timeout=3600)
+    client.max_attempt_seconds = 21.0
+    client.get_balance()
+
+
+def test_a_fingerprint_tells_keys_apart_in_one_process_only():
+    def of(key):
+        return StabilityClient(key).key_fingerprint
+
+    script = f"from airflow_stability.client.api_key import fingerprint; print(fingerprint({KEY!r}).hex())"
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+
+    assert of(KEY) == of(f"Bearer {KEY} ") != of("sk-2")
+    assert of(KEY).hex() != done.stdout.strip()
+    assert KEY.encode() not in of(KEY)
 
 
 @pytest.mark.parametrize("name", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])

@@ -145,3 +145,38 @@ def test_never_more_are_let_go_than_a_balance_carries(claims, balances):
         )
         gone += [(waiter, now) for waiter in released]
     assert len({waiter for waiter, _ in gone}) == len(gone)
+
+
+def test_a_balance_that_was_asked_for_earlier_and_comes_later_counts_what_was_reserved_then():
+    pacer = Pacer()
+    pacer.join("first", reservation(seconds=10.0))
+    pacer.observe(5.0, requested_at=0.0, now=0.0)
+    pacer.join("second", reservation())
+
+    assert pacer.observe(1.0, requested_at=11.0, now=11.0) == {"second": 0.0}
+    assert pacer.observe(5.0, requested_at=9.0, now=12.0) == {"second": 3.0}
+
+
+def test_what_may_be_the_same_wallet_reserves_too():
+    pacer, other = Pacer(), Pacer()
+    other.join("first", reservation())
+    other.observe(5.0, requested_at=0.0, now=0.0)
+    pacer.join("second", reservation())
+
+    assert let_go(pacer, 5.0, also_reserved=other.reserved(0.0)) == []
+    assert let_go(pacer, 5.0, requested_at=60.0, also_reserved=other.reserved(60.0)) == ["second"]
+
+
+def test_tasks_of_a_wallet_with_two_names_are_paced_together_once_that_is_known():
+    pacer, other = Pacer(), Pacer()
+    other.join("gone", reservation())
+    other.observe(5.0, requested_at=0.0, now=0.0)
+    other.join("old", reservation(since=1))
+    other.join("stays", reservation(since=0))
+    pacer.join("young", reservation(since=2))
+    for _ in range(2):
+        pacer.take_over(other, ["gone", "old"])
+
+    assert set(other.waiting) == {"stays"}
+    assert pacer.observe(5.0, requested_at=1.0, now=1.0) == {"old": 3.0, "young": 3.0}
+    assert let_go(pacer, 6.5) == ["old"]

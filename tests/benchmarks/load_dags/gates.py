@@ -1,6 +1,6 @@
 """The gates of the load test that start in the triggerer, a DAG for each organization.
 
-Another DAG starts to watch the triggerer's event loop.
+Another DAG has gates on a connection that hangs, and one starts to watch the triggerer's event loop.
 """
 
 from __future__ import annotations
@@ -28,6 +28,19 @@ class WatchTheLoop(BaseOperator):
 
 with DAG("watch_the_loop", schedule=None):
     WatchTheLoop(task_id="watch")
+
+with DAG("hanging", schedule=None, max_active_runs=10_000):
+    StabilityBalanceSensor(
+        task_id="gate",
+        stability_conn_id="hanging",
+        organization="{{ dag_run.conf['organization'] }}",
+        minimum_credits=10,
+        deferrable=True,
+        start_from_trigger=True,
+        end_from_trigger=True,
+        poke_interval=5,
+        timeout=4 * 3600,
+    )
 
 for number in range(int(os.environ["BENCH_ORGANIZATIONS"])):
     with DAG(f"gate_{number}", schedule=None, max_active_runs=10_000):

@@ -1248,7 +1248,7 @@ from airflow_stability.client import StabilityClient
 from airflow_stability.errors import StabilityPermanentError
 proxy = {"proxy": sys.argv[1]} if sys.argv[1] else {}
 try:
-    StabilityClient("sk-1", base_url="https://127.0.0.1:1", **proxy).request("POST", "/v1/x")
+    StabilityClient("sk-1", base_url="https://127.0.0.1:1", **proxy).get_balance()
 except StabilityPermanentError as error:
     print(type(error).__name__, error)
 """
@@ -1257,7 +1257,7 @@ except StabilityPermanentError as error:
         monkeypatch.setenv("ALL_PROXY", url)
     command = [sys.executable, "-c", script, url if where == "argument" else ""]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    call = "POST /v1/x was not sent. " if where == "environment" else ""
+    call = "GET /v1alpha/user/balance was not sent. " if where == "environment" else ""
     assert done.stdout == (
         f"StabilityConfigurationError {call}A SOCKS proxy needs the extra socks: pip install "
         "'airflow-provider-stability[socks]', on each machine.\n"

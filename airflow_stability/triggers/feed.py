@@ -35,10 +35,12 @@ from weakref import WeakKeyDictionary
 
 from airflow_stability import metrics
 from airflow_stability.errors import StabilityError, StabilityPermanentError, StabilityTransientError
+from airflow_stability.rules.crossing import WatchedWallet
 from airflow_stability.rules.pacing import Pacer, Reservation
 from airflow_stability.triggers.shared_connection import FeedClient, SharedConnection
 
 if TYPE_CHECKING:
+    from airflow_stability.client import StabilityClient
     from airflow_stability.triggers.jobs import JobPolls
 
 #: Threads for the HTTP calls of all feeds and jobs of the process. Each call ends in time: see
@@ -48,6 +50,9 @@ calls = ThreadPoolExecutor(max_workers=8, thread_name_prefix="stability-feed")
 #: Followers that are served in one turn of the loop, over all feeds of the process. A follower that goes on
 #: waiting takes about ten microseconds, one that ends a millisecond.
 AT_A_TIME = 20
+
+#: Seconds after which a key's account is requested again, if it could not be read.
+ACCOUNT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class Observation:
     :param organization: whose balance; None for the key's default.
     :param key: a number for the API key; another key has another number.
     :param key_has_worked: whether this key has read a balance for this feed before.
+    :param wallet: whose credits a balance counts, for asset watchers; None for a failure.
     :param reserved: credits of the balance that are reserved for others; 0.0 without a reservation.
     :param shares: the reserved credits for each follower with a reservation.
     """
@@ -68,6 +74,7 @@ class Observation:
     organization: str | None
     key: int
     key_has_worked: bool
+    wallet: WatchedWallet | None = None
     reserved: float = 0.0
     shares: Mapping[object, float] = field(default_factory=dict, repr=False)
 
@@ -93,6 +100,8 @@ async def observations(
 ) -> AsyncGenerator[Observation, None]:
     """Follow the feed of a connection and organization: its latest observation if fresh, then each new one.
 
+    An asset watcher gets new ones only: the latest may be from before anybody asked whose credits they are.
+
     Close the generator when done (``contextlib.aclosing``), because the feed ends with its last follower.
 
     :param stability_conn_id: the connection.
@@ -112,7 +121,7 @@ async def observations(
     feed = state.feed(stability_conn_id, organization)
     follower = feed.join(interval, reservation, is_gate=is_gate)
     try:
-        if (fresh := feed.fresh(interval, ignore_before)) is not None:
+        if is_gate and (fresh := feed.fresh(interval, ignore_before)) is not None:
             yield fresh if reservation is None else feed.share(fresh, follower)
         while (observation := await follower.get()) is not None:
             yield observation if reservation is None else observation.for_follower(follower)
@@ -291,6 +300,7 @@ class Feed:
         """Request the balance; return None if a lock-out began or the last follower left meanwhile."""
         outcome: float | StabilityError
         shares: Mapping[object, float] = {}
+        wallet: WatchedWallet | None = None
         self._observed_organization = self._organization
         self._requested_at = began = self._loop.time()
         try:
@@ -299,6 +309,7 @@ class Feed:
                 return None
             if pacer := self._state.pacers.get(self._wallet):
                 shares = pacer.observe(credits, requested_at=self._requested_at, now=self._loop.time())
+            wallet = self._client.wallet(self._observed_organization)
             outcome = credits
         except StabilityError as error:
             outcome = error
@@ -312,7 +323,7 @@ class Feed:
         metrics.waiting(len(self._state.gates))
         now = datetime.now(UTC)
         return Observation(
-            now, outcome, self._observed_organization, self._client.key, had_worked, shares=shares
+            now, outcome, self._observed_organization, self._client.key, had_worked, wallet, shares=shares
         )
 
     async def _read_balance(self, began: float) -> float | None:
@@ -341,7 +352,27 @@ class Feed:
         self._requested_at = self._loop.time()
         with metrics.timed_call(self._connection.conn_id, self._observed_organization):
             balance = await self._loop.run_in_executor(calls, client.get_balance, self._organization)
+        if self._observed_organization is None and not self._state.gates.issuperset(self._intervals):
+            await self._read_account(client)
         return balance.credits
+
+    async def _read_account(self, client: StabilityClient) -> None:
+        """Find out the key's default organization, once for each key.
+
+        An asset watcher has to know whether another key has another one: no balance says so.
+        """
+        now = self._loop.time()
+        if now < self._client.account_due_at:
+            return
+        self._client.account_due_at = now + ACCOUNT_SECONDS
+        try:
+            account = await self._loop.run_in_executor(calls, client.get_account)
+        except StabilityPermanentError:
+            self._client.take_note_of_account(None)
+        except StabilityError as error:
+            self._connection.lock_out(error.retry_after)
+        else:
+            self._client.take_note_of_account(account)
 
 
 def _prepare(gates: int) -> None:

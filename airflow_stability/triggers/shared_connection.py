@@ -8,14 +8,16 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import TYPE_CHECKING
 
 from airflow_stability.compat import read_connection
+from airflow_stability.rules.crossing import WatchedWallet
 from airflow_stability.rules.lockout import Lockout
 
 if TYPE_CHECKING:
     # At run time they are loaded with the first poll, because a DAG file loads the triggers with the sensor.
-    from airflow_stability.client import StabilityClient
+    from airflow_stability.client import Account, StabilityClient
     from airflow_stability.compat import Connection
 
 
@@ -44,6 +46,11 @@ class SharedConnection:
     def lock_out(self, seconds: float | None) -> None:
         """Take over for how many seconds the server wants no call; None if it named no time."""
         self.lockout.extend(seconds, asyncio.get_running_loop().time())
+
+    @property
+    def key_id(self) -> int:
+        """A number for the API key, unlike :attr:`key` the same in all of the process. Never store it."""
+        return hash(self._connection and self._connection.password)
 
     def forget(self) -> None:
         """Forget the API key, because no feed uses the connection any more."""
@@ -103,6 +110,10 @@ class FeedClient:
         self.version = 0
         self.key = 0
         self._key_that_worked: int | None = None
+        self._key_id = 0
+        #: When the account of the client's API key may be requested, in the loop's time.
+        self.account_due_at = 0.0
+        self._default_organization: str | None = None
 
     @property
     def key_has_worked(self) -> bool:
@@ -113,6 +124,21 @@ class FeedClient:
         """Take note that the client has read a balance."""
         self._key_that_worked = self.key
 
+    def take_note_of_account(self, account: Account | None) -> None:
+        """Take note of the account of the client's API key; None if the API refuses to show it."""
+        self.account_due_at = math.inf
+        default = account and account.default_organization
+        self._default_organization = default.id if default else None
+
+    def wallet(self, organization: str | None) -> WatchedWallet:
+        """Return whose credits a balance of the client counts.
+
+        :param organization: whose balance it is; None for the key's default.
+        """
+        assert self._client is not None  # it has read the balance
+        known = organization or self._default_organization
+        return WatchedWallet(known, self._client.base_url, (organization, self._key_id))
+
     def get(self) -> StabilityClient:
         """Return the client.
 
@@ -122,6 +148,8 @@ class FeedClient:
             self.close()
             self.version, self.key = self._connection.version, self._connection.key
             self._client = self._connection.make_client()
+            self._key_id = self._connection.key_id
+            self.account_due_at, self._default_organization = 0.0, None
         return self._client
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from airflow_stability.validation import MAX_CLIENT_SECONDS, safe_repr
 #: ``auto`` calls them in this order until one of them has answered.
 API_VERSIONS = ("v1alpha", "v1")
 
-#: The schemes that the URL of a proxy may have. With a final "h" or "a", the proxy looks up the host's name.
+#: The schemes that the URL of a proxy may have. With socks5h and socks4a, the proxy looks up the host's name.
 PROXY_SCHEMES = ("http", "https", "socks5", "socks5h", "socks4", "socks4a")
 
 #: The error of a SOCKS proxy without PySocks.

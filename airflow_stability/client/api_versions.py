@@ -32,6 +32,8 @@ def call_versions(call: Callable[[str], _Result], base_url: str, api_version: st
     for version in versions:
         try:
             result = call(version)
+        except errors.StabilityConfigurationError:
+            raise  # nothing was sent, and no version has refused
         except errors.StabilityPermanentError as refusal:
             refusals.append(refusal)
         except errors.StabilityTransientError as failure:

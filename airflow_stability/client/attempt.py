@@ -172,7 +172,7 @@ class RequestSender:
         safe = prepared.method in SAFE_METHODS
         response: requests.Response | None = None
         body, problem = b"", ""
-        timed_out = unreadable = False
+        timed_out = unreadable = socks_is_missing = False
         handled = sys.exception()  # the caller may be handling an exception of its own
         with limit:
             try:
@@ -189,9 +189,13 @@ class RequestSender:
                     body = _read_body(response, expected)
             except UnreadableBodyError as error:
                 unreadable, problem = True, f"the body {error}"
+            except requests.exceptions.InvalidSchema:  # requests has not found PySocks
+                socks_is_missing = True
             except (OSError, HTTPError, ValueError) as error:  # requests' exceptions are OSErrors
                 timed_out, problem = self._describe(error, handled)
 
+        if socks_is_missing:
+            return errors.StabilityConfigurationError(f"{call} was not sent. {options.SOCKS_IS_MISSING}")
         timed_out = timed_out or limit.expired
         status: int | None = None
         if response is not None:

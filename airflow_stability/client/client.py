@@ -53,7 +53,7 @@ class StabilityClient:
     :param retry_deadline: seconds that one call may spend on retries, at most 86400; 0 for a single attempt.
     :param client_id: the ``Stability-Client-ID`` header. v1alpha does not know it and never gets it.
     :param user_agent: a ``User-Agent`` header, instead of one with the name and version of this package.
-    :param proxy: the URL of a proxy, instead of the environment's.
+    :param proxy: the URL of a proxy, instead of the environment's. A SOCKS proxy needs PySocks.
     :param ca_bundle: a file or folder of CA certificates, instead of the environment's.
     :param allow_http: whether plain http may be used to another host than loopback. The API key then travels
         in clear text.

@@ -5,6 +5,7 @@ All of them raise StabilityConfigurationError, which is also a ValueError. No te
 
 from __future__ import annotations
 
+import importlib.util
 import ipaddress
 import re
 from pathlib import Path
@@ -16,6 +17,14 @@ from airflow_stability.validation import MAX_CLIENT_SECONDS, safe_repr
 
 #: ``auto`` calls them in this order until one of them has answered.
 API_VERSIONS = ("v1alpha", "v1")
+
+#: The schemes that the URL of a proxy may have. With socks5h and socks4a, the proxy looks up the host's name.
+PROXY_SCHEMES = ("http", "https", "socks5", "socks5h", "socks4", "socks4a")
+
+#: The error of a SOCKS proxy without PySocks.
+SOCKS_IS_MISSING = (
+    "A SOCKS proxy needs the extra socks: pip install 'airflow-provider-stability[socks]', on each machine."
+)
 
 _HOST_NAME = re.compile(r"[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?")
 
@@ -116,11 +125,16 @@ def check_proxy(proxy: str) -> str:
     """Return the URL of a proxy. The error does not show it: it may contain a password."""
     try:
         parts = urlsplit(proxy if isinstance(proxy, str) else "")
-        if parts.scheme and parts.hostname and parts.port != 0:
-            return proxy
+        usable = parts.scheme in PROXY_SCHEMES and parts.hostname and parts.port != 0
     except ValueError:
-        pass
-    raise StabilityConfigurationError("proxy must be a URL such as http://proxy.example.com:3128.")
+        usable = False
+    if not usable:
+        raise StabilityConfigurationError(
+            "proxy must be a URL such as http://proxy.example.com:3128 or socks5h://proxy.example.com:1080."
+        )
+    if parts.scheme.startswith("socks") and importlib.util.find_spec("socks") is None:
+        raise StabilityConfigurationError(SOCKS_IS_MISSING)
+    return proxy
 
 
 def proxy_secrets(proxy: str) -> list[str]:

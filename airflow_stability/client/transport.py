@@ -21,13 +21,16 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.poolmanager import PoolManager
+from urllib3.util.connection import create_connection
 
 _current: ContextVar[TimeLimit] = ContextVar("stability_time_limit")
 
 
 #: The statuses of a success.
 SUCCESS = range(200, 300)
+
+#: The port of a SOCKS proxy whose URL names none (RFC 1928).
+SOCKS_PORT = 1080
 
 
 class UnreadableBodyError(Exception):
@@ -175,12 +178,48 @@ class _WatchedHTTPSConnection(_WatchedHTTPConnection, HTTPSConnection):
     pass
 
 
+class _WatchedSocksConnection(_WatchedHTTPConnection):
+    """A connection through a SOCKS proxy.
+
+    urllib3's own shows its socket only after the proxy has let it through.
+    """
+
+    def __init__(self, _socks_options: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._socks_options = _socks_options
+
+    def _new_conn(self) -> socket.socket:
+        from airflow_stability.client.socks_tunnel import open_tunnel
+
+        options = self._socks_options
+        address = (options["proxy_host"], options["proxy_port"] or SOCKS_PORT)
+        to_proxy = create_connection(address, self.timeout, socket_options=self.socket_options)
+        _current.get().watch(to_proxy)
+        return open_tunnel(to_proxy, self.host, self.port, timeout=self.timeout, **options)
+
+
+class _WatchedSocksHTTPSConnection(_WatchedSocksConnection, HTTPSConnection):
+    pass
+
+
 class _WatchedHTTPPool(HTTPConnectionPool):
     ConnectionCls = _WatchedHTTPConnection
 
 
 class _WatchedHTTPSPool(HTTPSConnectionPool):
     ConnectionCls = _WatchedHTTPSConnection
+
+
+class _WatchedSocksHTTPPool(HTTPConnectionPool):
+    ConnectionCls = _WatchedSocksConnection
+
+
+class _WatchedSocksHTTPSPool(HTTPSConnectionPool):
+    ConnectionCls = _WatchedSocksHTTPSConnection
+
+
+_POOLS = {"http": _WatchedHTTPPool, "https": _WatchedHTTPSPool}
+_SOCKS_POOLS = {"http": _WatchedSocksHTTPPool, "https": _WatchedSocksHTTPSPool}
 
 
 class _WatchedAdapter(HTTPAdapter):
@@ -196,15 +235,13 @@ class _WatchedAdapter(HTTPAdapter):
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
-        _use_watched_pools(self.poolmanager)
+        self.poolmanager.pool_classes_by_scheme = _POOLS
 
     def proxy_manager_for(self, proxy: Any, **kwargs: Any) -> Any:
-        return _use_watched_pools(super().proxy_manager_for(proxy, **kwargs))
-
-
-def _use_watched_pools(manager: PoolManager) -> PoolManager:
-    manager.pool_classes_by_scheme = {"http": _WatchedHTTPPool, "https": _WatchedHTTPSPool}
-    return manager
+        manager = super().proxy_manager_for(proxy, **kwargs)
+        is_socks = "_socks_options" in manager.connection_pool_kw
+        manager.pool_classes_by_scheme = _SOCKS_POOLS if is_socks else _POOLS
+        return manager
 
 
 class Session(requests.Session):

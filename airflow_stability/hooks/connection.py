@@ -19,6 +19,7 @@ from airflow_stability.errors import (
     StabilityError,
     StabilityTransientError,
 )
+from airflow_stability.hooks.stability import StabilityHook
 from airflow_stability.validation import DEFAULT_REQUEST_TIMEOUT, DEFAULT_RETRY_DEADLINE, safe_repr
 
 if TYPE_CHECKING:
@@ -55,11 +56,12 @@ def client_from_connection(connection: Connection, *, retry_deadline: float | No
 
     :param connection: of type ``stability``; its password is the API key.
     :param retry_deadline: seconds that one call may spend on retries; None for the extra's value.
-    :raises StabilityConfigurationError: a field is unusable. The text names the connection and the field, and
-        shows no secret.
+    :raises StabilityConfigurationError: the connection is of another type, or a field is unusable. The text
+        names the connection and the field, and shows no secret.
     """
     conn_id = connection.conn_id
     try:
+        _check_type(connection.conn_type)
         if connection.login and not connection.password:
             raise StabilityConfigurationError(
                 "The API key is missing: set it as the password, not as the login, which means nothing here."
@@ -88,7 +90,8 @@ def client_from_connection(connection: Connection, *, retry_deadline: float | No
 
 def connection_settings(connection: Connection) -> tuple[object, ...]:
     """Return everything that a client is made from, to tell whether a connection has changed."""
-    return (connection.password, connection.host, connection.port, connection.schema, connection.extra)
+    where = (connection.host, connection.port, connection.schema)
+    return (connection.password, *where, connection.extra, connection.conn_type)
 
 
 def reading_failure(conn_id: str, error: Exception) -> StabilityError:
@@ -109,6 +112,19 @@ def reading_failure(conn_id: str, error: Exception) -> StabilityError:
     return StabilityTransientError(
         f"Connection {conn_id!r} could not be read just now ({kind}); the log of Airflow has more."
     )
+
+
+def _check_type(conn_type: str | None) -> None:
+    """Refuse the connection of another service: its password must not be sent to an API that it is not for.
+
+    A connection without a type may be another service's, too.
+    """
+    if conn_type != StabilityHook.conn_type:
+        has = f"is of the type {conn_type!r}" if conn_type else "has no type"
+        raise StabilityConfigurationError(
+            f"it {has}, so its password is sent nowhere: name a connection of the type "
+            f"{StabilityHook.conn_type!r}, or give this one that type if its password is an API key."
+        )
 
 
 def _storage() -> Storage:

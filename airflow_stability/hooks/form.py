@@ -85,7 +85,7 @@ FIELDS = {
     "proxy": _field(
         "Proxy",
         "URL of a proxy, such as http://proxy.example.com:3128, with user and password if it requires them. "
-        "Empty: the environment's proxy settings.",
+        "socks5h://... needs the extra socks. Empty: the environment's proxy settings.",
         format="password",
     ),
     "ca_bundle": _field(

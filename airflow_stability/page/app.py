@@ -24,7 +24,7 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from airflow_stability.compat import conf
-from airflow_stability.errors import CREDITS_URL, StabilityConfigurationError
+from airflow_stability.errors import CREDITS_URL
 from airflow_stability.hooks.stability import StabilityHook
 from airflow_stability.page.background import BackgroundPages
 from airflow_stability.page.balance_cache import (
@@ -109,15 +109,10 @@ def connect(conn_id: str) -> StabilityClient:
 
     :raises StabilityError: the connection cannot be read, is of another type, or has an unusable field.
     """
-    hook = StabilityHook(conn_id, retry_deadline=0)
-    client = hook.get_conn()
-    if hook.get_connection(conn_id).conn_type == StabilityHook.conn_type:
-        # A user waits, and so do the other requests with this connection.
-        client.request_timeout = min(client.request_timeout, MAX_REQUEST_TIMEOUT)
-        return client
-    client.close()
-    # A task may name any connection. Another service's password must not be sent to the Stability API.
-    raise StabilityConfigurationError(f"Connection {conn_id!r} is not of the type stability.")
+    client = StabilityHook(conn_id, retry_deadline=0).get_conn()
+    # A user waits, and so do the other requests with this connection.
+    client.request_timeout = min(client.request_timeout, MAX_REQUEST_TIMEOUT)
+    return client
 
 
 def create_app() -> FastAPI:

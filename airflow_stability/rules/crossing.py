@@ -9,6 +9,8 @@ A driver passes a balance or a failure to the watch. The watch returns a :class:
   than the threshold plus the margin.
 - The first balance fires nothing, because one balance alone shows no crossing. If it is beyond the threshold,
   it counts as if it had fired. After a restart, a restored state replaces the first balance.
+- A balance of other credits than before is a first balance: somebody has edited the connection, and nothing
+  has crossed. See :class:`WatchedWallet`.
 - A failure fires nothing, forgets nothing and ends nothing.
 - The watch logs when it starts, at each change, and every hour.
 """
@@ -16,7 +18,7 @@ A driver passes a balance or a failure to the watch. The watch returns a :class:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
 
@@ -46,6 +48,35 @@ class CrossingDecision:
     refused: bool = False
 
 
+@dataclass(frozen=True)
+class WatchedWallet:
+    """Whose credits a balance counts.
+
+    An organization that is known tells it: its key may be rotated. Otherwise it is the default organization
+    of the key, and another key may have another one.
+
+    :param organization: the id; None for a key's default organization that is not known.
+    :param address: the URL of the API; None if it is not known, as after a restart.
+    :param source: the organization that the request named, and a number for its API key; None likewise. The
+        number must not be stored.
+    """
+
+    organization: str | None
+    address: str | None = None
+    source: tuple[str | None, int] | None = field(default=None, repr=False)
+
+    def is_another(self, earlier: WatchedWallet) -> bool:
+        """Tell whether these are other credits than those of an earlier balance, or may be.
+
+        After a restart, nothing but two different organizations tells it.
+        """
+        if None not in (self.address, earlier.address) and self.address != earlier.address:
+            return True
+        if self.organization and earlier.organization:
+            return self.organization != earlier.organization
+        return None not in (self.source, earlier.source) and self.source != earlier.source
+
+
 class ThresholdWatch:
     """One threshold, and what is remembered between two polls.
 
@@ -68,44 +99,66 @@ class ThresholdWatch:
             )
         self._armed: bool | None = None
         self._credits: float | None = None
-        self._fired = False
+        self._wallet: WatchedWallet | None = None
+        #: Whether a state from before a restart still counts.
+        self._restorable = True
         self._log = LogThrottle()
 
     @property
-    def state(self) -> dict[str, bool | float] | None:
+    def state(self) -> dict[str, bool | float | str | None] | None:
         """What must be known after a restart, as plain JSON; None before the first balance."""
         if self._armed is None or self._credits is None:
             return None
-        return {"armed": self._armed, "credits": self._credits}
+        organization = self._wallet.organization if self._wallet else None
+        return {"armed": self._armed, "credits": self._credits, "organization": organization}
 
     def restore(self, state: object) -> None:
         """Take over a :attr:`state` from before a restart. Anything else is ignored.
 
-        Balances may have been observed before. The state counts only if they have fired nothing, and never
-        disarms a watch that they have armed.
+        Balances may have been observed before. The state counts only if they have fired nothing and are of
+        the same wallet, and never disarms a watch that they have armed.
         """
         match state:
-            case {"armed": bool(armed), "credits": int() | float() as credits} if math.isfinite(credits):
-                if self._fired:
+            case {"armed": bool(armed), "credits": int() | float() as credits, **more}:
+                organization = more.get("organization")
+                wallet = WatchedWallet(organization if isinstance(organization, str) else None)
+                if self._wallet and self._wallet.is_another(wallet):
                     return
+                if not self._restorable or not math.isfinite(credits):
+                    return
+                self._wallet = self._wallet or wallet
                 self._armed = armed or bool(self._armed)
                 if self._credits is None:
                     self._credits = float(credits)
 
     def observe_balance(
-        self, credits: float, now: datetime, organization: str | None = None
+        self,
+        credits: float,
+        now: datetime,
+        organization: str | None = None,
+        wallet: WatchedWallet | None = None,
     ) -> CrossingDecision:
         """Decide on a balance.
 
         :param credits: the balance as the API sent it.
         :param now: aware time at which it was read.
         :param organization: whose balance it is, for the text; None for the key's default.
+        :param wallet: whose credits it counts; None for the same as before.
         """
+        news = ""
+        if wallet and self._wallet and wallet.is_another(self._wallet):
+            news = "The connection leads to other credits than before, so the watch begins anew. "
+            self._armed = self._credits = self._wallet = None
+            self._restorable = False
+            self._log = LogThrottle()
+        if wallet:
+            known = self._wallet.organization if self._wallet else None
+            self._wallet = replace(wallet, organization=wallet.organization or known)
         previous, self._credits = self._credits, credits
         has = f"{organization_label(organization)} has {format_number(credits)} credits"
         beyond = self._is_beyond(credits)
         if self._armed and beyond:
-            self._armed, self._fired = False, True
+            self._armed = self._restorable = False
             self._log.should_log(("balance", False), now)
             before = "" if previous is None else f"; it had {format_number(previous)}"
             text = f"An event is fired: {has}, {self._goal()}{before}."
@@ -115,7 +168,7 @@ class ThresholdWatch:
         elif not self._armed:
             self._armed = self._is_back(credits)
         then = f"when it has {self._goal()}" if self._armed else f"before it has had {self._way_back()}"
-        text = f"Watching: {has}, {'an' if self._armed else 'no'} event is fired {then}."
+        text = f"{news}Watching: {has}, {'an' if self._armed else 'no'} event is fired {then}."
         should_log = self._log.should_log(("balance", self._armed), now)
         return CrossingDecision(text, should_log, previous_credits=previous)
 

@@ -46,6 +46,7 @@ from airflow_stability.errors import (
     StabilityTimeoutError,
     StabilityTransientError,
 )
+from airflow_stability.rules.crossing import WatchedWallet
 from airflow_stability.rules.pacing import Pacer, Reservation
 from airflow_stability.triggers import calls, shared_connection
 from airflow_stability.triggers.shared_connection import FeedClient, SharedConnection, SharedKey, Wallet
@@ -69,6 +70,7 @@ class Observation:
     :param organization: whose balance; None for the key's default.
     :param key: a number for the API key; another key has another number.
     :param key_has_worked: whether this key has read a balance for this feed before.
+    :param wallet: whose credits a balance counts, for asset watchers; None for a failure.
     :param reserved: credits of the balance that are reserved for others; 0.0 without a reservation.
     :param shares: the reserved credits for each follower with a reservation, of all feeds of the wallet.
     """
@@ -78,6 +80,7 @@ class Observation:
     organization: str | None
     key: int
     key_has_worked: bool
+    wallet: WatchedWallet | None = None
     reserved: float = 0.0
     shares: Mapping[_Follower, float] = field(default_factory=dict, repr=False)
 
@@ -103,6 +106,8 @@ async def observations(
 ) -> AsyncGenerator[Observation, None]:
     """Follow the feed of a connection and organization: its latest observation if fresh, then each new one.
 
+    An asset watcher gets new ones only: the latest may be from before anybody asked whose credits they are.
+
     Close the generator when done (``contextlib.aclosing``), because the feed ends with its last follower.
     Times are the event loop's.
 
@@ -123,7 +128,7 @@ async def observations(
     feed = state.feed(stability_conn_id, organization)
     follower = feed.join(interval, reservation, is_gate=is_gate)
     try:
-        if (fresh := feed.fresh(interval, ignore_before)) is not None:
+        if is_gate and (fresh := feed.fresh(interval, ignore_before)) is not None:
             yield fresh if reservation is None else feed.share(fresh, follower)
         while (observation := await follower.get()) is not None:
             yield observation if reservation is None else observation.for_follower(follower)
@@ -342,6 +347,7 @@ class Feed:
     async def _observe(self, run: calls.Run) -> Observation | None:
         outcome: float | StabilityError
         shares: Mapping[_Follower, float] = {}
+        wallet: WatchedWallet | None = None
         self._observed_organization = self._organization
         self._requested_at = began = self._loop.time()
         try:
@@ -350,6 +356,7 @@ class Feed:
                 return None
             if self._is_paced:
                 shares = self._pace(credits, self._observed_organization, self._requested_at)
+            wallet = self._shared_key.watched_wallet(self._observed_organization)
             outcome = credits
         except StabilityError as error:
             outcome = error
@@ -363,7 +370,7 @@ class Feed:
         metrics.waiting(len(self._state.gates))
         now = datetime.now(UTC)
         return Observation(
-            now, outcome, self._observed_organization, self._client.key, had_worked, shares=shares
+            now, outcome, self._observed_organization, self._client.key, had_worked, wallet, shares=shares
         )
 
     async def _read_balance(self, run: calls.Run, began: float) -> float | None:
@@ -396,15 +403,27 @@ class Feed:
         except StabilityTimeoutError:
             self._client.close()  # the call may still use it
             raise
-        if self._is_paced:
-            await self._request_account(run, client)
+        watched = self._is_watched
+        if self._is_paced or watched:
+            await self._request_account(run, client, watched=watched)
         return balance.credits
 
-    async def _request_account(self, run: calls.Run, client: StabilityClient) -> None:
-        """Find out the key's default organization, if it matters who waits for its credits."""
+    @property
+    def _is_watched(self) -> bool:
+        """Whether an asset watcher follows the balance of the key's default organization.
+
+        It has to know which one that is: another key may have another one, and no balance says so.
+        """
+        return self._observed_organization is None and not self._state.gates.issuperset(self._intervals)
+
+    async def _request_account(self, run: calls.Run, client: StabilityClient, *, watched: bool) -> None:
+        """Find out the key's default organization, if it matters whose credits it has."""
         key, now = self._shared_key, self._loop.time()
-        key.paced.add(self._observed_organization)
-        if not key.is_ambiguous or now < key.request_account_at or self._connection.seconds_locked_out():
+        if self._is_paced:
+            key.paced.add(self._observed_organization)
+        if not (key.is_ambiguous or (watched and key.default_organization is None)):
+            return
+        if now < key.request_account_at or self._connection.seconds_locked_out():
             return
         key.request_account_at = now + shared_connection.ACCOUNT_SECONDS  # no other feed requests it, too
         left = (self._requested_at or now) + calls.POLL_SECONDS - now

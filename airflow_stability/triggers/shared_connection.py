@@ -13,6 +13,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from airflow_stability.compat import read_connection
+from airflow_stability.rules.crossing import WatchedWallet
 from airflow_stability.rules.lockout import Lockout
 from airflow_stability.triggers import calls
 
@@ -56,6 +57,11 @@ class SharedKey:
     def wallet(self, organization: str | None) -> Wallet:
         """Return the wallet of an organization, or of the key's default."""
         return self._address, organization or self.default_organization or self._fingerprint
+
+    def watched_wallet(self, organization: str | None) -> WatchedWallet:
+        """Return the same, and how a balance of it was requested."""
+        known = organization or self.default_organization
+        return WatchedWallet(known, self._address, (organization, self._fingerprint))
 
     def wallets_perhaps_the_same(self, organization: str | None) -> list[Wallet]:
         """Return the other wallets of the key that may be this organization's."""

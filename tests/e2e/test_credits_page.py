@@ -382,7 +382,10 @@ def test_the_password_of_another_type_of_connection_goes_nowhere(story):
     before = story.calls("wallet")
     section = story.sections("admin")["not_ours"]
 
-    assert "Connection &#39;not_ours&#39; is not of the type stability." in section
+    assert (
+        "Connection &#39;not_ours&#39;: it is of the type &#39;aws&#39;, so its password is sent nowhere"
+        in section
+    )
     assert story.calls("wallet") == before
 
 

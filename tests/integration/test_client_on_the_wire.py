@@ -16,6 +16,8 @@ import signal
 import socket
 import ssl
 import struct
+import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -42,6 +44,7 @@ from airflow_stability.errors import (
     StabilityUnavailableError,
 )
 from tests.leaks import forms_of
+from tests.socks_proxy import SocksProxy
 
 KEY = "sk-THIS0is0SECRET/0aBcDeFgHiJkLmN+oPqRsTuVwXyZ=0"  # a URL writes some of these in another way
 TIMEOUT = 0.4  # seconds for each piece; a call as a whole may take twice that
@@ -1107,3 +1110,156 @@ def test_the_outcome_of_a_post_that_a_proxy_took_to_pass_it_on_is_unknown(serve)
 def test_a_post_that_fails_before_there_is_anything_to_connect_to_was_not_sent(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     outcome_of_a_post("https://stability.example", StabilityNetworkError)
+
+
+# SOCKS proxies
+
+LOGIN = ("someone", "the-password-of-the-proxy")
+ONLY_THE_PROXY_KNOWS = "stability.example"
+#: What a proxy says before it passes on: no login wanted, and the connection is there.
+LET_THROUGH = b"\x05\x00", b"\x05\x00\x00\x01" + bytes(6)
+
+
+@pytest.fixture
+def socks(serve):
+    """Return a function that starts a SOCKS proxy and returns it, with its URL."""
+
+    def socks(scheme="socks5h", login=None, sends=LOGIN, **kwargs) -> tuple[SocksProxy, str]:
+        proxy = SocksProxy(login, **kwargs)
+        user = f"{sends[0]}:{sends[1]}@" if login else ""
+        return proxy, f"{scheme}://{user}127.0.0.1:{serve(proxy).port}"
+
+    return socks
+
+
+@pytest.mark.parametrize("login", [None, LOGIN])
+@pytest.mark.parametrize("variable", [None, "ALL_PROXY", "HTTP_PROXY"])
+def test_calls_go_through_a_socks_proxy_that_looks_up_the_host(serve, socks, monkeypatch, login, variable):
+    server = serve(keep_answering)
+    proxy, url = socks(login=login, hosts={ONLY_THE_PROXY_KNOWS: "127.0.0.1"})
+    kwargs = {} if variable else {"proxy": url}
+    if variable:
+        monkeypatch.setenv(variable, url)
+    api = f"http://{ONLY_THE_PROXY_KNOWS}:{server.port}"
+    with client_of(api, allow_http=True, request_timeout=PATIENT, **kwargs) as client:
+        assert [client.get_balance().credits for _ in range(2)] == [5, 5]
+    assert proxy.asked == [(ONLY_THE_PROXY_KNOWS, server.port)]
+
+
+@pytest.mark.parametrize("scheme", ["socks5", "socks5h"])
+def test_tls_goes_through_a_socks_proxy_to_the_server_itself(serve, socks, tls, certificate, scheme):
+    server = serve(keep_answering, tls=tls)
+    proxy, url = socks(scheme, LOGIN)
+    with client_of(server.url, proxy=url, ca_bundle=certificate, request_timeout=PATIENT) as client:
+        assert client.get_balance().credits == 5
+    assert proxy.asked == [("127.0.0.1", server.port)]
+
+
+def test_with_socks5_the_client_looks_up_the_host(serve, socks):
+    server = serve(keep_answering)
+    proxy, url = socks("socks5")
+    client = client_of(f"http://localhost:{server.port}", proxy=url, request_timeout=PATIENT)
+    # PySocks takes the first address, which may be one that this server does not listen on.
+    with client, contextlib.suppress(StabilityNetworkError):
+        client.get_balance()
+    ((host, port),) = proxy.asked
+    assert ipaddress.ip_address(host).is_loopback
+    assert port == server.port
+
+
+def test_a_socks_proxy_with_another_password_refuses_and_neither_is_shown(socks, caplog):
+    _, url = socks(login=LOGIN, sends=("someone", "a-wrong-password"))
+    failure, maybe_paid = outcome_of_a_post("https://stability.example", StabilityNetworkError, proxy=url)
+    assert "SOCKS5 authentication failed" in str(failure)
+    assert maybe_paid == 0
+    assert "password-of" not in f"{failure!r}{caplog.text}"
+    assert "wrong" not in f"{failure!r}{caplog.text}"
+
+
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [("stability.example", "Host unreachable"), ("127.0.0.1:1", "Connection refused")],
+)
+def test_a_post_to_where_a_socks_proxy_gets_no_connection_was_not_sent(socks, host, said):
+    _, url = socks()
+    failure, maybe_paid = outcome_of_a_post(f"https://{host}", StabilityNetworkError, proxy=url)
+    assert said in str(failure)
+    assert maybe_paid == 0
+
+
+def test_a_post_by_way_of_a_socks_proxy_that_cannot_be_reached_was_not_sent(serve):
+    proxy = serve(hang_up)
+    proxy.close()
+    url = f"socks5h://u:pw@127.0.0.1:{proxy.port}"
+    failure, maybe_paid = outcome_of_a_post("https://stability.example", StabilityNetworkError, proxy=url)
+    assert "refused" in str(failure)
+    assert maybe_paid == 0
+
+
+@pytest.mark.parametrize("scheme", ["socks5h", "socks4a"])
+@pytest.mark.parametrize(
+    ("end", "kind"),
+    [
+        (hang_up, StabilityNetworkError),
+        (reset, StabilityNetworkError),
+        (say_nothing_more, StabilityTimeoutError),
+        (speak_ssh, StabilityNetworkError),
+    ],
+)
+@pytest.mark.parametrize("answers", [0, 1])
+def test_a_post_that_a_socks_proxy_does_not_let_through_was_not_sent(serve, scheme, end, kind, answers):
+    def talk(server, connection):
+        for answer in LET_THROUGH[:answers]:
+            connection.recv(1)
+            server.send(connection, answer)
+        end(server, connection)
+
+    url = f"{scheme}://127.0.0.1:{serve(talk).port}"
+    _, maybe_paid = outcome_of_a_post("https://stability.example", kind, proxy=url)
+    assert maybe_paid == 0
+
+
+def test_a_socks_proxy_that_drips_does_not_hold_a_call(serve):
+    def talk(server, connection):
+        server.send(connection, LET_THROUGH[0])
+        server.send(connection, b"\x05\x00\x00\x03\xff")  # an address of 255 bytes follows
+        server.drip(connection, b"x")
+
+    proxy = serve(talk)
+    url = f"socks5h://127.0.0.1:{proxy.port}"
+    _, maybe_paid = outcome_of_a_post("https://stability.example", StabilityTimeoutError, proxy=url)
+    assert maybe_paid == 0
+
+
+@pytest.mark.parametrize("end", [reset, drip])
+def test_the_outcome_of_a_post_that_went_through_a_socks_proxy_is_unknown(serve, socks, end):
+    till = Till(serve, end)
+    _, url = socks()
+    _, maybe_paid = outcome_of_a_post(till.server.url, StabilityOutcomeUnknownError, proxy=url)
+    assert (maybe_paid, len(till.heads)) == (1, 1)
+
+
+@pytest.mark.parametrize("where", ["argument", "environment"])
+def test_without_pysocks_one_sentence_says_what_to_install(where, monkeypatch):
+    script = """
+import sys
+sys.modules["socks"] = None  # as if it were not installed
+from airflow_stability.client import StabilityClient
+from airflow_stability.errors import StabilityPermanentError
+proxy = {"proxy": sys.argv[1]} if sys.argv[1] else {}
+try:
+    StabilityClient("sk-1", base_url="https://127.0.0.1:1", **proxy).get_balance()
+except StabilityPermanentError as error:
+    print(type(error).__name__, error)
+"""
+    url = "socks5h://u:pw-SECRET@127.0.0.1:1"
+    if where == "environment":
+        monkeypatch.setenv("ALL_PROXY", url)
+    command = [sys.executable, "-c", script, url if where == "argument" else ""]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    call = "GET /v1alpha/user/balance was not sent. " if where == "environment" else ""
+    assert done.stdout == (
+        f"StabilityConfigurationError {call}A SOCKS proxy needs the extra socks: pip install "
+        "'airflow-provider-stability[socks]', on each machine.\n"
+    )
+    assert "SECRET" not in done.stdout + done.stderr

@@ -9,7 +9,8 @@ import importlib
 import pytest
 
 from airflow_stability.compat import AIRFLOW_VERSION
-from airflow_stability.simulator import Fault
+from airflow_stability.simulator import Fault, StabilitySimulator
+from airflow_stability.triggers.stability import StabilityBalanceTrigger
 
 PUBLIC = "airflow_stability.triggers.events"
 ALIAS = "airflow_stability.triggers.stability"
@@ -40,6 +41,11 @@ def trigger(*, interval_when_refused=300.0, **changes):
     return made
 
 
+def balances(simulator):
+    """Return the requests for a balance."""
+    return [record for record in simulator.requests if record.path.endswith("/balance")]
+
+
 class Watch:
     """A trigger as a triggerer runs it: what it fires is kept; what it raises comes out."""
 
@@ -65,8 +71,8 @@ class Watch:
 
     async def polls(self, count=2):
         """Wait until the balance was asked for as many times more, and what came of it was seen."""
-        asked = len(self.simulator.requests)
-        await self.until(lambda: len(self.simulator.requests) >= asked + count)
+        asked = len(balances(self.simulator))
+        await self.until(lambda: len(balances(self.simulator)) >= asked + count)
 
     async def until(self, condition):
         async with asyncio.timeout(10):
@@ -319,7 +325,7 @@ def test_many_watchers_share_one_poll(simulator):
             simulator.set_credits(60.0)
             for watch in watches:
                 await watch.until(lambda watch=watch: watch.fired)
-            return [record.monotonic for record in simulator.requests]
+            return [record.monotonic for record in balances(simulator)]
 
     calls = asyncio.run(main())
 
@@ -368,7 +374,7 @@ def test_remembered_across_a_restart_it_does_not_fire_again(simulator):
         async with Watch(simulator, trigger(), store) as watch:
             await watch.polls()
             simulator.set_credits(60.0)
-            await watch.until(lambda: store.writes[-1] == {"armed": False, "credits": 60.0})
+            await watch.until(lambda: store.writes[-1]["credits"] == 60.0)
             return watch.fired
 
     async def restarted():
@@ -471,7 +477,8 @@ def test_it_writes_what_is_news_only(simulator):
 
     asyncio.run(main())
 
-    assert store.writes == [{"armed": True, "credits": 2.0}, {"armed": True, "credits": 3.0}]
+    state = {"armed": True, "organization": "org-default"}
+    assert store.writes == [state | {"credits": 2.0}, state | {"credits": 3.0}]
 
 
 @airflow_3
@@ -533,3 +540,160 @@ def test_several_assets_with_one_trigger_have_no_memory_and_are_told_so(simulato
     asyncio.run(main())
 
     assert "Several assets with the same trigger have no state store." in logged()
+
+
+# Another wallet behind the same connection
+
+
+@pytest.fixture
+def rich():
+    """Another server, where each organization has credits that cross no threshold by themselves."""
+    with StabilitySimulator(credits=60.0) as other:
+        other.set_credits(60.0, "org-other")
+        yield other
+
+
+@pytest.fixture
+def edit(simulator, rich, monkeypatch):
+    """Return a function that edits the connection; 2 credits are behind it before, 60 after."""
+    simulator.set_credits(2.0)
+    simulator.set_credits(60.0, "org-other")
+    simulator.add_account("user-2", "someone@example.org", ["org-other", "org-default"])
+    other_key = simulator.add_key(account="user-2")
+
+    def edit(what):
+        server = rich if what == "host" else simulator
+        uri = server.connection_uri(other_key if what == "key" else None)
+        organization = "&organization=org-other" if what == "organization" else ""
+        monkeypatch.setenv("AIRFLOW_CONN_STABILITY_DEFAULT", f"{uri}?api_version=v1{organization}")
+
+    return edit
+
+
+@airflow_3
+@pytest.mark.parametrize("account", ["can be read", "cannot be read"])
+@pytest.mark.parametrize("what", ["organization", "key", "host"])
+def test_a_connection_that_leads_to_another_wallet_fires_nothing(
+    what, account, simulator, rich, edit, logged
+):
+    server = rich if what == "host" else simulator
+    if account == "cannot be read":
+        for each in (simulator, rich):
+            each.inject(Fault.status(404), path="/v1/user/account")
+    store = Store()
+
+    async def main():
+        async with Watch(simulator, trigger(), store) as watch:
+            await watch.until(lambda: store.writes)
+            edit(what)
+            await watch.until(lambda: store.writes[-1]["credits"] == 60.0)
+            await watch.until(lambda: len(balances(server)) > 3)
+            assert watch.fired == []
+            for credits in (1.0, 70.0):  # from here on, it watches as ever
+                for organization in ("org-default", "org-other"):
+                    server.set_credits(credits, organization)
+                await watch.until(lambda credits=credits: store.writes[-1]["credits"] == credits)
+            return watch.fired
+
+    (payload,) = asyncio.run(main())
+
+    assert (payload["previous_credits"], payload["credits"]) == (1.0, 70.0)
+    assert logged().count("leads to other credits than before") == 1
+
+
+@airflow_3
+@pytest.mark.parametrize("what", ["organization", "key"])
+def test_a_connection_that_leads_to_another_wallet_after_a_restart_fires_nothing(what, simulator, edit):
+    store = Store()
+    asyncio.run(gets_to_know_the_balance(simulator, store))
+    edit(what)
+
+    async def restarted():
+        async with Watch(simulator, trigger(), store) as watch:
+            await watch.until(lambda: store.writes[-1]["credits"] == 60.0)
+            await watch.polls(3)
+            return watch.fired
+
+    assert asyncio.run(restarted()) == []
+    assert store.writes == [
+        {"armed": True, "credits": 2.0, "organization": "org-default"},
+        {"armed": False, "credits": 60.0, "organization": "org-other"},
+    ]
+
+
+@airflow_3
+def test_beside_a_gate_another_wallet_after_a_restart_fires_nothing_either(simulator, edit):
+    store = Store()
+    asyncio.run(gets_to_know_the_balance(simulator, store))
+    edit("key")
+    gate = StabilityBalanceTrigger(
+        stability_conn_id="stability_default",
+        organization=None,
+        minimum_credits=1000,
+        poke_interval=1.0,
+        timeout=60,
+    )
+
+    async def restarted():
+        asked = len(balances(simulator))
+        waiting = asyncio.ensure_future(anext(aiter(gate.run())))
+        while len(balances(simulator)) == asked:  # the gate does not ask for the account
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        async with Watch(simulator, trigger(poke_interval=1.0), store) as watch:
+            await watch.until(lambda: store.writes[-1]["credits"] == 60.0)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        return watch.fired
+
+    assert asyncio.run(restarted()) == []
+
+
+@airflow_3
+@pytest.mark.parametrize("names", ["", "&organization=org-default"])
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_crossing_while_the_key_of_the_wallet_is_rotated_fires(names, restart, simulator, monkeypatch):
+    simulator.set_credits(2.0)
+    store = Store()
+
+    def connect(key=None):
+        uri = f"{simulator.connection_uri(key)}?api_version=v1{names}"
+        monkeypatch.setenv("AIRFLOW_CONN_STABILITY_DEFAULT", uri)
+
+    def rotate():
+        new = simulator.rotate_key(simulator.api_key)
+        simulator.set_credits(60.0)
+        connect(new)
+
+    async def rotated():
+        async with Watch(simulator, trigger(interval_when_refused=0.1), store) as watch:
+            if not restart:
+                await watch.until(lambda: store.writes)
+                rotate()
+            await watch.until(lambda: watch.fired)
+            return watch.fired
+
+    connect()
+    if restart:
+        asyncio.run(gets_to_know_the_balance(simulator, store))
+        rotate()
+    (payload,) = asyncio.run(rotated())
+
+    assert (payload["previous_credits"], payload["credits"]) == (2.0, 60.0)
+
+
+@airflow_3
+def test_the_account_is_read_once_for_each_key_and_not_at_all_for_a_named_organization(simulator):
+    def accounts():
+        return [record for record in simulator.requests if record.path.endswith("/account")]
+
+    async def main():
+        async with Watch(simulator, trigger(organization="org-other")) as named:
+            await named.polls(3)
+            assert accounts() == []
+        async with Watch(simulator, trigger()) as watch:
+            await watch.polls(5)
+
+    asyncio.run(main())
+
+    assert len(accounts()) == 1

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_stability.errors import StabilityAuthenticationError, StabilityUnavailableError
-from airflow_stability.rules.crossing import ThresholdWatch
+from airflow_stability.rules.crossing import ThresholdWatch, WatchedWallet
 from airflow_stability.rules.log_throttle import LOG_EVERY
 
 START = datetime(2026, 11, 22, 10, 0, tzinfo=UTC)
@@ -284,3 +284,91 @@ def test_an_argument_that_cannot_work_is_refused(arguments, text):
 
 def test_below_a_margin_may_be_any():
     assert crossings(ThresholdWatch(50, "below", margin=500), 90, 40, 549, 40, 551, 40) == [40, 40]
+
+
+def wallet(organization=None, *, named=None, address="https://api", key=1):
+    return WatchedWallet(organization or named, address, (named, key))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        (wallet(), wallet(), True),
+        (wallet(), wallet(key=2), False),
+        (wallet(), wallet(address="https://other"), False),
+        (wallet("org-1"), wallet("org-1", key=2), True),
+        (wallet("org-1"), wallet("org-2"), False),
+        (wallet("org-1"), wallet("org-1", address="https://other"), False),
+        # The account could be read only the first time, or only the second.
+        (wallet("org-1"), wallet(), True),
+        (wallet(), wallet("org-1"), True),
+        (wallet("org-1"), wallet(key=2), False),
+        (wallet(), wallet("org-1", key=2), False),
+        (wallet("org-1"), wallet(named="org-1"), True),
+        (wallet("org-1"), wallet(named="org-2"), False),
+        (wallet(), wallet(named="org-1"), False),
+        (wallet(named="org-1"), wallet(), False),
+        (wallet(named="org-1"), wallet(named="org-1", key=2), True),
+        # A failure tells nothing.
+        (wallet("org-1"), None, True),
+    ],
+)
+def test_only_a_rise_of_one_wallets_credits_is_a_crossing(before, after, same):
+    watch = ThresholdWatch(50, "above")
+    watch.observe_balance(2.0, START, wallet=before)
+
+    report = watch.observe_balance(60.0, START, wallet=after)
+
+    assert (report.crossed, report.previous_credits) == ((True, 2.0) if same else (False, None))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        (wallet("org-1"), wallet("org-1", key=2), True),
+        (wallet("org-1"), wallet("org-2"), False),
+        # Which one it was, or is, is not known: a crossing must not be lost.
+        (wallet(), wallet("org-1"), True),
+        (wallet("org-1"), wallet(key=2), True),
+        (wallet(), wallet(key=2), True),
+    ],
+)
+@pytest.mark.parametrize("late", [False, True])
+def test_after_a_restart_only_an_organization_can_tell_wallets_apart(before, after, same, late):
+    stopped, watch = ThresholdWatch(50, "above"), ThresholdWatch(50, "above")
+    stopped.observe_balance(2.0, START, wallet=before)
+    if late:
+        watch.observe_balance(60.0, START, wallet=after)
+    watch.restore(json.loads(json.dumps(stopped.state)))
+
+    assert watch.observe_balance(60.0, START, wallet=after).crossed is same
+
+
+def test_what_is_remembered_of_a_wallet_is_its_organization_only():
+    watch = ThresholdWatch(50, "above")
+    watch.observe_balance(2.0, START, wallet=wallet("org-1"))
+    watch.observe_balance(2.0, START, wallet=wallet())
+
+    assert watch.state == {"armed": True, "credits": 2.0, "organization": "org-1"}
+
+
+def test_recalled_after_the_wallet_has_changed_it_does_not_count():
+    watch = ThresholdWatch(50, "above")
+    watch.observe_balance(60.0, START, wallet=wallet())
+    watch.observe_balance(60.0, START, wallet=wallet(key=2))
+    watch.restore({"armed": True, "credits": 2.0, "organization": None})
+
+    assert crossings(watch, 61) == []
+
+
+def test_it_says_that_the_wallet_has_changed():
+    watch = ThresholdWatch(50, "above")
+    watch.observe_balance(2.0, START, "org-1", wallet("org-1"))
+
+    report = watch.observe_balance(3.0, START, "org-2", wallet("org-2"))
+
+    assert report.should_log
+    assert report.text == (
+        "The connection leads to other credits than before, so the watch begins anew. Watching: organization "
+        "org-2 has 3 credits, an event is fired when it has more than 50."
+    )

@@ -197,7 +197,8 @@ def test_an_organization_that_cannot_be_one_is_a_configuration_error_with_no_oth
 
 
 @pytest.mark.parametrize(
-    "proxy", ["", "proxy", "proxy:3128", "http://", "http://u:pw-SECRET@", "http://u:pw-SECRET@h:x", 5]
+    "proxy",
+    ["", "proxy", "proxy:3128", "http://", "http://u:pw-SECRET@", "http://u:pw-SECRET@h:x", "socks://h", 5],
 )
 def test_a_proxy_is_a_url_and_its_password_is_not_shown(proxy):
     with pytest.raises(StabilityConfigurationError, match="proxy must be a URL") as refusal:

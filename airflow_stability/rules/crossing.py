@@ -57,13 +57,13 @@ class WatchedWallet:
 
     :param organization: the id; None for a key's default organization that is not known.
     :param address: the URL of the API; None if it is not known, as after a restart.
-    :param source: the organization that the request named, and a number for its API key; None likewise. The
-        number must not be stored.
+    :param source: the organization that the request named, and what tells its API key from others in this
+        process; None likewise. The latter must not be stored.
     """
 
     organization: str | None
     address: str | None = None
-    source: tuple[str | None, int] | None = field(default=None, repr=False)
+    source: tuple[str | None, bytes] | None = field(default=None, repr=False)
 
     def is_another(self, earlier: WatchedWallet) -> bool:
         """Tell whether these are other credits than those of an earlier balance, or may be.

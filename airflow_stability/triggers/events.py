@@ -38,9 +38,9 @@ class StabilityBalanceEventTrigger(BaseEventTrigger):
     It fires once per crossing, and again only after the balance was back on the other side. The first balance
     that it ever reads fires nothing. If it is beyond the threshold, it counts as if it had fired. The same
     holds for the first balance after somebody has edited the connection, if it now leads to another wallet.
-    From Airflow 3.3 on, the side, the last balance and its organization are stored in the asset's state store,
-    so a crossing while no triggerer ran is noticed afterwards. Before, the watch begins anew with each restart
-    of the triggerer.
+    From Airflow 3.3 on, the side, the last balance and its organization are stored in the asset's state
+    store, so a crossing while no triggerer ran is noticed afterwards. Before, the watch begins anew with each
+    restart of the triggerer.
 
     The event's payload is a dict of ``credits``, ``previous_credits``, ``threshold``, ``direction``,
     ``organization`` (None for the key's default) and ``time`` (in ISO format).

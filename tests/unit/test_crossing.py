@@ -287,7 +287,7 @@ def test_below_a_margin_may_be_any():
 
 
 def wallet(organization=None, *, named=None, address="https://api", key=1):
-    return WatchedWallet(organization or named, address, (named, key))
+    return WatchedWallet(organization or named, address, (named, bytes([key])))
 
 
 @pytest.mark.parametrize(

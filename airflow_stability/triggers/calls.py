@@ -37,6 +37,8 @@ POLL_SECONDS = 20.0
 #: Seconds for which a thread waits for another call. The loop stands still while a thread starts.
 IDLE_SECONDS = 120.0
 
+THREAD_NAME = "stability-call"
+
 _Result = TypeVar("_Result")
 
 
@@ -123,9 +125,9 @@ class Calls:
         call.add_done_callback(end_on_loop)
 
 
-#: The queues of the threads that wait for a call.
-_idle: list[SimpleQueue[tuple[Callable[[], Any], Future[Any]]]] = []
-os.register_at_fork(after_in_child=_idle.clear)  # a forked process has none of the threads
+#: The queues of the threads that wait for a call. The other threads of this name are busy.
+idle_threads: list[SimpleQueue[tuple[Callable[[], Any], Future[Any]]]] = []
+os.register_at_fork(after_in_child=idle_threads.clear)  # a forked process has none of the threads
 
 
 def start_in_thread(call: Callable[[], _Result]) -> Future[_Result]:
@@ -133,10 +135,10 @@ def start_in_thread(call: Callable[[], _Result]) -> Future[_Result]:
     future: Future[_Result] = Future()
     future.set_running_or_notify_cancel()  # from now on it cannot be cancelled
     try:
-        queue = _idle.pop()
+        queue = idle_threads.pop()
     except IndexError:
         queue = SimpleQueue()
-        threading.Thread(target=_work, args=(queue,), name="stability-call", daemon=True).start()
+        threading.Thread(target=_work, args=(queue,), name=THREAD_NAME, daemon=True).start()
     queue.put((call, future))
     return future
 
@@ -147,11 +149,11 @@ def _work(queue: SimpleQueue[tuple[Callable[[], Any], Future[Any]]]) -> None:
             _run(*queue.get(timeout=IDLE_SECONDS))
         except Empty:
             try:
-                _idle.remove(queue)
+                idle_threads.remove(queue)
             except ValueError:
                 continue  # a call comes at this moment
             return
-        _idle.append(queue)
+        idle_threads.append(queue)
 
 
 def _run(call: Callable[[], Any], future: Future[Any]) -> None:

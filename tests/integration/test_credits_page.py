@@ -26,6 +26,8 @@ import uvicorn
 from airflow.api_fastapi import app
 from airflow.api_fastapi.auth.managers.simple.simple_auth_manager import SimpleAuthManager
 from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+from airflow.models import Connection
+from airflow.utils.session import create_session
 from fastapi import FastAPI
 
 from tests.real_airflow import free_port
@@ -85,6 +87,8 @@ def auth_manager(airflow_database: None, monkeypatch: pytest.MonkeyPatch) -> Aut
     # Where Airflow keeps the auth manager of the process.
     kept = (app, "auth_manager") if AIRFLOW_VERSION < (3, 2) else (app._AuthManagerState, "instance")
     monkeypatch.setattr(*kept, None)
+    with create_session() as session:
+        session.query(Connection).delete()  # what other tests have left
     manager: Any = app.create_auth_manager()
     assert type(manager) is AuthManager
     return manager

@@ -11,6 +11,7 @@ import json
 import re
 import selectors
 import sys
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -31,6 +32,7 @@ from airflow_stability.rules.lockout import MAX_LOCKOUT_SECONDS, Lockout
 from airflow_stability.rules.log_throttle import LogThrottle
 from airflow_stability.rules.spending import SpendState
 from airflow_stability.sensors.stability import StabilityBalanceSensor
+from airflow_stability.triggers import calls
 from airflow_stability.triggers.feed import observations
 from airflow_stability.triggers.stability import StabilityBalanceTrigger
 from tests.triggerer import started_anew
@@ -40,15 +42,19 @@ SKEWS = {"a day behind": -DAY, "an hour behind": -HOUR, "an hour ahead": HOUR, "
 
 
 class InstantLoop(asyncio.SelectorEventLoop):
-    """An event loop whose time passes only by waiting, at once. It has no threads."""
+    """An event loop whose time passes only by waiting, at once. Calls in threads take real time."""
 
     def __init__(self):
         loop, self._passed = self, 0.0
 
         class Selector(selectors.DefaultSelector):
             def select(self, timeout=None):
-                loop._passed += timeout or 0.0
-                return super().select(0)
+                while calls_are_under_way():
+                    if events := super().select(0.001):
+                        return events
+                events = super().select(0)
+                loop._passed += 0.0 if events else timeout or 0.0
+                return events
 
         super().__init__(Selector())
 
@@ -62,6 +68,11 @@ class InstantLoop(asyncio.SelectorEventLoop):
         except Exception as error:
             done.set_exception(error)
         return done
+
+
+def calls_are_under_way():
+    threads = [thread for thread in threading.enumerate() if thread.name == calls.THREAD_NAME]
+    return len(threads) > len(calls.idle_threads)
 
 
 def run(main):

@@ -421,9 +421,18 @@ async def read_connection(conn_id: str) -> Connection:
 
     From 3.1 on, Airflow has an asynchronous call. Before, the synchronous call goes through asgiref, which
     Airflow installs. Called directly, it blocks the loop, or fails outside the trigger's own asyncio task.
+
+    ``DAG.test()`` runs triggers without a triggerer. There the asynchronous call finds no connection of
+    Airflow's database, because it cannot ask for one. The synchronous call can.
     """
     if TYPE_CHECKING or AIRFLOW_VERSION >= (3, 1):
-        return await BaseHook.aget_connection(conn_id)
+        try:
+            return await BaseHook.aget_connection(conn_id)
+        except __getattr__("AirflowNotFoundException"):
+            from airflow.sdk.execution_time import task_runner
+
+            if hasattr(getattr(task_runner, "SUPERVISOR_COMMS", None), "asend"):
+                raise  # in a triggerer: there is no such connection
     from asgiref.sync import sync_to_async
 
     return await sync_to_async(BaseHook.get_connection)(conn_id)

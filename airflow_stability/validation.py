@@ -19,6 +19,10 @@ DEFAULT_RETRY_DEADLINE = 120.0
 #: The longest time limit of a client, in seconds: a day.
 MAX_CLIENT_SECONDS = 86400.0
 
+#: The longest duration, in seconds: a hundred years. Airflow takes longer ones, but no date that far ahead
+#: exists in Python, and no thread sleeps that long.
+MAX_SECONDS = 36525 * 86400.0
+
 #: Seconds between two requests for the result of an asynchronous job. The vendor asks for no more than one in
 #: 10 seconds.
 JOB_POLL_SECONDS = 10.0
@@ -26,6 +30,9 @@ JOB_POLL_SECONDS = 10.0
 #: An organization id: one word that an HTTP header can carry. The vendor's ids look like ``org-123456``, its
 #: keys like ``sk-...``. A key pasted here by mistake is refused, because logs and metrics name organizations.
 _ORGANIZATION = re.compile(r"(?!sk-)[!-~]{1,256}")
+
+#: What a template renders to when there is no value: Airflow makes strings of what it renders.
+_NOTHING = ("", "None")
 
 
 def check_credits(value: object, *, argument: str = "minimum_credits") -> float:
@@ -44,7 +51,7 @@ def check_credits(value: object, *, argument: str = "minimum_credits") -> float:
     if not math.isfinite(number) or number < 0:
         raise ValueError(
             f"{argument} must be a finite number of credits, 0 or more, or a string that is one; "
-            f"got {safe_repr(value)}."
+            f"{_got(value)}."
         )
     return abs(number)  # -0.0 is 0
 
@@ -62,37 +69,40 @@ def check_organization(value: object) -> str | None:
     """Return an organization id that fits the ``Organization`` header, or None for the key's default.
 
     :param value: an id such as ``org-123456``, or None.
-    :raises ValueError: it is not a string, is empty or an API key, or has a character that no header carries.
+    :raises ValueError: it is not a string, is empty, "None" or an API key, or has a character that no
+        header carries.
     """
     if value is None:
         return None
-    if isinstance(value, str) and _ORGANIZATION.fullmatch(value):
+    if isinstance(value, str) and _ORGANIZATION.fullmatch(value) and not _is_nothing(value):
         return value
     raise ValueError(
         "organization must be an id such as org-123456, without blanks; leave it out (None) for the key's "
-        f"default organization; got {safe_repr(value)}."
+        f"default organization; {_got(value)}."
     )
 
 
 def check_seconds(
-    value: object, *, argument: str, allow_zero: bool = False, maximum: float | None = None
+    value: object, *, argument: str, allow_zero: bool = False, maximum: float = MAX_SECONDS
 ) -> float:
     """Return a duration in seconds as a float.
 
     :param value: a number of seconds, or a timedelta.
     :param argument: the name that the error text uses.
     :param allow_zero: whether 0 is allowed.
-    :param maximum: the most seconds that are allowed; None for no limit.
+    :param maximum: the most seconds that are allowed; default 100 years.
     :raises ValueError: it is neither of these, or is a boolean, not finite, too small or too large.
     """
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
     if isinstance(seconds, int | float) and not isinstance(seconds, bool):
         large_enough = seconds > 0 or (allow_zero and seconds == 0)
-        if large_enough and seconds < math.inf and (maximum is None or seconds <= maximum):
+        if large_enough and seconds <= maximum:
             return float(seconds)
     least = "0 or more" if allow_zero else "more than 0"
-    most = "" if maximum is None else f" and at most {format_number(maximum)}"
-    raise ValueError(f"{argument} must be a finite number of seconds, {least}{most}; got {safe_repr(value)}.")
+    raise ValueError(
+        f"{argument} must be a finite number of seconds, {least} and at most {format_number(maximum)}; "
+        f"got {safe_repr(value)}."
+    )
 
 
 def in_utc(time: datetime) -> datetime:
@@ -103,11 +113,11 @@ def in_utc(time: datetime) -> datetime:
 def check_conn_id(value: object) -> str:
     """Return the id of a connection.
 
-    :raises ValueError: it is not a string, or is empty.
+    :raises ValueError: it is not a string, is empty, or is "None".
     """
-    if isinstance(value, str) and value:
+    if isinstance(value, str) and not _is_nothing(value):
         return value
-    raise ValueError(f"stability_conn_id must be the id of a connection; got {safe_repr(value)}.")
+    raise ValueError(f"stability_conn_id must be the id of a connection; {_got(value)}.")
 
 
 def is_template(value: object) -> bool:
@@ -116,6 +126,17 @@ def is_template(value: object) -> bool:
     True for a Jinja template, and for a value that is resolved at run time (an XComArg, a mapped argument).
     """
     return "{{" in value or "{%" in value if isinstance(value, str) else hasattr(value, "resolve")
+
+
+def _is_nothing(value: object) -> bool:
+    return value is None or (isinstance(value, str) and value.strip() in _NOTHING)
+
+
+def _got(value: object) -> str:
+    """Return what was passed, and where nothing may have come from: the end of an error text."""
+    return (
+        f"got {safe_repr(value)}{', which is what a template gives that has no value' * _is_nothing(value)}"
+    )
 
 
 def format_number(number: float) -> str:

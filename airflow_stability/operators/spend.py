@@ -57,6 +57,7 @@ from airflow_stability.rules.spending import (
     why_no_result,
 )
 from airflow_stability.validation import (
+    check_conn_id,
     check_credits,
     check_credits_as_given,
     check_organization,
@@ -157,6 +158,10 @@ class StabilitySpendOperator(PythonOperator):
             credits = check_credits_as_given(credits, argument="credits")
         if not is_template(organization):
             check_organization(organization)
+        if not is_template(stability_conn_id):
+            check_conn_id(stability_conn_id)
+        if self.execution_timeout is not None:
+            check_seconds(self.execution_timeout, argument="execution_timeout", allow_zero=True)
         if wait_timeout is None:
             wait_timeout = conf.getfloat("sensors", "default_timeout")
         if isinstance(max_refusals, bool) or not isinstance(max_refusals, int) or max_refusals < 1:
@@ -232,6 +237,7 @@ class StabilitySpendOperator(PythonOperator):
         return super().resume_execution(next_method, next_kwargs, context)
 
     def _spending(self, context: Context, state: SpendState) -> Spending:
+        check_conn_id(self.stability_conn_id)
         expected = check_credits(self.credits, argument="credits")
         return Spending(
             Gate(0, expected_credits=expected, organization=self.organization, stateful=self.deferrable),

@@ -13,7 +13,7 @@ from airflow_stability import errors, metrics
 from airflow_stability.compat import AirflowFailException, BaseOperator, Context
 from airflow_stability.hooks.stability import StabilityHook
 from airflow_stability.rules.wording import organization_label
-from airflow_stability.validation import check_organization, format_number, is_template
+from airflow_stability.validation import check_conn_id, check_organization, format_number, is_template
 
 if TYPE_CHECKING:
     from airflow_stability.client import StabilityClient
@@ -32,6 +32,7 @@ class StabilityAccountOperator(BaseOperator):
 
     :param stability_conn_id: a connection of type ``stability`` (templated).
     :param redact_email: push ``***`` instead of the e-mail address.
+    :raises ValueError: the connection's id is not one; for a template, when the task runs.
     """
 
     template_fields: Sequence[str] = ("stability_conn_id",)
@@ -45,12 +46,15 @@ class StabilityAccountOperator(BaseOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if not is_template(stability_conn_id):
+            check_conn_id(stability_conn_id)
         self.stability_conn_id = stability_conn_id
         self.redact_email = redact_email
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Return the account as a dict of plain JSON types.
 
+        :raises ValueError: the rendered id of the connection is not one.
         :raises AirflowFailException: a permanent failure; Airflow's retries are not used.
         :raises StabilityConnectionNotFoundError: there is no such connection; Airflow's retries apply.
         :raises StabilityTransientError: a failure that may pass; Airflow's retries apply.
@@ -72,7 +76,7 @@ class StabilityBalanceOperator(BaseOperator):
     :param organization: id such as ``org-123456``; None for the connection's organization, else the key's
         default (templated).
     :param stability_conn_id: a connection of type ``stability`` (templated).
-    :raises ValueError: the organization is not an id; for a template, when the task runs.
+    :raises ValueError: an argument is not an id; for a template, when the task runs.
     """
 
     template_fields: Sequence[str] = ("organization", "stability_conn_id")
@@ -88,13 +92,15 @@ class StabilityBalanceOperator(BaseOperator):
         super().__init__(**kwargs)
         if not is_template(organization):
             check_organization(organization)
+        if not is_template(stability_conn_id):
+            check_conn_id(stability_conn_id)
         self.organization = organization
         self.stability_conn_id = stability_conn_id
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Return the balance and the organization that it belongs to.
 
-        :raises ValueError: the rendered organization is not an id.
+        :raises ValueError: a rendered argument is not an id.
         :raises AirflowFailException: a permanent failure; Airflow's retries are not used.
         :raises StabilityConnectionNotFoundError: there is no such connection; Airflow's retries apply.
         :raises StabilityTransientError: a failure that may pass; Airflow's retries apply.
@@ -117,7 +123,7 @@ class StabilityBalanceOperator(BaseOperator):
 @contextmanager
 def _client(stability_conn_id: str) -> Iterator[StabilityClient]:
     """Open the connection's client, and end the task without retries after a permanent failure."""
-    hook = StabilityHook(stability_conn_id)
+    hook = StabilityHook(check_conn_id(stability_conn_id))
     try:
         yield hook.get_conn()
     except errors.StabilityConnectionNotFoundError:

@@ -11,6 +11,8 @@ from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import NamedTuple
 
+from airflow_stability.rules.credits import total
+
 #: How far back the rate looks: a day, so that a daily pipeline counts.
 RATE_WINDOW = timedelta(hours=24)
 
@@ -72,7 +74,7 @@ def estimate_burn_rate(readings: Sequence[Reading], now: datetime) -> BurnRate |
     spent, observed = 0.0, timedelta(0)
     for earlier, later in pairwise(recent):
         if later.credits <= earlier.credits:
-            spent += earlier.credits - later.credits
+            spent = total(spent, earlier.credits, -later.credits)
             observed += later.at - earlier.at
     if observed < MIN_OBSERVED:
         return None

@@ -318,7 +318,7 @@ def _other_task(row: Any, rescheduled: datetime | None, fields: Mapping[str, Any
         needs = _needs(fields.get("minimum_credits"), fields.get("expected_credits"))
     else:
         where = "no, it is running"
-        needs = _needs(0, fields.get("credits"))
+        needs = _needs(None, fields.get("credits"))
     if row.state == "up_for_reschedule":
         where = "by reschedule"
     since = rescheduled or row.start_date
@@ -391,7 +391,9 @@ def _number(value: object) -> float:
 def _needs(minimum: object, expected: object) -> str:
     """Return how many credits a task waits for, as its log says it."""
     try:
-        minimum = check_credits(minimum)
-        return credits_needed(minimum, 0.0 if expected in (None, "None") else check_credits(expected))
+        has_expected = expected not in (None, "None")
+        # A task that spends has no minimum; a row that cannot be read has no expected credits, either.
+        checked = None if minimum is None and has_expected else check_credits(minimum)
+        return credits_needed(checked, check_credits(expected) if has_expected else 0.0)
     except ValueError:  # a template that the triggerer renders, or a value that cannot be credits
         return f"more than {minimum}" if is_template(minimum) else "?"

@@ -23,6 +23,7 @@ from datetime import datetime
 from typing import Literal
 
 from airflow_stability.errors import StabilityError, StabilityPermanentError
+from airflow_stability.rules.credits import total
 from airflow_stability.rules.log_throttle import LogThrottle
 from airflow_stability.rules.wording import organization_label
 from airflow_stability.validation import check_credits, format_number, safe_repr
@@ -192,8 +193,8 @@ class ThresholdWatch:
 
     def _is_back(self, credits: float) -> bool:
         if self.direction == "above":
-            return credits <= self.threshold - self.margin
-        return credits > self.threshold + self.margin
+            return credits <= total(self.threshold, -self.margin)
+        return credits > total(self.threshold, self.margin)
 
     def _goal(self) -> str:
         threshold = format_number(self.threshold)
@@ -201,5 +202,5 @@ class ThresholdWatch:
 
     def _way_back(self) -> str:
         if self.direction == "above":
-            return f"{format_number(self.threshold - self.margin)} or fewer"
-        return f"more than {format_number(self.threshold + self.margin)}"
+            return f"{format_number(total(self.threshold, -self.margin))} or fewer"
+        return f"more than {format_number(total(self.threshold, self.margin))}"

@@ -20,6 +20,7 @@ from enum import Enum
 
 from airflow_stability.errors import StabilityError, StabilityPermanentError
 from airflow_stability.rules import wording
+from airflow_stability.rules.credits import total
 from airflow_stability.rules.lockout import Lockout
 from airflow_stability.rules.log_throttle import LogThrottle
 from airflow_stability.validation import check_credits, check_organization
@@ -28,14 +29,16 @@ from airflow_stability.validation import check_credits, check_organization
 GRACE = timedelta(minutes=10)
 
 
-def suffices(credits: float, minimum: float, expected: float) -> bool:
+def suffices(credits: float, minimum: float | None, expected: float, *, reserved: float = 0.0) -> bool:
     """Tell whether there is enough credit.
 
-    :param credits: the balance, less what is reserved for others.
-    :param minimum: credits that must be exceeded.
+    :param credits: the balance.
+    :param minimum: credits that must be exceeded; None if the expected credits are enough.
     :param expected: credits that are to be spent; 0.0 where that is not known.
+    :param reserved: credits of the balance that are reserved for others.
     """
-    return credits > minimum and credits - minimum >= expected
+    left = total(credits, -reserved)
+    return (minimum is None or left > minimum) and left >= total(minimum or 0.0, expected)
 
 
 class Verdict(Enum):
@@ -67,7 +70,8 @@ class Decision:
 class Gate:
     """One gate, and what it remembers between two polls.
 
-    :param minimum_credits: the gate opens on more credits than this: a number, or a string that is one.
+    :param minimum_credits: the gate opens on more credits than this: a number, or a string that is one; None
+        to open when the expected credits are there, even if they are 0.
     :param expected_credits: credits that the run behind the gate will spend: a number, or a string that is
         one; None where that is not known.
     :param organization: whose balance is polled, for the texts; None for the key's default.
@@ -86,7 +90,7 @@ class Gate:
         stateful: bool = True,
         grace: timedelta = GRACE,
     ) -> None:
-        self.minimum_credits = check_credits(minimum_credits)
+        self.minimum_credits = None if minimum_credits is None else check_credits(minimum_credits)
         self.expected_credits = (
             0.0 if expected_credits is None else check_credits(expected_credits, argument="expected_credits")
         )
@@ -154,7 +158,7 @@ class Gate:
         self._refused_since = self.last_failure = None
         self._failures = 0
         self._lockout.end()
-        if suffices(credits - reserved, self.minimum_credits, self.expected_credits):
+        if suffices(credits, self.minimum_credits, self.expected_credits, reserved=reserved):
             return Decision(Verdict.OPEN, wording.opens_text(self._balance_text(credits)), True, credits)
         return self._wait(f"{self._balance_text(credits)}.", ("low", credits, reserved > 0), now)
 

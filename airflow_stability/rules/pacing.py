@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from airflow_stability.rules.credits import total
 from airflow_stability.rules.gate import suffices
 
 #: Seconds for which the expected credits of a task that was let go are reserved.
@@ -37,13 +38,13 @@ class Reservation:
     """What one task waits for.
 
     :param credits: credits that it expects to spend.
-    :param minimum: credits that must be exceeded.
+    :param minimum: credits that must be exceeded; None if the credits that it expects to spend are enough.
     :param since: when it began to wait, in seconds of the pacer's clock.
     :param seconds: seconds for which its credits stay reserved after it was let go.
     """
 
     credits: float
-    minimum: float
+    minimum: float | None
     since: float
     seconds: float = RESERVATION_SECONDS
 
@@ -80,10 +81,12 @@ class Pacer(Generic[_Waiter]):
 
         :param requested_at: when the balance was requested.
         """
-        return sum(
-            reservation.credits
-            for since, reservation in self._let_go.values()
-            if requested_at - since < reservation.seconds
+        return total(
+            *(
+                reservation.credits
+                for since, reservation in self._let_go.values()
+                if requested_at - since < reservation.seconds
+            )
         )
 
     def observe(
@@ -110,13 +113,13 @@ class Pacer(Generic[_Waiter]):
             for waiter, (since, reservation) in self._let_go.items()
             if requested_at - since < reservation.seconds + LATE_SECONDS
         }
-        reserved = self.reserved(requested_at) + also_reserved
+        reserved = total(self.reserved(requested_at), also_reserved)
         shares = {}
         waiting = self.waiting.items() if only is None else [(only, self.waiting[only])]
         for waiter, reservation in sorted(waiting, key=lambda each: each[1].since):
             shares[waiter] = reserved
-            if suffices(balance - reserved, reservation.minimum, reservation.credits):
-                reserved += reservation.credits
+            if suffices(balance, reservation.minimum, reservation.credits, reserved=reserved):
+                reserved = total(reserved, reservation.credits)
                 self._let_go[waiter] = now, reservation
                 del self.waiting[waiter]
         return shares

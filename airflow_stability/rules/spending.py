@@ -307,7 +307,7 @@ class Spending:
         :param credits: the balance that was read last; None if none was read.
         """
         state = self.state
-        if state.refusals and credits is not None and suffices(credits, 0.0, self.credits):
+        if state.refusals and credits is not None and suffices(credits, None, self.credits):
             return self._refused_text(f"{text} The balance was enough,")
         return f"{text} The last refusal: {state.last_refusal}" if state.last_refusal else text
 
@@ -324,16 +324,19 @@ class Spending:
     def _set_gate(self) -> None:
         """Let the gate ask for the credits of a whole run, or for more than those that were refused."""
         rest = self.state.rest_refused_at
-        self.gate.minimum_credits, self.gate.expected_credits = (
-            (0.0, self.credits) if rest is None else (rest, 0.0)
-        )
+        if rest is not None:
+            self.gate.minimum_credits, self.gate.expected_credits = rest, 0.0
+        else:
+            # A run that spends nothing needs no more than a balance of 0.
+            self.gate.minimum_credits = 0.0 if self.credits else None
+            self.gate.expected_credits = self.credits
 
     def _is_unexplained(self) -> bool:
         # Enough credit before and after: nobody else has spent it, and nobody has topped up meanwhile.
         credits = self.gate.last_credits
         if credits is None or self.gate.last_failure is not None:
             return False
-        return suffices(credits, 0.0, self.credits) and credits <= self._credits_before_run
+        return suffices(credits, None, self.credits) and credits <= self._credits_before_run
 
     def _wait(self, pause: float, now: datetime) -> Wait | GiveUp:
         left = self.wait_timeout - self.state.seconds_waited

@@ -31,12 +31,14 @@ def organization_label(organization: str | None) -> str:
     return f"organization {organization}" if organization else "the key's default organization"
 
 
-def credits_needed(minimum: float, expected: float) -> str:
+def credits_needed(minimum: float | None, expected: float) -> str:
     """Return how many credits suffice: ``more than 50``, ``30 beyond 50`` or ``30``.
 
-    :param minimum: credits that must be exceeded.
+    :param minimum: credits that must be exceeded; None if the expected credits are enough.
     :param expected: credits that are to be spent; 0.0 where that is not known.
     """
+    if minimum is None:
+        return format_number(expected)
     if not expected:
         return f"more than {format_number(minimum)}"
     return format_number(expected) + (f" beyond {format_number(minimum)}" if minimum else "")

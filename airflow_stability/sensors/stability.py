@@ -30,6 +30,8 @@ from airflow_stability.hooks.stability import StabilityHook
 from airflow_stability.rules.gate import Decision, Gate, Verdict
 from airflow_stability.rules.pacing import RESERVATION_SECONDS
 from airflow_stability.validation import (
+    check_conn_id,
+    check_credits,
     check_credits_as_given,
     check_organization,
     check_seconds,
@@ -41,6 +43,11 @@ from airflow_stability.validation import (
 TRIGGERER_TEMPLATE_NAMES = {
     *("dag_run", "params", "run_id", "logical_date", "data_interval_start", "data_interval_end"),
     *("ds", "ds_nodash", "ts", "ts_nodash", "ts_nodash_with_tz"),
+}
+
+#: The attributes of ``dag_run`` that are the same there. Others are missing: who triggered it, for example.
+TRIGGERER_DAG_RUN_ATTRIBUTES = {
+    *("conf", "dag_id", "run_id", "logical_date", "data_interval_start", "data_interval_end"),
 }
 
 
@@ -115,8 +122,11 @@ class StabilityBalanceSensor(SensorBase):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if deferrable:  # at 0, all gates that share its poll would poll without a pause
-            check_seconds(self.poke_interval, argument="poke_interval")
+        # With 0, all gates that share its poll in a triggerer would poll without a pause.
+        check_seconds(self.poke_interval, argument="poke_interval", allow_zero=not deferrable)
+        check_seconds(self.timeout, argument="timeout", allow_zero=True)
+        if self.execution_timeout is not None:
+            check_seconds(self.execution_timeout, argument="execution_timeout", allow_zero=True)
         self.deferrable = deferrable
         self.end_from_trigger = end_from_trigger
         if not is_template(minimum_credits):
@@ -125,12 +135,15 @@ class StabilityBalanceSensor(SensorBase):
             expected_credits = check_credits_as_given(expected_credits, argument="expected_credits")
         if not is_template(organization):
             check_organization(organization)
+        if not is_template(stability_conn_id):
+            check_conn_id(stability_conn_id)
         self.minimum_credits = minimum_credits
         self.expected_credits = expected_credits
         self.reservation_seconds = check_seconds(reservation_seconds, argument="reservation_seconds")
         self.organization = organization
         self.stability_conn_id = stability_conn_id
-        self._skips_first_poll = deferrable and start_from_trigger
+        # With a timeout of 0, the first poll is the only one.
+        self._skips_first_poll = deferrable and start_from_trigger and self.timeout > 0
         if self._skips_first_poll and self._can_start_in_triggerer():
             from airflow.triggers.base import StartTriggerArgs
 
@@ -244,6 +257,8 @@ class StabilityBalanceSensor(SensorBase):
             decision = self._poll(context)
             if decision.credits is not None:
                 return decision.credits
+            if self.timeout == 0:
+                raise AirflowSensorTimeout
         else:
             self.log.info("Airflow started this task on a worker, not in the triggerer: deferring at once.")
         raise self._deferral(time.monotonic() - began, try_of(context))
@@ -270,7 +285,7 @@ class StabilityBalanceSensor(SensorBase):
         return deferral.deferred(trigger, max(limit - timedelta(seconds=waited), timedelta(0)))
 
     def _trigger_arguments(
-        self, minimum_credits: float | str, expected_credits: float | str | None
+        self, minimum_credits: float | str | None, expected_credits: float | str | None
     ) -> dict[str, Any]:
         """Return the trigger's arguments that are known before the task runs."""
         return {
@@ -287,12 +302,25 @@ class StabilityBalanceSensor(SensorBase):
         }
 
     def _can_start_in_triggerer(self) -> bool:
+        if conf.getboolean("triggerer", "queues_enabled", fallback=False):
+            # Airflow (3.2 to 3.4) gives such a trigger no queue, and a triggerer with queues runs no trigger
+            # without one.
+            return False
         templates = [value for name in self.template_fields if is_template(value := getattr(self, name))]
         if not templates:
             return STARTS_IN_TRIGGERER
-        # With native objects, None would be the string "None" there.
-        native = self.has_dag() and self.dag.render_template_as_native_obj  # type: ignore[no-untyped-call]
-        return RENDERS_IN_TRIGGERER and not native and all(map(_renders_in_triggerer, templates))
+        return RENDERS_IN_TRIGGERER and self._dag_renders_as_usual() and all(map(_renders_alike, templates))
+
+    def _dag_renders_as_usual(self) -> bool:
+        """Tell whether the DAG leaves the rendering of templates as it is: a triggerer does not know more."""
+        if not self.has_dag():  # type: ignore[no-untyped-call]  # Airflow's; it may get one later
+            return False
+        from jinja2 import StrictUndefined
+
+        dag = self.dag
+        return dag.template_undefined is StrictUndefined and not (
+            dag.render_template_as_native_obj or dag.user_defined_filters or dag.jinja_environment_kwargs
+        )
 
     def poke(self, context: Context) -> bool | PokeReturnValue:
         """Poll the balance once, unless the server wants no call yet, and tell whether the wait is over.
@@ -324,12 +352,12 @@ class StabilityBalanceSensor(SensorBase):
 
     def _start(self) -> None:
         self._gate = Gate(
-            self.minimum_credits,
+            check_credits(self.minimum_credits),
             expected_credits=self.expected_credits,
             organization=self.organization,
             stateful=not self.reschedule,
         )
-        self._hook = StabilityHook(self.stability_conn_id, retry_deadline=0)
+        self._hook = StabilityHook(check_conn_id(self.stability_conn_id), retry_deadline=0)
 
     def _poll(self, context: Context) -> Decision:
         """Poll the balance, log a decision that is news, show it on the task's page, and raise a failure."""
@@ -345,13 +373,13 @@ class StabilityBalanceSensor(SensorBase):
         return decision
 
 
-def _renders_in_triggerer(template: object) -> bool:
+def _renders_alike(template: object) -> bool:
     """Tell whether a template renders the same in the triggerer, which does not know the DAG."""
     if not isinstance(template, str):  # an XComArg arrives there unresolved
         return False
     from jinja2 import TemplateError
     from jinja2.meta import find_undeclared_variables
-    from jinja2.nodes import Filter
+    from jinja2.nodes import Filter, Getattr, Name
     from jinja2.sandbox import SandboxedEnvironment
 
     environment = SandboxedEnvironment()
@@ -361,4 +389,6 @@ def _renders_in_triggerer(template: object) -> bool:
     except TemplateError:
         return False
     filters = {each.name for each in tree.find_all(Filter)}
-    return names <= TRIGGERER_TEMPLATE_NAMES and filters <= environment.filters.keys()
+    same = {id(each.node) for each in tree.find_all(Getattr) if each.attr in TRIGGERER_DAG_RUN_ATTRIBUTES}
+    other = [each for each in tree.find_all(Name) if each.name == "dag_run" and id(each) not in same]
+    return names <= TRIGGERER_TEMPLATE_NAMES and filters <= environment.filters.keys() and not other

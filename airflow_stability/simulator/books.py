@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
+from decimal import Decimal
 
 from airflow_stability.simulator.endpoints import Endpoint
 from airflow_stability.simulator.outputs import Output
 
 #: For how long the output of a job can be fetched, in seconds: 24 hours, as with the real API.
 KEPT = 24 * 3600.0
+
+
+def total(*credits: float) -> float:
+    """Return the sum of credits as people write them: 0.1 and 0.2 make 0.3, which is not so in binary.
+
+    :param credits: the numbers to add; a negative one is subtracted.
+    """
+    return float(sum(Decimal(repr(float(each))) for each in credits))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from airflow_stability.simulator.books import Charge, Jobs
+from airflow_stability.simulator.books import Charge, Jobs, total
 from airflow_stability.simulator.faults import Fault, Injection
 from airflow_stability.simulator.moderation import Moderation, Objection
 from airflow_stability.simulator.rate_limit import RateLimit, RateLimiter
@@ -142,7 +142,7 @@ class SimulatorState:
             if _check_finite(credits) < 0:
                 raise ValueError("A top-up must be zero credits or more.")
             paying = self._organization(organization)
-            paying.credits = _check_finite(paying.credits + credits, "The balance after a top-up")
+            paying.credits = _check_finite(total(paying.credits, credits), "The balance after a top-up")
 
     @property
     def charges(self) -> list[Charge]:
@@ -406,7 +406,7 @@ class SimulatorState:
         with self._lock:
             if paying.credits < credits:
                 return False
-            paying.credits -= credits
+            paying.credits = total(paying.credits, -credits)
             self._charges.append(Charge(time.time(), path, credits, key.label, paying.id, request))
             return True
 

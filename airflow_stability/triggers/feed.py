@@ -46,6 +46,7 @@ from airflow_stability.errors import (
     StabilityTimeoutError,
     StabilityTransientError,
 )
+from airflow_stability.rules.credits import total
 from airflow_stability.rules.crossing import WatchedWallet
 from airflow_stability.rules.pacing import Pacer, Reservation
 from airflow_stability.triggers import calls, shared_connection
@@ -460,7 +461,7 @@ class Feed:
             requested_at=requested_at,
             now=self._loop.time(),
             only=only,
-            also_reserved=sum(other.reserved(requested_at) for other in others),
+            also_reserved=total(*(other.reserved(requested_at) for other in others)),
         )
 
     @property

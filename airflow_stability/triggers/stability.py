@@ -23,8 +23,12 @@ from airflow_stability.errors import StabilityError, StabilityTransientError
 from airflow_stability.rules.gate import GRACE, Decision, Gate, Verdict
 from airflow_stability.rules.pacing import RESERVATION_SECONDS, Reservation
 from airflow_stability.triggers.feed import observations
+from airflow_stability.validation import check_conn_id, safe_repr
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
+
+    from airflow_stability.compat import Context
     from airflow_stability.triggers.events import StabilityBalanceEventTrigger as StabilityBalanceEventTrigger
 
 
@@ -37,7 +41,8 @@ class StabilityBalanceTrigger(BaseTrigger):
 
     :param stability_conn_id: a connection of type ``stability``. Never a key.
     :param organization: id such as ``org-123456``; None for the connection's, else the key's default.
-    :param minimum_credits: the gate opens on more credits than this: a number, or a string that is one.
+    :param minimum_credits: the gate opens on more credits than this: a number, or a string that is one; None
+        to open when the expected credits are there, even if they are 0.
     :param poke_interval: seconds between two polls of the balance.
     :param timeout: seconds that the gate was given. All times here are durations, which end when as much time
         has passed since the task deferred: another machine's clock may differ.
@@ -68,7 +73,7 @@ class StabilityBalanceTrigger(BaseTrigger):
         *,
         stability_conn_id: str,
         organization: str | None,
-        minimum_credits: float | str,
+        minimum_credits: float | str | None,
         poke_interval: float,
         timeout: float,
         end_from_trigger: bool = False,
@@ -108,11 +113,27 @@ class StabilityBalanceTrigger(BaseTrigger):
         self.deferral_timeout = deferral_timeout
         self.memory = memory
         self.unknown_arguments = unknown_arguments
+        self._unrendered: str | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class and its arguments, as Airflow stores them."""
         arguments = {name: getattr(self, name) for name in _ARGUMENT_NAMES}
         return TRIGGER_PATH, arguments | self.unknown_arguments
+
+    def render_template_fields(self, context: Context, jinja_env: Environment | None = None) -> None:
+        """Render the arguments of a task that starts in the triggerer. Airflow (3.3 and later) calls this.
+
+        A missing name is an error, as on a worker. Airflow's own environment in a triggerer would take it for
+        false in a condition.
+        """
+        from jinja2 import StrictUndefined
+
+        strict = (jinja_env or self.get_template_env()).overlay(undefined=StrictUndefined)
+        try:
+            super().render_template_fields(context, strict)
+        except Exception as error:  # whatever a template raises
+            problem = f"{type(error).__name__}: {error}"
+            self._unrendered = f"An argument could not be rendered in the triggerer: {safe_repr(problem)}."
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait until the gate opens, fails or times out."""
@@ -137,7 +158,10 @@ class StabilityBalanceTrigger(BaseTrigger):
             return None
 
     async def _wait_for_gate(self, deferral: Deferral) -> DeferralEvent:
+        if self._unrendered is not None:
+            return DeferralEvent(DeferralEvent.UNUSABLE, self._unrendered)
         try:
+            check_conn_id(self.stability_conn_id)
             gate = Gate(
                 self.minimum_credits,
                 expected_credits=self.expected_credits,

@@ -156,11 +156,6 @@ class Case:
             ends, text = self.outcome.no_memory
         return ends[self.flag], text
 
-    @property
-    def connection_is_in_the_database(self) -> bool:
-        """Else it is in the environment: `DAG.test()` lets a trigger read no others."""
-        return self.outcome.connection and self.mode != "deferrable"
-
 
 def cases(mode: str) -> list[Case]:
     """Return all cells of one mode."""
@@ -225,10 +220,10 @@ class World:
     def _connect(self, case: Case, key: str, *, running: bool = False) -> None:
         uri = f"{self._simulator.connection_uri(key)}?api_version=v1"
         # SQLite is not to be written to beside the run. What the environment says counts before the database.
-        if case.connection_is_in_the_database and not running:
-            self._set_connection(case.task_id, uri)
-        else:
+        if running:
             os.environ[f"AIRFLOW_CONN_{case.task_id.upper()}"] = uri
+        else:
+            self._set_connection(case.task_id, uri)
 
     def _change(self) -> None:
         waiting = [case for case in self._cases if case.outcome.then]

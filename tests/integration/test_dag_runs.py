@@ -37,10 +37,8 @@ def test_the_image_pipeline_makes_an_image_for_each_prompt(simulator, run_dag, t
 
 
 def test_an_image_of_the_pipeline_that_cannot_be_paid_waits_and_is_made_in_the_same_try(
-    simulator, run_dag, tmp_path, monkeypatch
+    simulator, run_dag, tmp_path
 ):
-    # A trigger that DAG.test() runs cannot read Airflow's database on every version.
-    monkeypatch.setenv("AIRFLOW_CONN_STABILITY_DEFAULT", simulator.connection_uri())
     simulator.set_credits(5.5)
 
     def looks() -> int:
@@ -78,10 +76,8 @@ def test_the_object_storage_example_makes_an_image_below_a_url(simulator, run_da
 
 
 def test_the_example_with_five_images_pays_for_five_although_the_third_is_refused(
-    simulator, run_dag, tmp_path, monkeypatch
+    simulator, run_dag, tmp_path
 ):
-    # A trigger that DAG.test() runs cannot read Airflow's database on every version.
-    monkeypatch.setenv("AIRFLOW_CONN_STABILITY_DEFAULT", simulator.connection_uri())
     simulator.inject(Fault.hang(), path=CORE)
 
     def calls() -> list[int | None]:
@@ -234,11 +230,7 @@ def test_an_operators_failure_that_may_pass_uses_airflows_retries(simulator, run
     assert result.tries["account"] == 2
 
 
-def test_the_example_of_a_job_pays_once_and_fetches_what_it_has_paid_for(
-    simulator, run_dag, tmp_path, monkeypatch
-):
-    # A trigger that DAG.test() runs cannot read Airflow's database on every version.
-    monkeypatch.setenv("AIRFLOW_CONN_STABILITY_DEFAULT", simulator.connection_uri())
+def test_the_example_of_a_job_pays_once_and_fetches_what_it_has_paid_for(simulator, run_dag, tmp_path):
     simulator.set_credits(70)
     simulator.job_seconds = 5.0
     source = tmp_path / "source.png"

@@ -49,7 +49,7 @@ class Table:
     def test_no_key_stands_anywhere_but_in_its_connection(self, finished):
         _, world, written = finished
         places = written.places_of(*world.every_key)
-        in_database = [case for case in cases(self.mode) if case.connection_is_in_the_database]
+        in_database = [case for case in cases(self.mode) if case.outcome.connection]
 
         assert [place for place in places if not place.startswith(PASSWORDS)] == []
         assert len([place for place in places if place.endswith(": itself")]) == len(in_database)

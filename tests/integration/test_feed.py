@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import pytest
 from airflow.triggers.base import TaskSuccessEvent
 
-from airflow_stability.compat import AIRFLOW_VERSION, success_event
+from airflow_stability.compat import AIRFLOW_VERSION, RENDERS_IN_TRIGGERER, success_event
 from airflow_stability.errors import (
     StabilityAuthenticationError,
     StabilityConfigurationError,
@@ -478,6 +478,33 @@ def test_a_trigger_whose_argument_became_unusable_says_so():
 
     assert event["verdict"] == "unusable"
     assert "minimum_credits must be a finite number" in event["text"]
+
+
+@pytest.mark.skipif(not RENDERS_IN_TRIGGERER, reason="this Airflow renders no templates in the triggerer")
+def test_a_name_that_is_missing_in_a_condition_is_an_error_in_the_triggerer_too(simulator):
+    gate = trigger(minimum_credits="{{ 5000 if params.bigrun else 1 }}", end_from_trigger=True)
+    gate.template_fields = ("minimum_credits",)  # Airflow takes them from the task
+
+    gate.render_template_fields({"params": {}})
+    (event,) = asyncio.run(asyncio.wait_for(fire(gate), 10))
+
+    assert event["verdict"] == "unusable"
+    assert "'dict object' has no attribute 'bigrun'" in event["text"]
+    assert not simulator.requests
+
+
+def test_a_trigger_without_a_minimum_opens_at_a_balance_of_0(simulator):
+    simulator.set_credits(-0.5)
+    waiting = trigger(minimum_credits=None, expected_credits=0.0)
+
+    async def main():
+        asyncio.get_running_loop().call_later(0.5, simulator.top_up, 0.5)
+        return await fire(waiting)
+
+    (event,) = asyncio.run(asyncio.wait_for(main(), 20))
+
+    assert (event["verdict"], event["credits"]) == ("open", 0.0)
+    assert event["text"].endswith("has 0 credits, needs 0.")
 
 
 def test_a_trigger_ends_when_its_timeout_is_over(simulator):

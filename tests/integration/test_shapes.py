@@ -43,7 +43,6 @@ SKIPPED = ("not_run_if", "skip_if")
 def finished(run_dag):
     name = "AIRFLOW_CONN_STABILITY_DEFAULT"
     with StabilitySimulator(credits=1000.0) as simulator:
-        # Airflow's DAG.test() lets a trigger read connections from the environment only.
         os.environ[name] = f"{simulator.connection_uri()}?api_version=v1"
         unset_event_loop()
         try:

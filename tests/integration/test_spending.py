@@ -26,7 +26,6 @@ def finished(request, run_dag):
             keys[conn_id] = simulator.add_key(account=conn_id)
         names = [f"AIRFLOW_CONN_{conn_id.upper()}" for conn_id in keys]
         for name, key in zip(names, keys.values(), strict=True):
-            # Airflow's DAG.test() lets a trigger read connections from the environment only.
             os.environ[name] = f"{simulator.connection_uri(key)}?api_version=v1"
         try:
             result = run_dag("spending")

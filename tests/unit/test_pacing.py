@@ -180,3 +180,15 @@ def test_tasks_of_a_wallet_with_two_names_are_paced_together_once_that_is_known(
     assert set(other.waiting) == {"stays"}
     assert pacer.observe(5.0, requested_at=1.0, now=1.0) == {"old": 3.0, "young": 3.0}
     assert let_go(pacer, 6.5) == ["old"]
+
+
+def test_a_balance_lets_go_all_that_it_covers_in_fractions():
+    pacer = Pacer()
+    for name in "abc":
+        pacer.join(name, reservation(0.1))
+
+    assert let_go(pacer, 0.3) == ["a", "b", "c"]
+    assert pacer.observe(0.3, requested_at=1.0, now=1.0) == {}
+    pacer.join("late", reservation(0.1))
+    assert pacer.observe(0.4, requested_at=2.0, now=2.0) == {"late": 0.3}
+    assert "late" not in pacer.waiting

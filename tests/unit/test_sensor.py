@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import pytest
 import responses
+from jinja2 import Undefined
 
 from airflow_stability.compat import (
     AIRFLOW_VERSION,
@@ -37,6 +38,25 @@ def test_a_minimum_that_is_none_fails_when_the_task_is_built(minimum):
 def test_a_gate_that_would_poll_without_a_pause_for_all_others_fails_when_the_task_is_built():
     with pytest.raises(ValueError, match="poke_interval must be a finite number of seconds, more than 0"):
         StabilityBalanceSensor(task_id="gate", minimum_credits=1, poke_interval=0, deferrable=True)
+
+
+@pytest.mark.parametrize("argument", ["timeout", "poke_interval", "reservation_seconds", "execution_timeout"])
+@pytest.mark.parametrize("mode", [{"deferrable": True}, {"mode": "poke"}, {"mode": "reschedule"}])
+def test_a_time_that_no_date_can_hold_fails_when_the_task_is_built(argument, mode):
+    seconds = timedelta(seconds=1e12)
+    with pytest.raises(
+        ValueError, match=f"{argument} must be a finite number of seconds, .* at most 3155760000"
+    ):
+        StabilityBalanceSensor(task_id="gate", minimum_credits=1, **{argument: seconds, **mode})
+
+
+@pytest.mark.parametrize(
+    "operator", [StabilityBalanceSensor, StabilityBalanceOperator, StabilityAccountOperator]
+)
+def test_a_connection_that_is_none_fails_when_the_task_is_built(operator):
+    arguments = {"minimum_credits": 1} if operator is StabilityBalanceSensor else {}
+    with pytest.raises(ValueError, match="stability_conn_id must be the id of a connection"):
+        operator(task_id="task", stability_conn_id="", **arguments)
 
 
 @pytest.mark.parametrize("organization", ["", " ", "org 1", "org\n1", "örg", 5, "x" * 257])
@@ -119,11 +139,16 @@ def test_a_gate_that_starts_in_the_triggerer_has_what_its_trigger_needs():
     ("arguments", "starts"),
     [
         ({}, STARTS_IN_TRIGGERER),
+        ({"timeout": 0}, False),  # there is one poll, and a triggerer would not come to it
         ({"deferrable": False}, False),
         ({"minimum_credits": "{{ params.minimum }}"}, RENDERS_IN_TRIGGERER),
         ({"organization": "{{ params.organization }}"}, RENDERS_IN_TRIGGERER),
         ({"minimum_credits": "{{ dag_run.conf['a'] | float + params.b }}"}, RENDERS_IN_TRIGGERER),
         # In the triggerer these would wait for ever, or fail.
+        ({"minimum_credits": "{{ 5000 if params.bigrun else 1 }}"}, RENDERS_IN_TRIGGERER),
+        # There, these are missing.
+        ({"minimum_credits": "{{ 5000 if dag_run.triggering_user_name else 1 }}"}, False),
+        ({"minimum_credits": "{% set run = dag_run %}{{ run.clear_number }}"}, False),
         ({"minimum_credits": "{{ ti.xcom_pull(task_ids='other') }}"}, False),
         ({"minimum_credits": "{{ prev_start_date_success.day }}"}, False),
         ({"minimum_credits": "{{ a_macro_of_the_dag() }}"}, False),
@@ -132,7 +157,8 @@ def test_a_gate_that_starts_in_the_triggerer_has_what_its_trigger_needs():
     ],
 )
 def test_a_gate_starts_in_the_triggerer_where_airflow_can(arguments, starts):
-    assert gate(start_from_trigger=True, **arguments).start_from_trigger == starts
+    with DAG("usual", schedule=None):
+        assert gate(start_from_trigger=True, **arguments).start_from_trigger == starts
     assert not gate(**arguments).start_from_trigger
 
 
@@ -152,9 +178,39 @@ def test_a_deferral_that_airflow_timed_out_is_a_timeout(flags, ending):
         sensor.resume_execution("__fail__", {"error": words}, {})
 
 
-def test_a_gate_of_a_dag_with_native_templates_does_not_start_in_the_triggerer():
-    with DAG("native", schedule=None, render_template_as_native_obj=True):
-        assert not gate(start_from_trigger=True, organization="{{ params.organization }}").start_from_trigger
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"render_template_as_native_obj": True},
+        {"template_undefined": Undefined},
+        {"user_defined_filters": {"upper": str.lower}},
+        {"jinja_environment_kwargs": {"trim_blocks": True}},
+    ],
+)
+def test_a_gate_of_a_dag_that_renders_otherwise_does_not_start_in_the_triggerer(changes):
+    with DAG("otherwise", schedule=None, **changes):
+        assert not gate(start_from_trigger=True, organization="{{ params.o | upper }}").start_from_trigger
+        assert gate(start_from_trigger=True, task_id="plain").start_from_trigger == STARTS_IN_TRIGGERER
+
+
+def test_a_gate_that_gets_its_dag_later_renders_on_a_worker():
+    assert not gate(start_from_trigger=True, organization="{{ params.o }}").start_from_trigger
+
+
+def test_a_gate_starts_on_a_worker_where_triggerers_have_queues(monkeypatch):
+    monkeypatch.setenv("AIRFLOW__TRIGGERER__QUEUES_ENABLED", "True")
+
+    assert not gate(start_from_trigger=True).start_from_trigger
+
+
+@responses.activate
+def test_a_gate_with_a_timeout_of_0_does_not_defer(connection, base_url):
+    responses.get(f"{base_url}/v1/user/balance", json={"credits": 3.2})
+
+    with pytest.raises(
+        AirflowSensorTimeout, match=r"Timed out after 0 s: .* has 3\.2 credits, needs more than 8"
+    ):
+        gate(timeout=0).execute({})
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,10 @@ def spend(**arguments):
         ({"credits": -1}, "credits must be a finite number"),
         ({"credits": "many"}, "credits must be a finite number"),
         ({"credits": None}, "credits must be a finite number"),
-        ({"wait_timeout": 0}, "wait_timeout must be a finite number of seconds, more than 0; got 0"),
+        (
+            {"wait_timeout": 0},
+            "wait_timeout must be a finite number of seconds, more than 0 and at most 3155760000; got 0",
+        ),
         ({"wait_timeout": "60"}, "wait_timeout must be"),
         ({"poke_interval": 0}, "poke_interval must be"),
         ({"reservation_seconds": -1}, "reservation_seconds must be"),
@@ -75,6 +78,11 @@ def spend(**arguments):
         ({"max_refusals": 2.5}, "max_refusals must be"),
         ({"organization": ""}, "organization must be an id"),
         ({"op_kwargs": {"client": 1}}, "op_kwargs must not name a client"),
+        ({"stability_conn_id": ""}, "stability_conn_id must be the id of a connection"),
+        ({"wait_timeout": 1e12}, "wait_timeout must be .* at most 3155760000"),
+        ({"poke_interval": 1e12}, "poke_interval must be .* at most 3155760000"),
+        ({"reservation_seconds": 1e12}, "reservation_seconds must be .* at most 3155760000"),
+        ({"execution_timeout": timedelta(seconds=1e12)}, "execution_timeout must be .* at most 3155760000"),
     ],
 )
 def test_an_argument_that_cannot_work_fails_when_the_task_is_built(arguments, text):

@@ -430,3 +430,19 @@ def test_the_state_comes_back_from_json_less_what_another_release_has_added():
 
     assert SpendState.from_memory(stored) == state
     assert SpendState.from_memory({}) == SpendState()
+
+
+@pytest.mark.parametrize(("balance", "runs"), [(0.0, True), (0.5, True), (-0.5, False)])
+def test_a_run_that_spends_nothing_needs_a_balance_of_0(balance, runs):
+    one = spending(credits=0)
+
+    assert isinstance(one.after_poll(poll(one, balance), NOW), Run) is runs
+    assert (one.gate.minimum_credits, one.gate.expected_credits) == (None, 0.0)
+
+
+def test_a_run_that_spends_nothing_and_is_refused_is_not_repeated_for_ever():
+    one = spending(credits=0, max_refusals=1)
+
+    step = refuse(one, 0.0, 0.0)
+
+    assert step.text.startswith("The balance is 0, the call is still refused")

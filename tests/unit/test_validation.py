@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_stability.validation import (
+    MAX_SECONDS,
     check_conn_id,
     check_credits,
     check_organization,
@@ -156,7 +158,10 @@ def test_numbers_are_seconds(value, seconds):
 
 @pytest.mark.parametrize("value", [0, -1, True, None, "60", math.inf, math.nan])
 def test_what_is_no_time_in_seconds_is_refused_by_the_name_of_the_argument(value):
-    with pytest.raises(ValueError, match=r"^pause must be a finite number of seconds, more than 0; got "):
+    with pytest.raises(
+        ValueError,
+        match=r"^pause must be a finite number of seconds, more than 0 and at most 3155760000; got ",
+    ):
         check_seconds(value, argument="pause")
 
 
@@ -165,3 +170,28 @@ def test_what_is_no_id_of_a_connection_is_refused(value):
     assert check_conn_id("stability_default") == "stability_default"
     with pytest.raises(ValueError, match=r"^stability_conn_id must be the id of a connection; got "):
         check_conn_id(value)
+
+
+@pytest.mark.parametrize("check", [check_credits, check_organization, check_conn_id])
+@pytest.mark.parametrize("value", ["None", "", " ", " None "])
+def test_what_a_template_gives_that_has_no_value_is_said_to_be_that(check, value):
+    with pytest.raises(ValueError, match=r"got '.*', which is what a template gives that has no value\.$"):
+        check(value)
+
+
+def test_other_values_are_not_taken_for_a_template():
+    with pytest.raises(ValueError, match=r"got 'many'\.$"):
+        check_credits("many")
+
+
+@pytest.mark.parametrize("value", [1e12, 4e9, timedelta(days=365 * 200), 10**400])
+def test_a_time_that_no_date_can_hold_is_refused(value):
+    with pytest.raises(ValueError, match=r"^timeout must be .* at most 3155760000; got "):
+        check_seconds(value, argument="timeout")
+
+
+def test_the_longest_time_is_one_that_dates_and_threads_take():
+    longest = timedelta(seconds=check_seconds(MAX_SECONDS, argument="timeout"))
+
+    assert datetime.now(UTC) + 3 * longest
+    assert longest.total_seconds() * 1e9 < 2**63 / 2  # Python's threads count nanoseconds in 63 bits

@@ -1,0 +1,22 @@
+"""Sums of credits. Every sum and every difference of credits goes through here."""
+
+from __future__ import annotations
+
+from decimal import Context, Decimal
+
+#: Enough digits for credits. A DAG's code may change the context of its thread.
+_CONTEXT = Context(prec=50)
+
+
+def total(*credits: float) -> float:
+    """Return the sum of credits as people write them: 0.1 and 0.2 make 0.3.
+
+    Doubles are binary fractions. Added as such, 0.1 and 0.2 are more than 0.3, and 100.3 less 100 is less
+    than 0.3: a gate would stay closed after a top-up that is enough. A single number stays the same double.
+
+    :param credits: the numbers to add; a negative one is subtracted.
+    """
+    result = Decimal(0)
+    for each in credits:
+        result = _CONTEXT.add(result, Decimal(repr(float(each))))
+    return float(result)

@@ -39,6 +39,22 @@ LONGEST = (
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
 
 
+#: The option that CI uses.
+ONLY_WHAT_DIFFERS = "--only-what-differs"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(ONLY_WHAT_DIFFERS, action="store_true", help="leave out what other Airflows cover")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    from tests.versions import is_covered_elsewhere
+
+    if config.getoption(ONLY_WHAT_DIFFERS) and collection_path.name.startswith("test_"):
+        return is_covered_elsewhere(collection_path) or None
+    return None
+
+
 def pytest_report_header() -> str:
     import platform
 

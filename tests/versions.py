@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from pathlib import Path
 
 from airflow_stability.compat import AIRFLOW_VERSION
 
@@ -27,3 +28,15 @@ STORIES_THAT_DIFFER = {
     # These tables are split there, and triggers of watchers have queues.
     (3, 4): ("test_credits_page", "test_queues"),
 }
+
+#: Tests that need no Airflow. CI runs them on the oldest, the newest and the beta, and on the lowest versions
+#: of what the client stands on, but not between.
+TESTS_WITHOUT_AIRFLOW = ("test_client_on_the_wire", "test_simulator", "test_simulator_generate")
+
+
+def is_covered_elsewhere(test_file: Path) -> bool:
+    """Tell whether CI leaves out a file of tests on this Airflow, because other Airflows cover it."""
+    if test_file.parent.name == "e2e":
+        stories = STORIES_THAT_DIFFER.get(AIRFLOW_VERSION)
+        return stories is not None and test_file.stem not in stories
+    return (3, 0) <= AIRFLOW_VERSION < NEWEST and test_file.stem in TESTS_WITHOUT_AIRFLOW

@@ -281,7 +281,9 @@ def test_connections_with_one_key_wait_a_lock_out_out_together(simulator):
 
     async def main():
         async with Waiters(trigger()) as first:
-            await polls(simulator, 0)
+            async with asyncio.timeout(20):
+                while not loop_state().connection("stability_default").seconds_locked_out():
+                    await asyncio.sleep(0.01)
             async with Waiters(trigger(stability_conn_id="same_key")) as second:
                 await first.until(1)
                 await second.until(1)

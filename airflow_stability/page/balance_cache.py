@@ -204,8 +204,8 @@ class BalanceCache:
 
 
 def is_old(at: datetime, now: datetime) -> bool:
-    """Tell whether a time is as old as a balance may get. One of the future is: the clock was set back."""
-    return not timedelta(0) <= now - at < MAX_AGE
+    """Tell whether a time is as old as a balance may get, or as far ahead: then the clock was set back."""
+    return abs(now - at) >= MAX_AGE
 
 
 def failure_text(error: StabilityError) -> str:

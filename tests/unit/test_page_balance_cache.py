@@ -8,7 +8,7 @@ import responses
 
 from airflow_stability.client import StabilityClient
 from airflow_stability.errors import StabilityConfigurationError
-from airflow_stability.page.balance_cache import MAX_AGE, MAX_ORGANIZATIONS, BalanceCache
+from airflow_stability.page.balance_cache import MAX_AGE, MAX_ORGANIZATIONS, BalanceCache, CachedBalance
 
 
 class Clock:
@@ -198,3 +198,11 @@ def test_the_text_of_a_response_is_not_shown(balances, api, url):
 
     assert failure.startswith("The API answered with status 500.")
     assert "secrets" not in failure
+
+
+def test_a_balance_that_came_while_a_page_waited_is_not_stale_for_it():
+    began = datetime(2026, 11, 1, tzinfo=UTC)
+    balance = CachedBalance(requested_at=began + timedelta(seconds=1))
+
+    assert not balance.is_stale(began)
+    assert balance.is_stale(began - timedelta(hours=1))  # the clock was set back

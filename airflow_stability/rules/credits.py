@@ -1,4 +1,4 @@
-"""Sums of credits. Every sum and every difference of credits goes through here."""
+"""Sums of credits. Every sum and difference of credits goes through here; the simulator has its own."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ class Story:
         airflow = self.airflow
         airflow.run("db", "migrate")
         uris = {name: self.uri(name) for name in self.keys if name != "from_environment"}
-        airflow.connect(uris | {"not_ours": uris["wallet"].replace("stability://", "aws://")})
+        airflow.connect(uris | {"not_ours": uris["wallet"]})
         airflow.query(
             "INSERT INTO connection (conn_id, conn_type, host, is_encrypted, is_extra_encrypted) "
             "VALUES (:hostile, 'stability', 'localhost', false, false)",
@@ -152,6 +152,8 @@ class Story:
         self.api.request_all()
         for component in ("scheduler", "triggerer", "dag-processor"):
             airflow.kill(component)
+        # While it is of another type, no task would wait with it.
+        airflow.query("UPDATE connection SET conn_type = 'aws' WHERE conn_id = 'not_ours'")
         at = datetime.now(UTC) - APART
         # Airflow's own columns are naive on SQLite.
         airflow.query(

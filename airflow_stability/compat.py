@@ -175,6 +175,9 @@ RENDERS_IN_TRIGGERER = AIRFLOW_VERSION >= (3, 3)
 # The triggers of tasks get the task's queue from Airflow, if `[triggerer] queues_enabled` is on.
 EVENT_TRIGGERS_HAVE_QUEUES = AIRFLOW_VERSION >= (3, 4)
 
+# Whether a task's execution_timeout also ends its deferral. Airflow 3 ignores it once a task has deferred.
+EXECUTION_TIMEOUT_ENDS_DEFERRAL = AIRFLOW_VERSION < (3, 0)
+
 # Whether a plugin can put a page of its own into Airflow's navigation.
 HAS_EXTERNAL_VIEWS = AIRFLOW_VERSION >= (3, 1)
 

@@ -308,7 +308,7 @@ class StabilitySpendOperator(PythonOperator):
             waited=step.state.seconds_waited,
             memory=asdict(step.state),
         )
-        return deferral.deferred(trigger, _backstop(step))
+        return deferral.deferred(trigger, _backstop(step), self.execution_timeout)
 
     def _after_refusal(
         self,
@@ -437,7 +437,7 @@ class StabilitySpendOperator(PythonOperator):
             memory=asdict(step.state),
             **deferral.handover_arguments(gate, now),
         )
-        return deferral.deferred(trigger, _backstop(step))
+        return deferral.deferred(trigger, _backstop(step), self.execution_timeout)
 
 
 def _backstop(step: Wait) -> timedelta:

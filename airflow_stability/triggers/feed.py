@@ -350,10 +350,11 @@ class Feed:
         shares: Mapping[_Follower, float] = {}
         wallet: WatchedWallet | None = None
         self._observed_organization = self._organization
-        self._requested_at = began = self._loop.time()
+        earlier, self._requested_at = self._requested_at, self._loop.time()
         try:
-            credits = await self._read_balance(run, began)
+            credits = await self._read_balance(run, self._requested_at)
             if credits is None:
+                self._requested_at = earlier  # nothing was requested: the interval must not count from here
                 return None
             if self._is_paced:
                 shares = self._pace(credits, self._observed_organization, self._requested_at)

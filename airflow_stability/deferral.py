@@ -12,12 +12,12 @@ from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
 from airflow_stability.compat import (
-    EXECUTION_TIMEOUT_ENDS_DEFERRAL,
     AirflowFailException,
     BaseOperator,
     Context,
     TaskDeferred,
     deferral_ends_at,
+    deferral_limit,
     is_left_over,
 )
 from airflow_stability.errors import StabilityConnectionNotFoundError
@@ -104,16 +104,14 @@ def handover_arguments(gate: Gate, now: datetime) -> dict[str, Any]:
     }
 
 
-def deferred(trigger: Any, timeout: timedelta, execution_timeout: timedelta | None = None) -> TaskDeferred:
+def deferred(task: BaseOperator, context: Context, trigger: Any, timeout: timedelta) -> TaskDeferred:
     """Return the exception that makes a task go on in a triggerer.
 
     :param trigger: a trigger with an argument ``deferral_timeout``, which is set here.
     :param timeout: after this time, Airflow itself ends the deferral.
-    :param execution_timeout: the task's, if ``timeout`` does not allow for it.
     """
-    # If Airflow ends the deferral at another time, that time does not tell when the deferral began.
-    is_shortened = EXECUTION_TIMEOUT_ENDS_DEFERRAL and execution_timeout is not None
-    trigger.deferral_timeout = None if is_shortened else timeout.total_seconds()
+    timeout = deferral_limit(task, context, timeout)
+    trigger.deferral_timeout = timeout.total_seconds()
     return TaskDeferred(trigger=trigger, method_name=RESUME_METHOD, timeout=timeout)
 
 

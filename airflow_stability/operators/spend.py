@@ -260,7 +260,7 @@ class StabilitySpendOperator(PythonOperator):
             show_wait(context, decision.text)
         finally:
             hook.close()
-        raise self._leave(spending.gate, step)
+        raise self._leave(context, spending.gate, step)
 
     def _run(self, context: Context, spending: Spending, hook: StabilityHook) -> Any:
         """Run the function, and wait if it is refused."""
@@ -308,7 +308,7 @@ class StabilitySpendOperator(PythonOperator):
             waited=step.state.seconds_waited,
             memory=asdict(step.state),
         )
-        return deferral.deferred(trigger, _backstop(step), self.execution_timeout)
+        return deferral.deferred(self, context, trigger, _backstop(step))
 
     def _after_refusal(
         self,
@@ -329,7 +329,7 @@ class StabilitySpendOperator(PythonOperator):
         if isinstance(step, Wait):
             pause = format_number(round(step.pause, 1))
             self.log.info("The function runs again in %s s at the earliest.", pause)
-        return self._leave(spending.gate, step)
+        return self._leave(context, spending.gate, step)
 
     @contextlib.contextmanager
     def _not_retried_after_paying(self, context: Context, client: StabilityClient) -> Iterator[None]:
@@ -415,7 +415,7 @@ class StabilitySpendOperator(PythonOperator):
         kwargs: Mapping[str, Any] = super().determine_kwargs(context)
         return {**kwargs, CLIENT: self._client} if takes_client(self.python_callable) else kwargs
 
-    def _leave(self, gate: Gate, step: Wait | GiveUp) -> BaseException:
+    def _leave(self, context: Context, gate: Gate, step: Wait | GiveUp) -> BaseException:
         """Return the exception with which the task leaves the worker, to wait or to fail."""
         if isinstance(step, GiveUp):
             return AirflowFailException(step.text)
@@ -437,7 +437,7 @@ class StabilitySpendOperator(PythonOperator):
             memory=asdict(step.state),
             **deferral.handover_arguments(gate, now),
         )
-        return deferral.deferred(trigger, _backstop(step), self.execution_timeout)
+        return deferral.deferred(self, context, trigger, _backstop(step))
 
 
 def _backstop(step: Wait) -> timedelta:

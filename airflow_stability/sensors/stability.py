@@ -261,9 +261,9 @@ class StabilityBalanceSensor(SensorBase):
                 raise AirflowSensorTimeout
         else:
             self.log.info("Airflow started this task on a worker, not in the triggerer: deferring at once.")
-        raise self._deferral(time.monotonic() - began, try_of(context))
+        raise self._deferral(context, time.monotonic() - began)
 
-    def _deferral(self, waited: float, try_number: int) -> TaskDeferred:
+    def _deferral(self, context: Context, waited: float) -> TaskDeferred:
         """Return the exception that makes the task go on in a triggerer.
 
         :param waited: seconds for which this try has waited, in the triggerer and on workers.
@@ -280,9 +280,10 @@ class StabilityBalanceSensor(SensorBase):
             **self._trigger_arguments(self._gate.minimum_credits, expected_credits),
             **deferral.handover_arguments(self._gate, datetime.now(UTC)),
             waited=waited,
-            memory={"try_number": try_number, "waited": waited},
+            memory={"try_number": try_of(context), "waited": waited},
         )
-        return deferral.deferred(trigger, max(limit - timedelta(seconds=waited), timedelta(0)))
+        left = max(limit - timedelta(seconds=waited), timedelta(0))
+        return deferral.deferred(self, context, trigger, left)
 
     def _trigger_arguments(
         self, minimum_credits: float | str | None, expected_credits: float | str | None

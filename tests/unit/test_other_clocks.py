@@ -23,7 +23,7 @@ import responses
 from airflow_stability.client import StabilityClient
 from airflow_stability.client.responses import error_from_response
 from airflow_stability.compat import AIRFLOW_VERSION, AirflowRescheduleException, TaskDeferred
-from airflow_stability.deferral import seconds_since_deferral
+from airflow_stability.deferral import BACKSTOP, seconds_since_deferral
 from airflow_stability.errors import StabilityAuthenticationError, StabilityOutcomeUnknownError
 from airflow_stability.operators.spend import StabilitySpendOperator
 from airflow_stability.page.balance_cache import CachedBalance
@@ -442,10 +442,12 @@ def test_a_marker_with_a_timeout_that_no_call_has_counts_as_one_of_this_call(
 def test_an_execution_timeout_is_not_taken_for_time_that_has_passed(machine):
     trigger = machine.defer(spender(execution_timeout=timedelta(hours=2)))
     # Airflow 2.11 ends the deferral by the execution_timeout, Airflow 3 by the timeout of the deferral.
-    ends_in = 2 * HOUR if AIRFLOW_VERSION < (3, 0) else trigger.deferral_timeout
+    ends_in = 2 * HOUR if AIRFLOW_VERSION < (3, 0) else 10 * HOUR + BACKSTOP.total_seconds()
 
     expected = trigger.deferral_timeout
     trigger = started_anew(trigger, seconds_ago=0.0, of=ends_in)
     trigger.deferral_timeout = expected
 
+    # Without the timeout, the trigger would not wait for the scheduler.
+    assert expected == pytest.approx(ends_in, abs=5.0)
     assert seconds_since_deferral(trigger, datetime.now(UTC)) == pytest.approx(0.0, abs=5.0)

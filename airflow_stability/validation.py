@@ -134,9 +134,8 @@ def _is_nothing(value: object) -> bool:
 
 def _got(value: object) -> str:
     """Return what was passed, and where nothing may have come from: the end of an error text."""
-    return (
-        f"got {safe_repr(value)}{', which is what a template gives that has no value' * _is_nothing(value)}"
-    )
+    hint = ", which is what a template gives that has no value" if _is_nothing(value) else ""
+    return f"got {safe_repr(value)}{hint}"
 
 
 def format_number(number: float) -> str:

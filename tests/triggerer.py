@@ -1,4 +1,4 @@
-"""What a triggerer tells a trigger, beside its arguments."""
+"""The trigger of a gate, and what a triggerer tells a trigger beside its arguments."""
 
 from __future__ import annotations
 
@@ -7,6 +7,19 @@ from types import SimpleNamespace
 from typing import Any
 
 from airflow_stability.compat import AIRFLOW_VERSION
+from airflow_stability.triggers.stability import StabilityBalanceTrigger
+
+
+def gate_trigger(**arguments: Any) -> StabilityBalanceTrigger:
+    """Return the trigger of a gate that waits for a minute, if no argument says otherwise."""
+    defaults = {
+        "stability_conn_id": "stability_default",
+        "organization": None,
+        "minimum_credits": 1000,
+        "poke_interval": 0.1,
+        "timeout": 60,
+    }
+    return StabilityBalanceTrigger(**defaults | arguments)
 
 
 def started_anew(trigger: Any, *, seconds_ago: float, of: float, now: datetime | None = None) -> Any:

@@ -10,7 +10,7 @@ import pytest
 
 from airflow_stability.compat import AIRFLOW_VERSION
 from airflow_stability.simulator import Fault, StabilitySimulator
-from airflow_stability.triggers.stability import StabilityBalanceTrigger
+from tests.triggerer import gate_trigger
 
 PUBLIC = "airflow_stability.triggers.events"
 ALIAS = "airflow_stability.triggers.stability"
@@ -626,13 +626,7 @@ def test_beside_a_gate_another_wallet_after_a_restart_fires_nothing_either(simul
     store = Store()
     asyncio.run(gets_to_know_the_balance(simulator, store))
     edit("key")
-    gate = StabilityBalanceTrigger(
-        stability_conn_id="stability_default",
-        organization=None,
-        minimum_credits=1000,
-        poke_interval=1.0,
-        timeout=60,
-    )
+    gate = gate_trigger(poke_interval=1.0)
 
     async def restarted():
         asked = len(balances(simulator))

@@ -28,7 +28,7 @@ from airflow_stability.errors import (
 from airflow_stability.simulator import Fault, RateLimit, StabilitySimulator
 from airflow_stability.triggers.feed import AT_A_TIME, observations
 from airflow_stability.triggers.stability import StabilityBalanceTrigger
-from tests.triggerer import started_anew
+from tests.triggerer import gate_trigger, started_anew
 from tests.versions import OLDEST_OR_NEWEST
 
 pytestmark = pytest.mark.usefixtures("connection")
@@ -335,15 +335,7 @@ def test_calls_that_hang_do_not_hold_the_loop(simulator):
 
 
 def trigger(**changes):
-    arguments = {
-        "stability_conn_id": "stability_default",
-        "organization": None,
-        "minimum_credits": 30.0,
-        "poke_interval": 0.2,
-        "timeout": 60.0,
-        "last_credits": 3.2,
-    }
-    return StabilityBalanceTrigger(**arguments | changes)
+    return gate_trigger(**{"minimum_credits": 30.0, "poke_interval": 0.2, "last_credits": 3.2} | changes)
 
 
 async def events(trigger):

@@ -20,8 +20,8 @@ from airflow_stability.operators.stability import StabilityAccountOperator, Stab
 from airflow_stability.sensors.stability import StabilityBalanceSensor
 from airflow_stability.triggers import jobs
 from airflow_stability.triggers.jobs import StabilityJobTrigger
-from airflow_stability.triggers.stability import StabilityBalanceTrigger
 from tests.integration.conftest import let_thread_execute_operators
+from tests.triggerer import gate_trigger
 
 try:
     from airflow.sdk import DAG, task
@@ -119,11 +119,7 @@ def test_a_gate_ends_as_with_a_refused_key(mode, flag, end, problem):
 
 
 def test_a_gate_that_waits_in_a_triggerer_fails(problem):
-    trigger = StabilityBalanceTrigger(
-        **CONNECTION, organization=None, minimum_credits=8, poke_interval=0.1, timeout=60
-    )
-
-    (payload,) = events_of(trigger)
+    (payload,) = events_of(gate_trigger(**CONNECTION))
 
     assert (payload["verdict"], payload["text"]) == ("fail", problem)
 
@@ -131,13 +127,7 @@ def test_a_gate_that_waits_in_a_triggerer_fails(problem):
 def test_a_gate_whose_connection_becomes_another_services_fails_and_sends_nothing(
     trap, simulator, connection, monkeypatch
 ):
-    trigger = StabilityBalanceTrigger(
-        stability_conn_id="stability_default",
-        organization=None,
-        minimum_credits=1000,
-        poke_interval=0.1,
-        timeout=60,
-    )
+    trigger = gate_trigger()
 
     async def main():
         waiting = asyncio.ensure_future(anext(aiter(trigger.run())))

@@ -16,23 +16,20 @@ from airflow_stability.simulator import Fault
 from airflow_stability.triggers import shared_connection
 from airflow_stability.triggers.feed import loop_state, observations
 from airflow_stability.triggers.stability import StabilityBalanceTrigger
+from tests.triggerer import gate_trigger
 
 pytestmark = pytest.mark.usefixtures("connection")
 
 
 def trigger(number=0, **arguments):
-    return StabilityBalanceTrigger(
-        **{
-            "stability_conn_id": "stability_default",
-            "organization": None,
-            "minimum_credits": 0,
-            "expected_credits": 3,
-            "poke_interval": 0.2,
-            "timeout": 10_000,
-            "waited": 1000.0 - number,
-            **arguments,
-        }
-    )
+    defaults = {
+        "minimum_credits": 0,
+        "expected_credits": 3,
+        "poke_interval": 0.2,
+        "timeout": 10_000,
+        "waited": 1000.0 - number,
+    }
+    return gate_trigger(**defaults | arguments)
 
 
 class Waiters:

@@ -348,6 +348,15 @@ def test_a_gate_that_starts_and_ends_in_the_triggerer_skips_softly(story):
     assert "Timed out" in story.airflow.task_log("gates", "soft")
 
 
+def test_a_name_that_is_missing_in_a_condition_fails_the_task_wherever_it_is_rendered(story):
+    log = story.airflow.task_log("gates", "missing_name")
+    ((tries,),) = story.airflow.query("SELECT try_number FROM task_instance WHERE task_id = 'missing_name'")
+
+    assert (story.state("missing_name"), tries) == ("failed", 2)
+    assert "has no attribute 'bigrun'" in log
+    assert "The gate opens" not in log
+
+
 def test_a_key_that_never_worked_fails_its_gate_at_once(story):
     assert story.state("never_worked") == "failed"
     assert len(story.wallets.calls("never_worked")) == 1

@@ -33,9 +33,10 @@ asset = Asset("watched", watchers=[AssetWatcher(name="balance", trigger=trigger)
 watched = DAG("watched", schedule=[asset], **ALL)
 
 with DAG("waiting", schedule="@once", **ALL):
-    StabilityBalanceSensor(
-        task_id="gate", minimum_credits=100, deferrable=True, poke_interval=1, queue="credits"
-    )
+    gate = {"minimum_credits": 100, "deferrable": True, "poke_interval": 1, "queue": "credits"}
+    StabilityBalanceSensor(task_id="gate", **gate)
+    # Airflow gives a task that starts in the triggerer no queue: no triggerer would take it.
+    StabilityBalanceSensor(task_id="asks_for_the_triggerer", start_from_trigger=True, **gate)
 """
 
 
@@ -60,18 +61,18 @@ def test_a_triggerer_of_the_queue_runs_watchers_and_gates(airflow):
         airflow.start(*(name for name in COMPONENTS if name != "triggerer"))
         airflow.start("triggerer", options=["--queues", "credits"])
         airflow.wait_for(
-            "both triggers run",
+            "all triggers run",
             lambda: (
-                len(airflow.query("SELECT id FROM trigger WHERE queue = 'credits' AND triggerer_id > 0")) == 2
+                len(airflow.query("SELECT id FROM trigger WHERE queue = 'credits' AND triggerer_id > 0")) == 3
             ),
         )
         before = len(simulator.requests)
-        airflow.wait_for("both have read the balance", lambda: len(simulator.requests) > before + 2)
+        airflow.wait_for("all have read the balance", lambda: len(simulator.requests) > before + 2)
         simulator.set_credits(200.0)
         airflow.wait_for(
-            "the gate opens and the event starts its DAG",
+            "the gates open and the event starts its DAG",
             lambda: (
-                airflow.states("waiting") == {("gate", -1): "success"}
+                set(airflow.states("waiting").values()) == {"success"}
                 and airflow.query("SELECT 1 FROM dag_run WHERE dag_id = 'watched'")
             ),
         )

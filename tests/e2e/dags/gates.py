@@ -65,6 +65,15 @@ with DAG("gates", params={"minimum": MINIMUM}, **ONCE):
         minimum_credits="{{ params.minimum }}",
         organization="{{ 'shared' if ds and run_id == dag_run.run_id else 'nobody' }}",
     )
+    gate(
+        "missing_name",
+        connection="shared",
+        start_from_trigger=True,
+        end_from_trigger=True,  # a worker would render the template again
+        minimum_credits="{{ 5000 if params.bigrun else 1 }}",
+        retries=1,
+        retry_delay=timedelta(0),
+    )
     from_xcom = task(lambda: MINIMUM, task_id="minimum")()
     gate("from_xcom", connection="shared", start_from_trigger=True, minimum_credits=from_xcom)
     for name, arguments in MAPPED_GATES.items():

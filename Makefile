@@ -161,7 +161,7 @@ $(VENV)/installed .venvs/bench/installed: pyproject.toml .ci/constraints-$(AIRFL
 	@echo "Installing Airflow $(RELEASE_$(AIRFLOW)) into $(@D): about a minute, the first time"
 	@$(UV) venv --quiet --clear --python "$$(bash .ci/find-python $(UV) $(PYTHON) "$(PYTHONS_$(AIRFLOW))")" $(@D)
 	@$(UV) pip install --quiet --compile-bytecode --python $(@D)/bin/python \
-		--constraints .ci/constraints-$(AIRFLOW).txt apache-airflow --editable ".[simulator]" --group dev $(MORE)
+		--constraints .ci/constraints-$(AIRFLOW).txt apache-airflow --editable ".[ledger,simulator]" --group dev $(MORE)
 	@touch $@
 
 $(VENV)/installed-fab $(VENV)/installed-cluster $(VENV)/installed-s3: $(VENV)/installed-%: $(VENV)/installed

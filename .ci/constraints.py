@@ -52,7 +52,7 @@ def released_on(uv: str, release: str) -> date:
 
 def lowest(uv: str, as_of: date) -> str:
     """Return the lowest versions of this package's own dependencies, as requirements."""
-    own = ["pyproject.toml", "--extra=simulator", "--resolution=lowest-direct", "--no-deps"]
+    own = ["pyproject.toml", "--extra=simulator", "--extra=ledger", "--resolution=lowest-direct", "--no-deps"]
     resolved = resolve(uv, "", as_of, *own)
     if resolved.returncode:
         sys.exit(f"The lowest versions as of {as_of} cannot be found:\n{resolved.stderr}")
@@ -66,7 +66,9 @@ def write(uv: str, airflow: str, release: str) -> None:
     names = GROUPS + (["s3"] if airflow in WITH_OBJECT_STORAGE else [])
     names += ["fab"] if airflow in WITH_LOGINS else []
     groups = [f"--group={name}" for name in names]
-    resolved = resolve(uv, requirements, as_of, "pyproject.toml", "--extra=simulator", *groups)
+    resolved = resolve(
+        uv, requirements, as_of, "pyproject.toml", "--extra=simulator", "--extra=ledger", *groups
+    )
     if resolved.returncode:
         sys.exit(f"Airflow {release} as of {as_of} cannot be resolved:\n{resolved.stderr}")
     # A constraint holds only where the package is wanted at all, so environment markers add nothing ...

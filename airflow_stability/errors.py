@@ -11,11 +11,14 @@ call may have been charged::
     │   ├── StabilityRateLimitError          429: the key is locked out for a while
     │   ├── StabilityUnavailableError        408, 425, 5xx, or `temporary: true` in the body
     │   ├── StabilityJobPendingError         a job that was paid for is not finished
+    │   ├── StabilityBudgetExhaustedError    a budget of the ledger has too little left for this call
+    │   ├── StabilityLedgerUnavailableError  the ledger's database is out of reach
     │   ├── StabilityMalformedResponseError  a response that is not what the API documents
     │   └── StabilityBlockedError            a 403 that is not the API's own: a firewall's
     ├── StabilityPermanentError              will not pass until somebody changes something
     │   ├── StabilityConfigurationError      an unusable setting (also a ValueError)
-    │   │   └── StabilityConnectionNotFoundError  no such Airflow connection, or it cannot be read
+    │   │   ├── StabilityConnectionNotFoundError  no such Airflow connection, or it cannot be read
+    │   │   └── StabilityBudgetNotFoundError      no such budget in the ledger
     │   ├── StabilityAuthenticationError     401: the API key is missing or refused
     │   ├── StabilityPaymentRequiredError    402: not enough credits for this call
     │   ├── StabilityPermissionError         403: the key may not do this
@@ -117,6 +120,20 @@ class StabilityJobPendingError(StabilityTransientError):
     result_path: str | None = None
 
 
+class StabilityBudgetExhaustedError(StabilityTransientError):
+    """A budget of the ledger has too few credits left for a call. Nothing was sent."""
+
+    advice = (
+        "It passes when the budget renews, when its limit is raised, or when others give back what they hold."
+    )
+
+
+class StabilityLedgerUnavailableError(StabilityTransientError):
+    """The ledger's database is out of reach. Nothing is sent that could not be written down before."""
+
+    advice = "No call is sent that could not be written down before. Check the database and its connection."
+
+
 class StabilityMalformedResponseError(StabilityTransientError):
     """The response is not what the API documents: cut short, HTML, or a value of the wrong type."""
 
@@ -144,6 +161,12 @@ class StabilityConnectionNotFoundError(StabilityConfigurationError):
         "Make the connection, or name another one; if it is there, Airflow could not read it, and "
         "its log says why."
     )
+
+
+class StabilityBudgetNotFoundError(StabilityConfigurationError):
+    """There is no such budget in the ledger."""
+
+    advice = "Make it with `airflow stability budget set`, or name another one."
 
 
 class StabilityAuthenticationError(StabilityPermanentError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from decimal import Context, Decimal
+from decimal import ROUND_CEILING, Context, Decimal
 
 #: Enough digits for credits. A DAG's code may change the context of its thread.
 _CONTEXT = Context(prec=50)
@@ -20,3 +20,18 @@ def total(*credits: float) -> float:
     for each in credits:
         result = _CONTEXT.add(result, Decimal(repr(float(each))))
     return float(result)
+
+
+#: The ledger counts in millionths of a credit, as whole numbers: they are exact in every database.
+MICRO = 1_000_000
+
+
+def to_microcredits(credits: float) -> int:
+    """Return credits in millionths. What is finer is rounded up, so that nobody holds less than is spent."""
+    exact = _CONTEXT.multiply(Decimal(repr(float(credits))), MICRO)
+    return int(exact.to_integral_value(ROUND_CEILING, context=_CONTEXT))
+
+
+def from_microcredits(microcredits: int) -> float:
+    """Return millionths of a credit in credits."""
+    return microcredits / MICRO

@@ -128,7 +128,7 @@ LAYERS = (
     ("errors", "validation", "prices", "__init__"),
     ("rules",),
     ("compat", "client"),
-    ("metrics",),
+    ("metrics", "ledger"),
     ("hooks",),
     ("polling", "deferral"),
     ("triggers",),

@@ -1,0 +1,81 @@
+"""The ledger behind an Airflow connection to a database: PostgreSQL, MySQL or SQLite.
+
+It is opened through the database's own hook, so all that the connection's type offers works. SQLAlchemy comes
+with Airflow.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow_stability.compat import BaseHook
+from airflow_stability.errors import StabilityConfigurationError, StabilityError
+from airflow_stability.hooks.connection import reading_failure
+from airflow_stability.ledger.database import Database, adapt, engine_arguments
+from airflow_stability.ledger.ledger import Ledger
+
+if TYPE_CHECKING:
+    from airflow_stability.compat import Connection
+
+#: SQLAlchemy's names of the databases that a ledger can stand on, by the type of the connection.
+DIALECTS = {"postgres": "postgresql", "mysql": "mysql", "sqlite": "sqlite"}
+
+#: The ledgers of this process, by connection, with the settings that they were opened with.
+_open: dict[str, tuple[tuple[object, ...], Ledger]] = {}
+
+
+def open_ledger(conn_id: str) -> Ledger:
+    """Return the ledger of a connection. The connection is read each time, the engine is kept.
+
+    :param conn_id: a connection to a database.
+    :raises StabilityConnectionNotFoundError: there is no such connection.
+    :raises StabilityConfigurationError: the connection is to no such database, or its provider is missing.
+    :raises StabilityTransientError: the connection could not be read just now.
+    """
+    try:
+        connection = BaseHook.get_connection(conn_id)
+    except Exception as error:
+        failure = reading_failure(conn_id, error)
+    else:
+        return ledger_of(connection)
+    raise failure
+
+
+def ledger_of(connection: Connection) -> Ledger:
+    """Return the ledger of a connection that has been read. In a triggerer, call it through ``sync_to_async``.
+
+    :raises StabilityConfigurationError: see :func:`open_ledger`.
+    """
+    settings = (connection.get_uri(), connection.extra)
+    known = _open.get(connection.conn_id)
+    if known is not None and known[0] == settings:
+        return known[1]
+    ledger = _make(connection)
+    _open[connection.conn_id] = settings, ledger
+    if known is not None:
+        known[1].database.engine.dispose()
+    return ledger
+
+
+def _make(connection: Connection) -> Ledger:
+    name = f"connection {connection.conn_id!r}"
+    dialect = DIALECTS.get(connection.conn_type or "")
+    if dialect is None:
+        raise StabilityConfigurationError(
+            f"The ledger's {name} is of type {connection.conn_type!r}, and a ledger needs a database: name "
+            f"a connection of one of the types {', '.join(DIALECTS)}."
+        )
+    secrets = tuple(filter(None, [connection.password]))
+    try:
+        hook: Any = connection.get_hook()  # type: ignore[no-untyped-call]  # Airflow's
+        # Some hooks read their connection again, which must not happen in a thread of a triggerer.
+        hook.get_connection = lambda _conn_id: connection
+        engine = hook.get_sqlalchemy_engine(engine_kwargs=engine_arguments(dialect))
+        return Ledger(Database(adapt(engine), name, secrets))
+    except ImportError as error:
+        problem = f"{type(error).__name__}: {error}. Install the provider of its database, and its driver"
+    except StabilityError:
+        raise
+    except Exception as error:  # whatever a provider's hook raises
+        problem = type(error).__name__
+    raise StabilityConfigurationError(f"The ledger's {name} cannot be used ({problem}).")

@@ -1,0 +1,235 @@
+"""The database of the ledger: transactions that are tried again, its clock, and its errors as ours.
+
+The times in the tables are the database's, because the clocks of workers differ. Asking for the time would
+cost each transaction a round trip. So this process compares its clock with the database's now and then.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+from sqlalchemy import event, inspect, select, text
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+
+from airflow_stability.errors import StabilityConfigurationError, StabilityLedgerUnavailableError
+from airflow_stability.ledger import schema
+
+_log = logging.getLogger(__name__)
+
+#: How often a transaction is tried: the database may end one because of another.
+TRIES = 4
+
+#: Seconds between two tries, times their number.
+PAUSE = 0.05
+
+#: Seconds after which the clock is compared anew.
+CLOCK_SECONDS = 600.0
+
+#: Seconds for connecting, and for a statement.
+TIMEOUT = 15
+
+_Result = TypeVar("_Result")
+
+_TIME_OF = {
+    "postgresql": "SELECT clock_timestamp() AT TIME ZONE 'UTC'",
+    "mysql": "SELECT UTC_TIMESTAMP(6)",
+}
+
+
+def engine_arguments(dialect: str) -> dict[str, Any]:
+    """Return the arguments of an engine on which nothing hangs for long.
+
+    :param dialect: SQLAlchemy's name of the kind of database.
+    """
+    connect: dict[str, Any] = {}
+    more: dict[str, Any] = {}
+    if dialect == "postgresql":
+        milliseconds = TIMEOUT * 1000
+        connect = {
+            "connect_timeout": TIMEOUT,
+            "options": f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}",
+            "tcp_user_timeout": milliseconds,
+        }
+    elif dialect == "mysql":
+        connect = {"connect_timeout": TIMEOUT}
+        # Otherwise a transaction would read what was there when it began, not what others have held since.
+        more = {"isolation_level": "READ COMMITTED"}
+    elif dialect == "sqlite":
+        connect = {"timeout": TIMEOUT, "check_same_thread": False}
+    return {"future": True, "pool_pre_ping": True, "connect_args": connect, **more}
+
+
+def adapt(engine: Engine) -> Engine:
+    """Return a new engine after it was adapted to what the ledger needs.
+
+    On SQLite, each transaction begins as a writer: one that becomes a writer later may find others before it.
+    """
+    if engine.dialect.name != "sqlite":
+        return engine
+
+    @event.listens_for(engine, "connect")
+    def leave_transactions_alone(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+class DatabaseClock:
+    """The database's clock, which this process compares with its own now and then."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._ahead: timedelta | None = None
+        self._compared_at = 0.0
+        self._lock = threading.Lock()
+
+    def now(self) -> datetime:
+        """Return the database's time in UTC, without a time zone."""
+        with self._lock:
+            if self._ahead is None or time.monotonic() - self._compared_at > CLOCK_SECONDS:
+                self._ahead = self._compare()
+            return datetime.min + self._ahead + timedelta(seconds=time.monotonic())
+
+    def _compare(self) -> timedelta:
+        """Return by how much the database's clock is ahead of one that nobody sets."""
+        query = _TIME_OF.get(self._engine.dialect.name)
+        before = time.monotonic()
+        if query is None:  # SQLite's clock is this machine's
+            theirs = datetime.now(UTC).replace(tzinfo=None)
+        else:
+            with self._engine.connect() as connection:
+                before = time.monotonic()
+                theirs = connection.execute(text(query)).scalar_one()
+        self._compared_at = time.monotonic()
+        return theirs - datetime.min - timedelta(seconds=(before + self._compared_at) / 2)
+
+
+class Database:
+    """The database, by a SQLAlchemy engine.
+
+    :param engine: made with :func:`engine_arguments`, and adapted.
+    :param name: what texts call it, such as the id of its connection.
+    :param secrets: texts that no error may show.
+    :param clock: returns the time in UTC, without a time zone; default: the database's.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        name: str,
+        secrets: tuple[str, ...] = (),
+        clock: Callable[[], datetime] | None = None,
+    ) -> None:
+        self.engine = engine
+        self.name = name
+        self._secrets = secrets
+        self._clock = clock or DatabaseClock(engine).now
+        self._checked = False
+
+    def run(self, work: Callable[[Connection, datetime], _Result]) -> _Result:
+        """Run a transaction.
+
+        It is run again if the database has ended it, or the connection broke. So it must have the same effect
+        if an earlier try was committed after all.
+
+        :param work: gets the connection and the database's time, without a time zone.
+        :raises StabilityLedgerUnavailableError: the database cannot be reached, or did not answer in time.
+        :raises StabilityConfigurationError: the tables are missing, or of another version.
+        """
+        if not self._checked:
+            self.check_version()
+        return self._try(lambda: self._transaction(work))
+
+    def check_version(self) -> None:
+        """Check that the tables are there and that this release knows them.
+
+        :raises StabilityLedgerUnavailableError: the database cannot be reached.
+        :raises StabilityConfigurationError: they are not.
+        """
+        version = self._try(self.version)
+        if version is None:
+            raise StabilityConfigurationError(
+                f"The ledger has no tables in {self.name}: run `airflow stability ledger init` once."
+            )
+        if version < schema.VERSION:
+            raise StabilityConfigurationError(
+                f"The ledger's tables in {self.name} have version {version}, and this release needs "
+                f"{schema.VERSION}: run `airflow stability ledger init` once."
+            )
+        if version > schema.VERSION:
+            raise StabilityConfigurationError(
+                f"The ledger's tables in {self.name} have version {version}, and this release knows up to "
+                f"{schema.VERSION}: install a later release of airflow-provider-stability here."
+            )
+        self._checked = True
+
+    def version(self) -> int | None:
+        """Return the version of the tables; None if there are none."""
+        with self.engine.connect() as connection:
+            if not inspect(connection).has_table(schema.versions.name):
+                return None
+            found: int | None = connection.execute(select(schema.versions.c.version)).scalar()
+            return found
+
+    def init(self) -> int:
+        """Make the tables if they are missing, and return their version.
+
+        :raises StabilityConfigurationError: this is Airflow's own database, or the tables are too new.
+        """
+
+        def make() -> None:
+            made_at = self._clock()
+            with self.engine.begin() as connection:
+                if inspect(connection).has_table("task_instance"):
+                    raise StabilityConfigurationError(
+                        f"{self.name} is Airflow's own database, which a ledger must not share: tasks may "
+                        "not reach it, and Airflow's upgrades change it. Name another database or schema."
+                    )
+                schema.metadata.create_all(connection)
+                if connection.execute(select(schema.versions.c.version)).scalar() is None:
+                    row = {"version": schema.VERSION, "made_at": made_at}
+                    connection.execute(schema.versions.insert().values(row))
+
+        self._try(make)
+        self.check_version()
+        return schema.VERSION
+
+    def _transaction(self, work: Callable[[Connection, datetime], _Result]) -> _Result:
+        now = self._clock()
+        with self.engine.begin() as connection:
+            return work(connection, now)
+
+    def _try(self, work: Callable[[], _Result]) -> _Result:
+        failure = None
+        for number in range(1, TRIES + 1):
+            try:
+                return work()
+            except IntegrityError:
+                raise  # a matter of the work itself
+            except SQLAlchemyError as error:
+                failure = self._describe(error)
+                if number == TRIES or not isinstance(error, DBAPIError):
+                    break
+            time.sleep(PAUSE * number)
+        # Outside the handler: the original's text may hold a password.
+        raise StabilityLedgerUnavailableError(
+            f"The ledger in {self.name} is out of reach: {failure}. {StabilityLedgerUnavailableError.advice}"
+        )
+
+    def _describe(self, error: SQLAlchemyError) -> str:
+        original = getattr(error, "orig", None) or error
+        words = f"{type(original).__name__}: {original}".split()
+        shown = " ".join(words).rstrip(".")
+        for secret in self._secrets:
+            shown = shown.replace(secret, "***")
+        return shown[:300]

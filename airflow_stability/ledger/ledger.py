@@ -1,0 +1,483 @@
+"""The ledger's transactions: hold credits, begin a call, end what was held, and settle what is unknown.
+
+Each transaction can be run twice with the same effect, by the key of its spend, since nobody can tell whether
+one was committed when the connection breaks. All of them lock in one order: the wallet, the budgets by name,
+the spends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import and_, func, or_, select
+from sqlalchemy.engine import Connection, RowMapping
+from sqlalchemy.exc import IntegrityError
+
+from airflow_stability.errors import (
+    StabilityBudgetExhaustedError,
+    StabilityBudgetNotFoundError,
+    StabilityConfigurationError,
+)
+from airflow_stability.ledger import budgets
+from airflow_stability.ledger.budgets import COUNTING, Budget
+from airflow_stability.ledger.database import Database
+from airflow_stability.ledger.schema import balances, spends, wallets
+from airflow_stability.rules.credits import from_microcredits, to_microcredits
+from airflow_stability.rules.gate import suffices
+from airflow_stability.validation import format_number
+
+HELD, POSTED, VOID, UNKNOWN = "held", "posted", "void", "unknown"
+DECLARED, LISTED = "declared", "listed"
+
+#: Seconds for which credits are held for a task that was let go, until it begins on a worker.
+START_SECONDS = 900.0
+
+#: Seconds after which a run of a function, or a call, that has not ended is of unknown outcome.
+LEASE_SECONDS = 7200.0
+
+#: What the next states of a spend may be. A worker that was taken for dead may come back with the truth.
+_NEXT = {
+    HELD: (POSTED, VOID, UNKNOWN),
+    UNKNOWN: (POSTED, VOID),
+    POSTED: (VOID,),
+    VOID: (POSTED,),
+}
+
+
+@dataclass(frozen=True)
+class Spender:
+    """Who spends, from which wallet, and for which budget.
+
+    :param conn_id: the Stability connection.
+    :param organization: whose credits; None if it is not known.
+    :param budget: None for none.
+    """
+
+    conn_id: str
+    organization: str | None = None
+    budget: str | None = None
+    dag_id: str | None = None
+    run_id: str | None = None
+    task_id: str | None = None
+    map_index: int | None = None
+    try_number: int | None = None
+
+    @property
+    def wallet(self) -> str:
+        """Whose credits are spent, as far as it is known."""
+        return self.organization or f"connection {self.conn_id}"
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Credits to hold for a run of a task, before it begins.
+
+    :param key: identifies the hold: the same key holds nothing twice.
+    :param credits: what the run will spend.
+    :param minimum: credits of the wallet that must be exceeded; None if the credits themselves are enough.
+    :param itemized: whether every payment of the run is a call of ours, which gets a spend of its own.
+    :param starts: whether the run begins at once.
+    :param lease: seconds until the hold ends by itself, if nobody ends it.
+    """
+
+    key: str
+    spender: Spender
+    credits: float
+    minimum: float | None = None
+    itemized: bool = False
+    starts: bool = False
+    lease: float = START_SECONDS
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A balance that was read.
+
+    :param credits: the balance.
+    :param age: seconds since it was requested.
+    """
+
+    credits: float
+    age: float
+
+
+@dataclass
+class HoldResult:
+    """What became of holds.
+
+    :param held: the keys of what is held now.
+    :param refused: for the other keys, the budget that has too little left, or None: the balance is too low.
+    :param failures: for keys that can never be held, the reason.
+    :param reserved: for keys that were refused for the balance, the credits of it that others hold.
+    :param soft_limits: the budgets that have reached their soft limits by this.
+    """
+
+    held: list[str] = field(default_factory=list)
+    refused: dict[str, Budget | None] = field(default_factory=dict)
+    failures: dict[str, StabilityConfigurationError] = field(default_factory=dict)
+    reserved: dict[str, float] = field(default_factory=dict)
+    soft_limits: list[Budget] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call that may be charged, before it is sent.
+
+    :param key: identifies the call: the same key is written once.
+    :param endpoint: the path below ``/v2beta/``, or the whole path.
+    :param credits: its price; None if none is known.
+    :param output: where its output will be, if the call is durable; with a number if it pays for it again.
+    :param lease: seconds after which its outcome is unknown, if nobody has ended it.
+    """
+
+    key: str
+    spender: Spender
+    endpoint: str
+    credits: float | None
+    output: str | None = None
+    lease: float = LEASE_SECONDS
+
+
+class Ledger:
+    """The ledger in one database.
+
+    All methods raise StabilityLedgerUnavailableError if the database is out of reach, and
+    StabilityConfigurationError if its tables are missing or of another version.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    # Budgets
+
+    def set_budget(self, name: str, limit: float | str, every: str, **more: Any) -> Budget:
+        """Make or change a budget, and return it; see :func:`airflow_stability.ledger.budgets.checked`."""
+
+        def work(connection: Connection, now: datetime) -> Budget:
+            budget = budgets.checked(name, limit, every, now=now, **more)
+            budgets.put(connection, budget, now)
+            return budget
+
+        return self.database.run(work)
+
+    def delete_budget(self, name: str) -> bool:
+        """Delete a budget, and tell whether there was one. Its spends stay."""
+
+        def work(connection: Connection, _now: datetime) -> bool:
+            return budgets.delete(connection, name)
+
+        return self.database.run(work)
+
+    def budgets(self) -> list[Budget]:
+        """Return all budgets, by name."""
+        return self.database.run(budgets.look)
+
+    # Spends
+
+    def hold(self, holds: Sequence[Hold], reading: Reading | None = None) -> HoldResult:
+        """Hold credits for tasks, the first ones first, as far as their budgets and the balance allow.
+
+        What already is held under its key stays so, whatever is left now.
+
+        :param holds: those of one wallet.
+        :param reading: the wallet's balance; None to look at budgets only.
+        """
+        if not holds:
+            return HoldResult()
+        try:
+            return self.database.run(lambda connection, now: _hold(connection, now, holds, reading, {}))
+        except IntegrityError:  # one of the keys, or the wallet, is there
+            return self.database.run(
+                lambda connection, now: _hold(connection, now, holds, reading, _known(connection, holds))
+            )
+
+    def start(self, key: str, lease: float = LEASE_SECONDS) -> bool:
+        """Take note that the run of a hold begins; False if the hold has ended meanwhile."""
+
+        def work(connection: Connection, now: datetime) -> bool:
+            change = (
+                spends.update()
+                .where(spends.c.spend_key == key, spends.c.state == HELD)
+                .values(started_at=now, lease_ends_at=now + timedelta(seconds=lease))
+            )
+            return bool(connection.execute(change).rowcount)
+
+        return self.database.run(work)
+
+    def begin_call(self, call: Call, hold: str | None) -> None:
+        """Write down a call before it is sent. It takes its credits out of the hold of its run.
+
+        :param hold: the key of that hold; None for a call outside of one. What the hold does not cover is
+            taken from the budget.
+        :raises StabilityBudgetExhaustedError: the budget has too little left. The call must not be sent.
+        :raises StabilityBudgetNotFoundError: there is no such budget.
+        """
+        try:
+            self.database.run(lambda connection, now: _begin_call(connection, now, call, hold))
+        except IntegrityError:  # committed by an earlier try of this transaction
+            return
+
+    def end(self, key: str, state: str, reason: str | None = None) -> bool:
+        """Write down how a spend ended; False if it has ended so before, or there is none.
+
+        :param state: ``posted``, ``void`` or ``unknown``.
+        """
+
+        def work(connection: Connection, now: datetime) -> bool:
+            return bool(_end(connection, now, [spends.c.spend_key == key], state, reason))
+
+        return self.database.run(work)
+
+    def output_found(self, output: str) -> None:
+        """Take note that the output of an earlier call was found: that call was paid for.
+
+        If several open calls were to make it, nobody can tell which of them was.
+        """
+
+        def work(connection: Connection, now: datetime) -> None:
+            of_output = [spends.c.output_hash == _hash(output), spends.c.state.in_((HELD, UNKNOWN))]
+            keys = list(connection.execute(select(spends.c.spend_key).where(*of_output)).scalars())
+            if len(keys) == 1:
+                where = [spends.c.spend_key == keys[0], *of_output]
+                _end(connection, now, where, POSTED, "Its output was found.")
+
+        self.database.run(work)
+
+    def end_leases(self) -> int:
+        """End what is held beyond its lease, and return how many spends became unknown."""
+        return self.database.run(_end_leases)
+
+
+def _known(connection: Connection, holds: Sequence[Hold]) -> dict[str, RowMapping]:
+    keys = [each.key for each in holds]
+    rows = connection.execute(select(spends).where(spends.c.spend_key.in_(keys))).mappings()
+    return {row["spend_key"]: row for row in rows}
+
+
+def _hold(
+    connection: Connection,
+    now: datetime,
+    holds: Sequence[Hold],
+    reading: Reading | None,
+    known: Mapping[str, RowMapping],
+) -> HoldResult:
+    result = HoldResult()
+    spoken_for = 0
+    if reading is not None:
+        wallet = holds[0].spender.wallet
+        _take_reading(connection, now, wallet, reading)
+        spoken_for = _spoken_for(connection, wallet, now - timedelta(seconds=reading.age))
+    locked = _lock(connection, (each.spender.budget for each in holds), now)
+    before = {name: budget.used for name, budget in locked.items()}
+    new = []
+    for hold in holds:
+        row, name, microcredits = known.get(hold.key), hold.spender.budget, to_microcredits(hold.credits)
+        budget = None if name is None else locked.get(name)
+        if row is not None and row["state"] != VOID:
+            result.held.append(hold.key)
+        elif name is not None and budget is None:
+            result.failures[hold.key] = StabilityBudgetNotFoundError(_no_budget_text(name))
+        elif budget is not None and microcredits > budget.limit:
+            result.failures[hold.key] = StabilityConfigurationError(_too_large_text(budget, hold.credits))
+        elif reading is not None and not _suffices(hold, reading, spoken_for):
+            result.refused[hold.key] = None
+            result.reserved[hold.key] = from_microcredits(spoken_for)
+        elif budget is not None and microcredits > budget.left:
+            result.refused[hold.key] = budget
+        else:
+            values = _hold_values(hold, microcredits, now)
+            if row is None:
+                new.append(values)
+            else:
+                connection.execute(spends.update().where(spends.c.spend_key == hold.key).values(values))
+            budgets.count(budget, now, microcredits)
+            spoken_for += microcredits
+            result.held.append(hold.key)
+    if new:
+        connection.execute(spends.insert(), new)
+    result.soft_limits = _save(connection, locked, before, now)
+    return result
+
+
+def _begin_call(connection: Connection, now: datetime, call: Call, hold_key: str | None) -> None:
+    name = call.spender.budget
+    earlier = [] if call.output is None else _open_calls_for(connection, call.output)
+    locked = _lock(connection, [name, *(row["budget"] for row in earlier)], now)
+    before = {each: budget.used for each, budget in locked.items()}
+    budget = None if name is None else locked.get(name)
+    if name is not None and budget is None:
+        raise StabilityBudgetNotFoundError(_no_budget_text(name))
+    for each in earlier:
+        # Whoever begins a durable call has found neither its output nor its marker.
+        row = _lock_spend(connection, each["spend_key"])
+        if row is not None and row["state"] in (HELD, UNKNOWN):
+            _change(connection, now, row, locked, VOID, "Neither an output nor a marker of it was found.")
+    hold = None if hold_key is None else _lock_spend(connection, hold_key)
+    held = hold["microcredits"] if hold is not None and hold["state"] in COUNTING else 0
+    if call.credits is None:
+        # The task's own figure, for the first call without a known price; more than that nobody knows.
+        microcredits, how = held, DECLARED if held else UNKNOWN
+    else:
+        microcredits, how = to_microcredits(call.credits), LISTED
+    taken = min(held, microcredits)
+    used = 0 if budget is None else budget.used
+    if hold is not None and taken:
+        rest = {"microcredits": held - taken}
+        connection.execute(spends.update().where(spends.c.spend_key == hold_key).values(rest))
+        budgets.count(budget, hold["held_at"], -taken)
+    budgets.count(budget, now, microcredits)
+    if budget is not None and budget.used > max(budget.limit, used):
+        budget.used = used
+        needs = format_number(from_microcredits(microcredits))
+        raise StabilityBudgetExhaustedError(
+            f"{budget.text}; {call.endpoint} needs {needs}. Nothing was sent. "
+            f"{StabilityBudgetExhaustedError.advice}"
+        )
+    values = _values(call.spender) | {
+        "spend_key": call.key,
+        "state": HELD,
+        "microcredits": microcredits,
+        "known": how,
+        "endpoint": call.endpoint[:250],
+        "output": call.output and call.output[:1000],
+        "output_hash": call.output and _hash(call.output),
+        "itemized": False,
+        "held_at": now,
+        "started_at": now,
+        "lease_ends_at": now + timedelta(seconds=call.lease),
+    }
+    connection.execute(spends.insert().values(values))
+    _save(connection, locked, before, now)
+
+
+def _end(connection: Connection, now: datetime, where: Sequence[Any], state: str, reason: str | None) -> int:
+    """End the spends for which something is true, and return how many ended so only now."""
+    found = list(connection.execute(select(spends.c.spend_key, spends.c.budget).where(*where)))
+    locked = _lock(connection, (budget for _, budget in found), now)
+    before = {name: budget.used for name, budget in locked.items()}
+    ended = 0
+    for key, _ in sorted(found):
+        row = _lock_spend(connection, key, *where)
+        if row is not None and state in _NEXT[row["state"]]:
+            _change(connection, now, row, locked, state, reason)
+            ended += 1
+    _save(connection, locked, before, now)
+    return ended
+
+
+def _end_leases(connection: Connection, now: datetime) -> int:
+    over = [spends.c.state == HELD, spends.c.lease_ends_at < now]
+    begun = and_(spends.c.started_at.is_not(None), ~spends.c.itemized)
+    _end(
+        connection,
+        now,
+        [*over, ~begun],
+        VOID,
+        "Its lease ended. It never ran, or each of its calls is itemized.",
+    )
+    return _end(
+        connection, now, [*over, begun], UNKNOWN, "Its lease ended, and nobody has said how it ended."
+    )
+
+
+def _change(
+    connection: Connection,
+    now: datetime,
+    row: RowMapping,
+    locked: Mapping[str, Budget],
+    state: str,
+    reason: str | None,
+) -> None:
+    change = (state in COUNTING) - (row["state"] in COUNTING)
+    budgets.count(locked.get(row["budget"] or ""), row["held_at"], change * row["microcredits"])
+    values = {"state": state, "ended_at": now, "reason": reason and reason[:500]}
+    connection.execute(spends.update().where(spends.c.spend_key == row["spend_key"]).values(values))
+
+
+def _lock(connection: Connection, names: Iterable[str | None], now: datetime) -> dict[str, Budget]:
+    return budgets.lock(connection, (name for name in names if name is not None), now)
+
+
+def _save(
+    connection: Connection, locked: Mapping[str, Budget], before: Mapping[str, int], now: datetime
+) -> list[Budget]:
+    """Write the budgets that have changed, and return those that have reached their soft limits by it."""
+    changed = [budget for name, budget in locked.items() if budget.used != before[name]]
+    return [budget for budget in changed if budgets.save(connection, budget, now)]
+
+
+def _lock_spend(connection: Connection, key: str, *where: Any) -> RowMapping | None:
+    """Lock a spend, and return it as it is now; None if something is not true of it any more."""
+    query = select(spends).where(spends.c.spend_key == key, *where).with_for_update()
+    return connection.execute(query).mappings().first()
+
+
+def _open_calls_for(connection: Connection, output: str) -> list[RowMapping]:
+    of_output = (spends.c.output_hash == _hash(output), spends.c.state.in_((HELD, UNKNOWN)))
+    return list(connection.execute(select(spends).where(*of_output)).mappings())
+
+
+def _take_reading(connection: Connection, now: datetime, wallet: str, reading: Reading) -> None:
+    """Lock a wallet, and keep its balance if it has changed."""
+    row = connection.execute(select(wallets).where(wallets.c.wallet == wallet).with_for_update()).first()
+    read_at = now - timedelta(seconds=reading.age)
+    values = {"microcredits": to_microcredits(reading.credits), "read_at": read_at}
+    if row is None:
+        connection.execute(wallets.insert().values(wallet=wallet, **values))
+    elif row.read_at >= read_at:
+        return  # another one has read a later balance
+    else:
+        connection.execute(wallets.update().where(wallets.c.wallet == wallet).values(values))
+    if row is None or row.microcredits != values["microcredits"]:
+        connection.execute(balances.insert().values(wallet=wallet, **values))
+
+
+def _spoken_for(connection: Connection, wallet: str, read_at: datetime) -> int:
+    """Return what a balance is to be used for: what is held, and what was paid for after it was read."""
+    not_in_the_balance = or_(
+        spends.c.state == HELD, and_(spends.c.state == POSTED, spends.c.ended_at >= read_at)
+    )
+    query = select(func.sum(spends.c.microcredits)).where(spends.c.wallet == wallet, not_in_the_balance)
+    return int(connection.execute(query).scalar() or 0)
+
+
+def _suffices(hold: Hold, reading: Reading, spoken_for: int) -> bool:
+    return suffices(reading.credits, hold.minimum, hold.credits, reserved=from_microcredits(spoken_for))
+
+
+def _hold_values(hold: Hold, microcredits: int, now: datetime) -> dict[str, Any]:
+    return _values(hold.spender) | {
+        "spend_key": hold.key,
+        "state": HELD,
+        "microcredits": microcredits,
+        "known": DECLARED,
+        "itemized": hold.itemized,
+        "held_at": now,
+        "started_at": now if hold.starts else None,
+        "lease_ends_at": now + timedelta(seconds=hold.lease),
+        "ended_at": None,
+        "reason": None,
+    }
+
+
+def _values(spender: Spender) -> dict[str, Any]:
+    return {**asdict(spender), "wallet": spender.wallet}
+
+
+def _no_budget_text(name: str) -> str:
+    return f"There is no budget {name!r} in the ledger. {StabilityBudgetNotFoundError.advice}"
+
+
+def _too_large_text(budget: Budget, credits: float) -> str:
+    return (
+        f"The task needs {format_number(credits)} credits, and the limit of its budget is less, so it could "
+        f"never run: {budget.text}. Raise the limit, or lower the credits."
+    )
+
+
+def _hash(output: str) -> str:
+    return hashlib.sha256(output.encode()).hexdigest()

@@ -1,0 +1,114 @@
+"""The ledger's tables, which people may read with SQL of their own. docs/ledger.md describes them.
+
+Credits are whole numbers of millionths, since not every database has exact decimals. Times are in UTC, by the
+database's clock, without a time zone.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+)
+from sqlalchemy.dialects.mysql import DATETIME
+
+#: The version of the tables. A release refuses tables of a later version, and ``ledger init`` upgrades older.
+VERSION = 1
+
+#: Airflow's own longest ids.
+_ID = String(250)
+
+_TIME = DateTime().with_variant(DATETIME(fsp=6), "mysql")
+
+metadata = MetaData()
+
+versions = Table(
+    "stability_ledger",
+    metadata,
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("made_at", _TIME, nullable=False),
+)
+
+budgets = Table(
+    "stability_budgets",
+    metadata,
+    Column("name", String(100), primary_key=True),
+    Column("limit_microcredits", BigInteger, nullable=False),
+    #: ``day``, ``week``, ``month`` or ``total``.
+    Column("every", String(5), nullable=False),
+    Column("timezone", String(64), nullable=False),
+    #: Percent of the limit at which the budget is reported; None for never.
+    Column("soft_percent", Integer),
+    #: The period that the next column belongs to.
+    Column("starts_at", _TIME, nullable=False),
+    Column("ends_at", _TIME, nullable=False),
+    #: What is held, posted and unknown in the period.
+    Column("used_microcredits", BigInteger, nullable=False),
+    #: When the soft limit was reached in the period.
+    Column("soft_reached_at", _TIME),
+)
+
+spends = Table(
+    "stability_spends",
+    metadata,
+    Column("spend_key", String(64), primary_key=True),
+    #: ``held``, ``posted``, ``void`` or ``unknown``.
+    Column("state", String(7), nullable=False),
+    Column("microcredits", BigInteger, nullable=False),
+    #: How the credits are known: ``declared`` by the task, ``listed`` price, or ``unknown``.
+    Column("known", String(8), nullable=False),
+    #: Whose credits: the organization, or the connection where it is not known.
+    Column("wallet", String(300), nullable=False),
+    Column("conn_id", _ID, nullable=False),
+    Column("organization", String(256)),
+    Column("budget", String(100)),
+    Column("dag_id", _ID),
+    Column("run_id", _ID),
+    Column("task_id", _ID),
+    Column("map_index", Integer),
+    Column("try_number", Integer),
+    #: The path below ``/v2beta/``, or the whole path; None for credits that a task holds beyond its calls.
+    Column("endpoint", String(250)),
+    #: Where the output of a durable call is, and a hash of that.
+    Column("output", String(1000)),
+    Column("output_hash", String(64)),
+    #: Whether every payment of the run has a spend of its own, so that nothing else can have been paid for.
+    Column("itemized", Boolean, nullable=False),
+    Column("held_at", _TIME, nullable=False),
+    #: When the function began to run, or the call was sent; None if neither happened.
+    Column("started_at", _TIME),
+    Column("lease_ends_at", _TIME, nullable=False),
+    Column("ended_at", _TIME),
+    #: Why the spend is void or unknown, or who settled it.
+    Column("reason", String(500)),
+    Index("stability_spends_by_state", "state", "lease_ends_at"),
+    Index("stability_spends_by_wallet", "wallet", "state", "ended_at"),
+    Index("stability_spends_by_budget", "budget", "held_at"),
+    Index("stability_spends_by_time", "held_at", "dag_id"),
+    Index("stability_spends_by_output", "output_hash"),
+)
+
+#: The balance of a wallet that was read last. Its row is locked while tasks are let go.
+wallets = Table(
+    "stability_wallets",
+    metadata,
+    Column("wallet", String(300), primary_key=True),
+    Column("microcredits", BigInteger, nullable=False),
+    Column("read_at", _TIME, nullable=False),
+)
+
+#: The balances that were read, one for each change.
+balances = Table(
+    "stability_balances",
+    metadata,
+    Column("wallet", String(300), primary_key=True),
+    Column("read_at", _TIME, primary_key=True),
+    Column("microcredits", BigInteger, nullable=False),
+)

@@ -42,7 +42,7 @@ def open_ledger(conn_id: str) -> Ledger:
 
 
 def ledger_of(connection: Connection) -> Ledger:
-    """Return the ledger of a connection that has been read. In a triggerer, call it through ``sync_to_async``.
+    """Return the ledger of a connection that has been read. In a triggerer, use ``sync_to_async``.
 
     :raises StabilityConfigurationError: see :func:`open_ledger`.
     """

@@ -120,6 +120,22 @@ def check_conn_id(value: object) -> str:
     raise ValueError(f"stability_conn_id must be the id of a connection; {_got(value)}.")
 
 
+def check_budget(value: object) -> str | None:
+    """Return the name of a budget of the ledger, or None for the connection's.
+
+    :raises ValueError: it is no text of 1 to 100 printable characters, or has blanks around it.
+    """
+    if value is None:
+        return None
+    is_name = isinstance(value, str) and value == value.strip() and value.isprintable() and len(value) <= 100
+    if is_name and not _is_nothing(value):
+        return str(value)
+    raise ValueError(
+        "budget must be a name of 1 to 100 printable characters, without blanks around it; leave it out "
+        f"(None) for the connection's; {_got(value)}."
+    )
+
+
 def is_template(value: object) -> bool:
     """Tell whether Airflow still has to render a value, so that it cannot be checked yet.
 

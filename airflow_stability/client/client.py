@@ -15,8 +15,9 @@ from airflow_stability import __version__
 from airflow_stability.client import options
 from airflow_stability.client.api_key import check_api_key, fingerprint
 from airflow_stability.client.api_versions import call_versions
-from airflow_stability.client.attempt import ANY_ENDPOINT, USER_ENDPOINT, RequestSender
+from airflow_stability.client.attempt import ANY_ENDPOINT, SAFE_METHODS, USER_ENDPOINT, RequestSender
 from airflow_stability.client.models import Account, Balance
+from airflow_stability.client.recording import Output, Recorder, recorded
 from airflow_stability.client.responses import parse_response
 from airflow_stability.client.retry import build_retrying
 from airflow_stability.errors import StabilityConfigurationError
@@ -93,6 +94,8 @@ class StabilityClient:
         self.key_fingerprint = fingerprint(key)
         #: Makes what ``generate`` opens URLs with; None for a client without Airflow.
         self.storage: Callable[[], Storage] | None = None
+        #: Makes what writes down the calls that may be charged; None without a ledger.
+        self.make_recorder: Callable[[], Recorder] | None = None
         #: The API version that returned the last account or balance of this client.
         self.answered_version: str | None = None
         if user_agent is None:
@@ -138,6 +141,11 @@ class StabilityClient:
     def maybe_paid_durably(self) -> int:
         """How many of these calls were durable: made again, they do not pay again."""
         return self._sender.maybe_paid_durably
+
+    @functools.cached_property
+    def recorder(self) -> Recorder | None:
+        """What writes down the calls that may be charged; None without a ledger."""
+        return None if self.make_recorder is None else self.make_recorder()
 
     def close(self) -> None:
         """Close the pooled connections. The client can still be used and then opens new ones."""
@@ -192,9 +200,33 @@ class StabilityClient:
         :returns: the response, with a status from 200 to 299 and its body of up to 256 MiB read.
         :raises StabilityPaymentRequiredError: 402, the organization has too few credits for this call.
         :raises StabilityOutcomeUnknownError: the call may have been accepted and paid for.
+        :raises StabilityBudgetExhaustedError: with a ledger: its budget has too little left. Nothing was
+            sent.
+        :raises StabilityLedgerUnavailableError: with a ledger, it is out of reach. Nothing was sent.
         :raises StabilityTransientError: a later call may succeed.
         :raises StabilityPermanentError: the API refuses, or the arguments cannot be sent.
         """
+        return self._request(method, path, timeout, headers, durable, None, kwargs)
+
+    def post_durably(
+        self, path: str, output: Output, *, timeout: float, headers: dict[str, str], **kwargs: Any
+    ) -> requests.Response:
+        """Make a durable call with a POST; see :meth:`request`.
+
+        :param output: what the call makes, so that a ledger knows it when the call is made again.
+        """
+        return self._request("POST", path, timeout, headers, True, output, kwargs)
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        timeout: float | None,
+        headers: dict[str, str] | None,
+        durable: bool,
+        output: Output | None,
+        kwargs: dict[str, Any],
+    ) -> requests.Response:
         if not path.startswith("/"):
             raise StabilityConfigurationError(
                 f"path must begin with / and is appended to {self._sender.shown_url}; got {path[:80]!r}."
@@ -219,7 +251,11 @@ class StabilityClient:
             headers=headers or {},
             **kwargs,
         )
-        return build_retrying(self.retry_deadline)(send) if method == "GET" else send()
+        if method == "GET":
+            return build_retrying(self.retry_deadline)(send)
+        if self.recorder is None or method in SAFE_METHODS:
+            return send()
+        return recorded(self.recorder, send, path, 2 * seconds, output, kwargs)
 
     def generate(
         self,

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
+from airflow_stability.client.recording import Output
 from airflow_stability.client.responses import clean
 from airflow_stability.client.storage import Folder, Marker, Storage, after_paying, before_paying
 from airflow_stability.errors import (
@@ -227,7 +228,13 @@ class _Call:
 
     def make(self) -> Generation:
         """Make the call, and return its output."""
-        response = self.post(durable=False)
+        response = self.client.request(
+            "POST",
+            self.request.path,
+            timeout=self.timeout,
+            headers=self.headers,
+            files=self.request.form,
+        )
         if (job_id := _job_id(response)) is not None:
             response = self.wait_for_job(job_id, f"The job {job_id}")
         facts = self.facts_of(response)
@@ -236,24 +243,16 @@ class _Call:
         content = response.content
         return Generation({"path": None, **facts, "reused": False}, lambda: content)
 
-    def post(self, *, durable: bool) -> requests.Response:
-        """Send the request."""
-        return self.client.request(
-            "POST",
-            self.request.path,
-            timeout=self.timeout,
-            headers={"Accept": self.request.accept},
-            durable=durable,
-            files=self.request.form,
-        )
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of the request, and of one for the result of a job."""
+        return {"Accept": self.request.accept}
 
     def ask_for_job(self, job_id: str) -> requests.Response | None:
         """Ask for the result of a job, which costs nothing; return None while it is not finished."""
         path = self.request.result_path(job_id)
         try:
-            response = self.client.request(
-                "GET", path, timeout=self.timeout, headers={"Accept": self.request.accept}
-            )
+            response = self.client.request("GET", path, timeout=self.timeout, headers=self.headers)
         except StabilityNotFoundError as error:
             failure = StabilityNotFoundError(
                 f"{str(error).removesuffix(error.advice)}The job {job_id} was paid for. Its result is kept "
@@ -362,6 +361,7 @@ class _DurableCall(_Call):
                     return self.pay(marker)
                 patience.wait()  # another caller was faster
             elif other.job_id is not None:
+                self.note_output()  # a job that was started is paid for
                 return self.finish_job(other, other.job_id)
             elif patience.allows(other, self.timeout, by_process=self.on_unknown == "fail"):
                 patience.wait()
@@ -409,7 +409,13 @@ class _DurableCall(_Call):
     def post_durably(self, marker: Marker) -> requests.Response:
         """Send the request, and remove the marker if it was surely not paid for."""
         try:
-            return self.post(durable=True)
+            return self.client.post_durably(
+                self.request.path,
+                Output(self.folder.address(self.folder.output), paid_again=marker.number > 1),
+                timeout=self.timeout,
+                headers=self.headers,
+                files=self.request.form,
+            )
         except StabilityOutcomeUnknownError:
             raise
         except StabilityError:
@@ -445,6 +451,7 @@ class _DurableCall(_Call):
     def found(self, file: str) -> Generation:
         """Return an output that was there before, and remove the marker of a caller that died after it."""
         self.folder.unmark(1)
+        self.note_output()
         guessed = mimetypes.guess_type(file)[0] or "application/octet-stream"
         facts = {"content_type": guessed, "seed": None, "finish_reason": None, "request_id": None}
         return self.generation(file, {**facts, **self.folder.read_facts()}, reused=True)
@@ -455,6 +462,11 @@ class _DurableCall(_Call):
         if file == self.folder.filtered and self.filtered == "fail":
             raise self.filtered_error(path)
         return Generation({"path": path, **facts, "reused": reused}, lambda: self.folder.read(file))
+
+    def note_output(self) -> None:
+        """Let a ledger know that the output of an earlier call was found."""
+        if self.client.recorder is not None:
+            self.client.recorder.output_found(self.folder.address(self.folder.output))
 
     def marker_facts(self) -> dict[str, Any]:
         """Return what a marker says. It holds no key and no prompt."""

@@ -6,10 +6,11 @@ The hook uses this module, and so does the feed in a triggerer, which reads conn
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError, field_validator
 
 from airflow_stability.client.client import DEFAULT_BASE_URL, DEFAULT_CLIENT_ID, StabilityClient
 from airflow_stability.compat import AirflowNotFoundException
@@ -23,6 +24,7 @@ from airflow_stability.hooks.stability import StabilityHook
 from airflow_stability.validation import DEFAULT_REQUEST_TIMEOUT, DEFAULT_RETRY_DEADLINE, safe_repr
 
 if TYPE_CHECKING:
+    from airflow_stability.client.recording import Recorder
     from airflow_stability.client.storage import Storage
     from airflow_stability.compat import Connection
 
@@ -41,6 +43,15 @@ class ConnectionExtra(BaseModel):
     proxy: str | None = Field(default=None, repr=False)  # it may hold a password
     ca_bundle: str | None = None
     allow_http: bool = False
+    ledger_conn_id: str | None = None
+    budget: str | None = None
+    prices: dict[str, NonNegativeFloat] | None = None
+
+    @field_validator("prices", mode="before")
+    @classmethod
+    def _read_prices(cls, value: object) -> object:
+        """Take a JSON object as a string, too: a form has no other field for one."""
+        return json.loads(value) if isinstance(value, str) else value
 
 
 def unknown_fields(connection: Connection) -> list[str]:
@@ -72,9 +83,10 @@ def client_from_connection(connection: Connection, *, retry_deadline: float | No
         client = StabilityClient(
             connection.password or "",
             base_url=_base_url(connection.host, connection.port, connection.schema),
-            **fields.model_dump(),
+            **fields.model_dump(exclude={"ledger_conn_id", "budget", "prices"}),
         )
         client.storage = _storage
+        client.make_recorder = _recorder(connection.conn_id, fields)
         return client
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
@@ -125,6 +137,30 @@ def _check_type(conn_type: str | None) -> None:
             f"it {has}, so its password is sent nowhere: name a connection of the type "
             f"{StabilityHook.conn_type!r}, or give this one that type if its password is an API key."
         )
+
+
+def _recorder(conn_id: str, fields: ConnectionExtra) -> Callable[[], Recorder] | None:
+    ledger_conn_id = fields.ledger_conn_id
+    if ledger_conn_id is None:
+        if fields.budget is not None:
+            raise StabilityConfigurationError(
+                f"extra.budget is {safe_repr(fields.budget)}, and a budget needs a ledger: set "
+                "extra.ledger_conn_id to a connection to its database, or leave budget out."
+            )
+        return None
+
+    def make() -> Recorder:
+        from airflow_stability.hooks.recorder import LedgerRecorder
+
+        return LedgerRecorder(
+            ledger_conn_id,
+            conn_id=conn_id,
+            organization=fields.organization,
+            budget=fields.budget,
+            prices=fields.prices or {},
+        )
+
+    return make
 
 
 def _storage() -> Storage:

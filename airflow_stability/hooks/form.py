@@ -99,6 +99,19 @@ FIELDS = {
         "loopback does not need it.",
         "boolean",
     ),
+    "ledger_conn_id": _field(
+        "Ledger's connection",
+        "Id of a connection to a database, where all that is spent is written down. Empty: no ledger.",
+    ),
+    "budget": _field(
+        "Budget",
+        "The ledger's budget for tasks that name none. Empty: they spend without a budget.",
+    ),
+    "prices": _field(
+        "Prices",
+        'Your own prices in credits, as a JSON object such as {"stable-image/generate/core": 3.5}. They come '
+        "before the list that this release has.",
+    ),
 }
 
 

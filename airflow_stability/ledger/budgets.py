@@ -18,7 +18,7 @@ from airflow_stability.rules.budget_periods import (
     renewal_text,
 )
 from airflow_stability.rules.credits import from_microcredits, to_microcredits
-from airflow_stability.validation import check_credits, format_number, safe_repr
+from airflow_stability.validation import check_budget, check_credits, format_number, safe_repr
 
 #: The states of spends that count against a budget.
 COUNTING = ("held", "posted", "unknown")
@@ -83,27 +83,16 @@ def checked(
         is_percent = isinstance(soft_percent, int) and not isinstance(soft_percent, bool)
         if not is_percent or not 1 <= soft_percent <= 100:  # type: ignore[operator]  # it is an int
             raise ValueError(f"soft must be a whole percent from 1 to 100; got {safe_repr(soft_percent)}.")
+    name = check_budget("" if name is None else name)
+    assert name is not None
     every, timezone = check_every(every), check_timezone(timezone)
     return Budget(
-        check_name(name),
+        name,
         to_microcredits(check_credits(limit, argument="limit")),
         every,
         timezone,
         soft_percent,  # type: ignore[arg-type]  # checked above
         _period(every, timezone, now),
-    )
-
-
-def check_name(value: object) -> str:
-    """Return the name of a budget.
-
-    :raises ValueError: it is no text of 1 to 100 characters that can be shown, or has blanks around it.
-    """
-    if isinstance(value, str) and value == value.strip() and value.isprintable() and 1 <= len(value) <= 100:
-        return value
-    raise ValueError(
-        "budget must be a name of 1 to 100 printable characters, without blanks around it; "
-        f"got {safe_repr(value)}."
     )
 
 

@@ -130,7 +130,8 @@ class Call:
     :param key: identifies the call: the same key is written once.
     :param endpoint: the path below ``/v2beta/``, or the whole path.
     :param credits: its price; None if none is known.
-    :param output: where its output will be, if the call is durable; with a number if it pays for it again.
+    :param output: where its output will be, if the call is durable.
+    :param paid_again: whether an earlier call may have been paid for this output, whose outcome is unknown.
     :param lease: seconds after which its outcome is unknown, if nobody has ended it.
     """
 
@@ -139,6 +140,7 @@ class Call:
     endpoint: str
     credits: float | None
     output: str | None = None
+    paid_again: bool = False
     lease: float = LEASE_SECONDS
 
 
@@ -235,15 +237,21 @@ class Ledger:
     def output_found(self, output: str) -> None:
         """Take note that the output of an earlier call was found: that call was paid for.
 
-        If several open calls were to make it, nobody can tell which of them was.
+        Nobody can tell which call was, if several open ones were to make it, or if a later one is posted.
         """
 
         def work(connection: Connection, now: datetime) -> None:
-            of_output = [spends.c.output_hash == _hash(output), spends.c.state.in_((HELD, UNKNOWN))]
-            keys = list(connection.execute(select(spends.c.spend_key).where(*of_output)).scalars())
-            if len(keys) == 1:
-                where = [spends.c.spend_key == keys[0], *of_output]
-                _end(connection, now, where, POSTED, "Its output was found.")
+            of_output = spends.c.output_hash == _hash(output)
+            rows = (
+                connection.execute(select(spends).where(of_output, spends.c.state != VOID)).mappings().all()
+            )
+            still_open = [row for row in rows if row["state"] != POSTED]
+            if len(still_open) != 1:
+                return
+            key, held_at = still_open[0]["spend_key"], still_open[0]["held_at"]
+            if not any(row["state"] == POSTED and row["ended_at"] >= held_at for row in rows):
+                is_open = [spends.c.spend_key == key, spends.c.state.in_((HELD, UNKNOWN))]
+                _end(connection, now, is_open, POSTED, "Its output was found.")
 
         self.database.run(work)
 
@@ -305,7 +313,7 @@ def _hold(
 
 def _begin_call(connection: Connection, now: datetime, call: Call, hold_key: str | None) -> None:
     name = call.spender.budget
-    earlier = [] if call.output is None else _open_calls_for(connection, call.output)
+    earlier = [] if call.output is None or call.paid_again else _open_calls_for(connection, call.output)
     locked = _lock(connection, [name, *(row["budget"] for row in earlier)], now)
     before = {each: budget.used for each, budget in locked.items()}
     budget = None if name is None else locked.get(name)

@@ -37,6 +37,7 @@ from airflow_stability.errors import (
     StabilityError,
     StabilityJobPendingError,
     StabilityPaymentRequiredError,
+    StabilityPermanentError,
 )
 from airflow_stability.hooks.stability import StabilityHook
 from airflow_stability.operators.client_argument import CLIENT, is_async, takes_client, without_client
@@ -45,6 +46,7 @@ from airflow_stability.rules import wording
 from airflow_stability.rules.gate import Decision, Gate, Verdict
 from airflow_stability.rules.pacing import RESERVATION_SECONDS
 from airflow_stability.rules.spending import (
+    NOTHING_SENT,
     GiveUp,
     Payments,
     Run,
@@ -57,6 +59,7 @@ from airflow_stability.rules.spending import (
     why_no_result,
 )
 from airflow_stability.validation import (
+    check_budget,
     check_conn_id,
     check_credits,
     check_credits_as_given,
@@ -112,6 +115,8 @@ class StabilitySpendOperator(PythonOperator):
     :param poke_interval: seconds, or a timedelta, between two polls of the balance; default 60.
     :param reservation_seconds: seconds, or a timedelta, for which a triggerer reserves ``credits`` once it
         has let the task go; default 60.
+    :param budget: the budget of the ledger that the credits are taken from (templated); None for the
+        connection's. It needs ``extra.ledger_conn_id`` in the connection.
     :param retry_after_paying: whether Airflow's retries apply after a call that may have been charged, and
         after StabilityOutcomeUnknownError. Each retry may pay again. Default False.
     :param kwargs: arguments of a PythonOperator: ``op_args``, ``op_kwargs``, ``templates_dict`` and so on.
@@ -123,6 +128,7 @@ class StabilitySpendOperator(PythonOperator):
         "credits",
         "organization",
         "stability_conn_id",
+        "budget",
     )
     ui_color = "#d9d2f2"
 
@@ -144,6 +150,7 @@ class StabilitySpendOperator(PythonOperator):
         deferrable: bool = True,
         poke_interval: float | timedelta = 60,
         reservation_seconds: float | timedelta = RESERVATION_SECONDS,
+        budget: str | None = None,
         retry_after_paying: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -160,6 +167,8 @@ class StabilitySpendOperator(PythonOperator):
             check_organization(organization)
         if not is_template(stability_conn_id):
             check_conn_id(stability_conn_id)
+        if not is_template(budget):
+            check_budget(budget)
         if self.execution_timeout is not None:
             check_seconds(self.execution_timeout, argument="execution_timeout", allow_zero=True)
         if wait_timeout is None:
@@ -176,6 +185,7 @@ class StabilitySpendOperator(PythonOperator):
         self.deferrable = deferrable
         self.poke_interval = check_seconds(poke_interval, argument="poke_interval")
         self.reservation_seconds = check_seconds(reservation_seconds, argument="reservation_seconds")
+        self.budget = budget
         self.retry_after_paying = retry_after_paying
 
     @property
@@ -268,9 +278,15 @@ class StabilitySpendOperator(PythonOperator):
         with contextlib.closing(hook.with_retry_deadline(None)) as hook_of_function:
             client = hook_of_function.get_conn()
             client.waits_for_jobs = self.reschedule
+            if (obstacle := self._begin_in_ledger(spending, client)) is not None:
+                self.log.info("Waiting: %s", obstacle)
+                show_wait(context, f"Waiting: {obstacle}")
+                step = spending.after_obstacle(obstacle, datetime.now(UTC))
+                raise self._leave(context, spending.gate, step)
             with self._not_retried_after_paying(context, client):
                 try:
-                    result = self._call(context, client)
+                    with self._ended_in_ledger(client):
+                        result = self._call(context, client)
                 except Exception as error:
                     refusal = what_counts(error)
                     if is_control_flow(error, context):
@@ -285,6 +301,46 @@ class StabilitySpendOperator(PythonOperator):
                     return result
                 hook_of_function.close()
                 raise self._after_refusal(context, spending, hook, refusal, _payments(client))
+
+    def _begin_in_ledger(self, spending: Spending, client: StabilityClient) -> str | None:
+        """Hold the credits of a run in the ledger, if there is one; return why it must wait, or None."""
+        budget = check_budget(self.budget)
+        if client.recorder is None:
+            if budget is None:
+                return None
+            raise AirflowFailException(
+                f"budget is {safe_repr(budget)}, but the connection {self.stability_conn_id!r} has no "
+                "ledger: set extra.ledger_conn_id, or leave budget out."
+            )
+        last = spending.gate.last_balance
+        balance = None if last is None else (last[0], (datetime.now(UTC) - last[1]).total_seconds())
+        try:
+            return client.recorder.begin_run(
+                spending.credits,
+                budget=budget,
+                organization=spending.gate.organization,
+                itemized=takes_client(self.python_callable),
+                balance=balance,
+            )
+        except StabilityPermanentError as error:
+            failure = deferral.failure_exception(str(error), type(error).__name__)
+        except StabilityError as error:  # unknown is not poor: the run waits
+            return str(error)
+        raise failure
+
+    @contextlib.contextmanager
+    def _ended_in_ledger(self, client: StabilityClient) -> Iterator[None]:
+        """End the hold of the run in the block, as it ends."""
+        if client.recorder is None:
+            yield
+            return
+        try:
+            yield
+        except BaseException as error:
+            refused = isinstance(what_counts(error), (StabilityPaymentRequiredError, *NOTHING_SENT))
+            client.recorder.end_run(completed=False, refused=refused)
+            raise
+        client.recorder.end_run(completed=True, refused=False)
 
     def _wait_for_job(
         self, context: Context, spending: Spending, pending: StabilityJobPendingError

@@ -22,9 +22,11 @@ from datetime import datetime
 from typing import Any, TypeGuard
 
 from airflow_stability.errors import (
+    StabilityBudgetExhaustedError,
     StabilityContentFilteredError,
     StabilityError,
     StabilityJobPendingError,
+    StabilityLedgerUnavailableError,
     StabilityModeratedError,
     StabilityNetworkError,
     StabilityOutcomeUnknownError,
@@ -42,6 +44,15 @@ MAX_PAUSE = 900.0
 
 #: Errors that are about what a call asks for. The same call is refused each time.
 VERDICTS = (StabilityModeratedError, StabilityContentFilteredError, StabilityPayloadTooLargeError)
+
+#: Errors of calls that were not accepted, or not sent. A later call may succeed.
+NOTHING_SENT = (
+    StabilityRateLimitError,
+    StabilityNetworkError,
+    StabilityTimeoutError,
+    StabilityBudgetExhaustedError,
+    StabilityLedgerUnavailableError,
+)
 
 
 @dataclass(frozen=True)
@@ -216,8 +227,7 @@ def _rank(error: BaseException) -> int:
 
 
 def _accepted_nothing(error: BaseException) -> bool:
-    kinds = (StabilityRateLimitError, StabilityNetworkError, StabilityTimeoutError)
-    return isinstance(error, kinds) or (isinstance(error, StabilityError) and error.status == 503)
+    return isinstance(error, NOTHING_SENT) or (isinstance(error, StabilityError) and error.status == 503)
 
 
 def _text_of(error: BaseException) -> str:
@@ -289,6 +299,17 @@ class Spending:
         elif refusal.retry_after is not None:
             self.gate.observe_failure(refusal, now)  # the balance must not be polled either
         return self._wait(max(self.state.last_pause, refusal.retry_after or 0.0), now)
+
+    def after_obstacle(self, text: str, now: datetime) -> Wait | GiveUp:
+        """Return what follows when the ledger holds nothing for a run.
+
+        :param text: the reason.
+        """
+        self.state = self.state.with_next_pause(self.poke_interval)
+        step = self._wait(self.state.last_pause, now)
+        if isinstance(step, GiveUp):
+            return GiveUp(self.timeout_text(wording.timeout_text(self.wait_timeout, text), None))
+        return step
 
     def after_job_pending(self, now: datetime, timeout_text: str) -> Wait | GiveUp:
         """Return what follows when the function waits for an asynchronous job.

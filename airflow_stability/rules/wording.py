@@ -58,6 +58,22 @@ def balance_text(organization: str | None, credits: float, reserved: float, need
     return f"{organization_label(organization)} has {format_number(credits)} credits,{of_which} {needs}"
 
 
+def held_text(held: float, credits: float) -> str:
+    """Return why a task waits although the balance is enough: others hold credits of it in the ledger."""
+    return (
+        f"the ledger holds {format_number(held)} credits of the balance for other tasks, and this one needs "
+        f"{format_number(credits)}."
+    )
+
+
+def budget_text(budget: str, credits: float) -> str:
+    """Return why a task waits for its budget.
+
+    :param budget: the budget, how much of it is used, and when it renews.
+    """
+    return f"{budget}, and this task needs {format_number(credits)}."
+
+
 def opens_text(balance: str) -> str:
     """Return the text of a gate that opens.
 

@@ -35,6 +35,10 @@ def test_the_page_about_metrics_names_every_outcome_of_a_poll():
         errors.StabilityError,
         errors.StabilityPermanentError,
         errors.StabilityOutcomeUnknownError,  # a poll costs nothing
+        # It is not written into the ledger, either.
+        errors.StabilityBudgetExhaustedError,
+        errors.StabilityBudgetNotFoundError,
+        errors.StabilityLedgerUnavailableError,
     }
 
     for name in ["ok", *(outcome_name(kind("text")) for kind in KINDS if kind not in branches)]:

@@ -89,6 +89,7 @@ def test_a_task_without_generate_loads_none_of_it():
 
     assert "airflow_stability.client.client" in loaded
     parts = ("client.generate", "client.storage", "hooks.storage", "triggers.jobs", "prices")
+    parts += ("ledger", "hooks.ledger", "hooks.recorder")
     assert not loaded & {f"airflow_stability.{part}" for part in parts}
 
 

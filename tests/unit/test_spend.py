@@ -98,7 +98,7 @@ def test_templates_are_left_until_the_task_runs():
 
 
 def test_the_arguments_that_are_templates():
-    added = {"credits", "organization", "stability_conn_id"}
+    added = {"credits", "organization", "stability_conn_id", "budget"}
     assert set(StabilitySpendOperator.template_fields) == added | set(PythonOperator.template_fields)
 
 

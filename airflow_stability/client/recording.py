@@ -1,0 +1,116 @@
+"""Calls that may be charged, written down in a ledger before they are sent.
+
+This module knows of no ledger: it says what a ledger's recorder must do, and tells it how each call ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import requests
+
+from airflow_stability.errors import StabilityError, StabilityOutcomeUnknownError
+
+#: The outcomes of a call, which are the ledger's states.
+POSTED, VOID, UNKNOWN = "posted", "void", "unknown"
+
+
+class Output(NamedTuple):
+    """The output of a durable call.
+
+    :param address: where it will be.
+    :param paid_again: whether an earlier call may have been paid for it, whose outcome is unknown.
+    """
+
+    address: str
+    paid_again: bool = False
+
+
+class Recorder(Protocol):
+    """Writes down the calls of a client. Several threads may use it."""
+
+    def begin(self, endpoint: str, model: str | None, output: Output | None, seconds: float) -> str:
+        """Write down a call before it is sent, and return its key.
+
+        :param endpoint: the path below ``/v2beta/``, or the whole path.
+        :param model: the model that the request names; None for none.
+        :param output: what a durable call makes; None for another call.
+        :param seconds: how long the call may take.
+        :raises StabilityError: it could not be written down, and must not be sent.
+        """
+
+    def end(self, key: str, outcome: str, reason: str | None = None) -> None:
+        """Write down how a call ended. It raises nothing: what cannot be written now is written later."""
+
+    def begin_run(
+        self,
+        credits: float,
+        *,
+        budget: str | None,
+        organization: str | None,
+        itemized: bool,
+        balance: tuple[float, float] | None,
+    ) -> str | None:
+        """Hold the credits of a run of a task, which begins at once; return why it must wait, or None.
+
+        :param credits: what it will spend.
+        :param budget: the task's own; None for the connection's.
+        :param organization: whose balance was read.
+        :param itemized: whether every payment of the run is a call of this client.
+        :param balance: the balance and its age in seconds; None if none was read.
+        :raises StabilityLedgerUnavailableError: the ledger is out of reach.
+        :raises StabilityConfigurationError: there is no such budget, or the run can never fit into it.
+        """
+
+    def end_run(self, *, completed: bool, refused: bool) -> None:
+        """Give back what a run has not spent.
+
+        :param completed: whether the function returned.
+        :param refused: whether it ended with an error that says that nothing was accepted.
+        """
+
+    def output_found(self, address: str) -> None:
+        """Take note that the output of an earlier call was found. It raises nothing."""
+
+
+def recorded(
+    recorder: Recorder,
+    send: Callable[[], requests.Response],
+    path: str,
+    seconds: float,
+    output: Output | None,
+    request: Mapping[str, Any],
+) -> requests.Response:
+    """Send a request that may be charged, and record it.
+
+    :param seconds: how long it may take.
+    :param output: what a durable call makes; None for another call.
+    :param request: arguments of ``requests.Request``.
+    """
+    key = recorder.begin(path.removeprefix("/v2beta/"), model_of(request), output, seconds)
+    try:
+        response = send()
+    except StabilityOutcomeUnknownError as error:
+        recorder.end(key, UNKNOWN, str(error))
+        raise
+    except StabilityError as error:
+        recorder.end(key, VOID, f"{type(error).__name__}: {error.name or error.status or 'not sent'}")
+        raise
+    except BaseException as error:  # Airflow's timeout of a task, for example
+        recorder.end(key, UNKNOWN, f"Cut off by {type(error).__name__}.")
+        raise
+    recorder.end(key, POSTED)
+    return response
+
+
+def model_of(request: Mapping[str, Any]) -> str | None:
+    """Return the model that a request names in its form or in its JSON; None for none."""
+    for argument in ("files", "data", "json"):
+        fields = request.get(argument)
+        found = fields.get("model") if isinstance(fields, Mapping) else None
+        if isinstance(found, tuple) and len(found) > 1:  # a field of a multipart form
+            found = found[1]
+        if isinstance(found, str):
+            return found
+    return None

@@ -1,0 +1,186 @@
+"""The calls of a client and the runs of a task, written down in the ledger of their connection."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from airflow_stability.client.recording import POSTED, UNKNOWN, VOID, Output
+from airflow_stability.errors import StabilityError, StabilityTransientError
+from airflow_stability.hooks.ledger import open_ledger
+from airflow_stability.hooks.storage import AirflowStorage
+from airflow_stability.ledger.ledger import LEASE_SECONDS, Call, Hold, Reading, Spender
+from airflow_stability.prices import price
+from airflow_stability.rules.wording import budget_text, held_text
+
+_log = logging.getLogger(__name__)
+
+#: Seconds for which a task that has paid waits for a ledger that is out of reach, before it ends without it.
+PATIENCE = 60.0
+
+#: Seconds between two tries.
+PAUSE = 2.0
+
+
+@dataclass
+class Run:
+    """A run of a task's function, for which credits are held.
+
+    :param hold: the key of the hold.
+    :param itemized: whether every payment of the run is a call of its client.
+    :param calls: how many calls it has made, and outputs it has found.
+    """
+
+    hold: str
+    spender: Spender
+    itemized: bool
+    calls: int = 0
+
+
+#: The run that this process is at, by ledger: a function may make more clients of its own.
+_runs: dict[str, Run] = {}
+
+
+class LedgerRecorder:
+    """Writes down the calls of a client: a :class:`~airflow_stability.client.recording.Recorder`.
+
+    :param ledger_conn_id: the connection to the ledger's database. It is opened when there is something to
+        write.
+    :param conn_id: the Stability connection.
+    :param organization: the connection's.
+    :param budget: the budget of calls outside of a spending task; None for none.
+    :param prices: the user's own prices in credits, by endpoint, or endpoint and model.
+    """
+
+    def __init__(
+        self,
+        ledger_conn_id: str,
+        *,
+        conn_id: str,
+        organization: str | None,
+        budget: str | None,
+        prices: Mapping[str, float],
+    ) -> None:
+        self.ledger_conn_id = ledger_conn_id
+        self.budget = budget
+        self._conn_id = conn_id
+        self._organization = organization
+        self._prices = prices
+        self._unwritten: list[tuple[str, str, str | None]] = []
+        self._lock = threading.Lock()
+
+    # The run of a spending task
+
+    def begin_run(
+        self,
+        credits: float,
+        *,
+        budget: str | None,
+        organization: str | None,
+        itemized: bool,
+        balance: tuple[float, float] | None,
+    ) -> str | None:
+        """Hold the credits of a run of a task; see the protocol."""
+        spender = replace(self._spender(), budget=budget or self.budget)
+        if organization is not None:
+            spender = replace(spender, organization=organization)
+        key = uuid.uuid4().hex
+        hold = Hold(key, spender, credits, None, itemized, starts=True, lease=LEASE_SECONDS)
+        reading = None if balance is None else Reading(*balance)
+        result = open_ledger(self.ledger_conn_id).hold([hold], reading)
+        for reached in result.soft_limits:
+            _log.warning("The soft limit is reached: %s.", reached.text)
+        if key in result.failures:
+            raise result.failures[key]
+        if key in result.refused:
+            exhausted = result.refused[key]
+            if exhausted is not None:
+                return budget_text(exhausted.text, credits)
+            return held_text(result.reserved[key], credits)
+        _runs[self.ledger_conn_id] = Run(key, spender, itemized)
+        return None
+
+    def end_run(self, *, completed: bool, refused: bool) -> None:
+        """Give back what a run has not spent, and wait a while for the ledger if it is out of reach."""
+        run = _runs.pop(self.ledger_conn_id, None)
+        if run is not None:
+            if run.itemized or run.calls or refused:
+                self.end(run.hold, VOID, "Not spent, given back.")
+            elif completed:
+                self.end(run.hold, POSTED)
+            else:
+                self.end(run.hold, UNKNOWN, "The function has failed, and may have spent before.")
+        self._write_the_rest()
+
+    # The calls of a client
+
+    def begin(self, endpoint: str, model: str | None, output: Output | None, seconds: float) -> str:
+        """Write down a call before it is sent; see the protocol."""
+        run = _runs.get(self.ledger_conn_id)
+        call = Call(
+            uuid.uuid4().hex,
+            self._spender() if run is None else run.spender,
+            endpoint,
+            self._price(endpoint, model),
+            output and output.address,
+            output is not None and output.paid_again,
+            lease=max(LEASE_SECONDS, seconds),
+        )
+        open_ledger(self.ledger_conn_id).begin_call(call, None if run is None else run.hold)
+        if run is not None:
+            run.calls += 1
+        return call.key
+
+    def end(self, key: str, outcome: str, reason: str | None = None) -> None:
+        """Write down how a call ended, now or later."""
+        with self._lock:
+            self._unwritten.append((key, outcome, reason))
+            self._write()
+
+    def output_found(self, address: str) -> None:
+        """Take note that the output of an earlier call was found."""
+        if (run := _runs.get(self.ledger_conn_id)) is not None:
+            run.calls += 1
+        try:
+            open_ledger(self.ledger_conn_id).output_found(address)
+        except StabilityError as error:
+            # The call stays unknown, and keeps counting, until somebody settles it.
+            _log.warning("The ledger does not know yet that %s was paid for: %s", address, error)
+
+    def _write(self) -> StabilityError | None:
+        """Write what is not written yet, and return why that is not possible."""
+        try:
+            while self._unwritten:
+                open_ledger(self.ledger_conn_id).end(*self._unwritten[0])
+                del self._unwritten[0]
+        except StabilityError as error:
+            return error
+        return None
+
+    def _write_the_rest(self) -> None:
+        until = time.monotonic() + PATIENCE
+        with self._lock:
+            while (failure := self._write()) is not None:
+                if time.monotonic() > until or not isinstance(failure, StabilityTransientError):
+                    break
+                time.sleep(PAUSE)
+            for key, outcome, _ in self._unwritten:
+                text = "The ledger does not know that the spend %s is %s, and will call it unknown: %s"
+                _log.error(text, key, outcome, failure)
+            self._unwritten.clear()
+
+    def _spender(self) -> Spender:
+        return Spender(self._conn_id, self._organization, self.budget, **AirflowStorage().caller())
+
+    def _price(self, endpoint: str, model: str | None) -> float | None:
+        for name in (f"{endpoint} {model}", endpoint):
+            if name in self._prices:
+                return self._prices[name]
+        try:
+            return price(endpoint, model)
+        except ValueError:
+            return None

@@ -23,12 +23,21 @@ if TYPE_CHECKING:
     from airflow_stability.compat import Connection
 
 
-#: Seconds after which the account is requested again, if it could not be had.
+#: Seconds after which the account is requested again, if it could not be had just then.
 ACCOUNT_SECONDS = 60.0
+
+#: Seconds after which a key is asked again which organization is its default, or refused the answer: people
+#: change the default.
+DEFAULT_ORGANIZATION_SECONDS = 600.0
 
 #: What tells one wallet from another: the address of the API, and an organization. If that is unknown, it is
 #: the key's default organization, and the fingerprint of the key stands for it.
 Wallet = tuple[str, str | bytes]
+
+
+def are_perhaps_the_same(one: Wallet, other: Wallet) -> bool:
+    """Tell whether two wallets may have the same credits: a key's default may be any organization."""
+    return one == other or (one[0] == other[0] and bytes in (type(one[1]), type(other[1])))
 
 
 class SharedKey:
@@ -44,7 +53,7 @@ class SharedKey:
         self.lockout = Lockout()
         #: The organizations whose waiting tasks are paced with this key. None is the key's default.
         self.paced: set[str | None] = set()
-        #: The key's default organization; None if it is not known.
+        #: The key's default organization, as the account said last; None if it is not known.
         self.default_organization: str | None = None
         #: When the account may be requested, in the loop's time: it names the default organization.
         self.request_account_at = 0.0
@@ -52,7 +61,12 @@ class SharedKey:
     @property
     def is_ambiguous(self) -> bool:
         """Whether tasks that name an organization may wait for the same credits as tasks that name none."""
-        return self.default_organization is None and None in self.paced and len(self.paced) > 1
+        return self.default_organization is None and self.default_matters
+
+    @property
+    def default_matters(self) -> bool:
+        """Whether it makes a difference to the pace which organization is the key's default."""
+        return None in self.paced and (len(self.paced) > 1 or self.default_organization is not None)
 
     def wallet(self, organization: str | None) -> Wallet:
         """Return the wallet of an organization, or of the key's default."""

@@ -90,7 +90,7 @@ class StabilityClient:
         #: ``request_timeout``.
         self.max_attempt_seconds: float | None = None
         #: Tells the API key from others in this process.
-        self.key_fingerprint = fingerprint(key)
+        self.key_fingerprint = fingerprint(api_key)
         #: Makes what ``generate`` opens URLs with; None for a client without Airflow.
         self.storage: Callable[[], Storage] | None = None
         #: The API version that returned the last account or balance of this client.

@@ -129,7 +129,7 @@ async def observations(
     """
     state, loop = loop_state(), asyncio.get_running_loop()
     if not_before is not None:
-        state.connection(stability_conn_id).lock_out(not_before - loop.time())
+        state.connection(stability_conn_id).take_lock_out(not_before - loop.time())
     if paused_until is not None:
         await asyncio.sleep(paused_until - loop.time())
     feed = state.feed(stability_conn_id, organization)
@@ -264,6 +264,7 @@ class Feed:
         self._latest: Observation | None = None
         self._latest_requested_at = 0.0
         self._requested_at: float | None = None
+        self._looked_for_key_at: float | None = None
         self._observed_organization = organization
         self._client = FeedClient(connection)
         self._task = self._loop.create_task(self._run(), context=contextvars.Context())
@@ -335,25 +336,33 @@ class Feed:
             return self._latest
         return self._latest if self._loop.time() < self._latest_requested_at + interval else None
 
-    def _seconds_until_poll(self) -> float:
+    def _seconds_to_wait(self) -> float:
+        """Return for how many seconds neither a poll nor, in a lock-out, a look for another key is due."""
+        until_poll = self._rest_of_interval(self._requested_at)
         locked_out = self._connection.seconds_locked_out()
-        if self._requested_at is None:
-            return locked_out
-        due = self._requested_at + min(self._intervals.values())
-        return max(due - self._loop.time(), locked_out)
+        if locked_out <= until_poll:
+            return until_poll
+        until_look = self._rest_of_interval(self._looked_for_key_at)
+        return min(locked_out, max(until_poll, until_look))
+
+    def _rest_of_interval(self, began: float | None) -> float:
+        if began is None:
+            return 0.0
+        return max(began + min(self._intervals.values()) - self._loop.time(), 0.0)
 
     async def _run(self) -> None:
         try:
             await self._state.prepare()
             metrics.waiting(len(self._state.gates))
             while self._intervals:
-                if (seconds := self._seconds_until_poll()) > 0:
+                if (seconds := self._seconds_to_wait()) > 0:
                     self._followers_changed.clear()
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._followers_changed.wait(), seconds)
-                    continue
-                observation = await self._poll()
-                if observation is not None:
+                elif self._connection.seconds_locked_out():
+                    self._looked_for_key_at = now = self._loop.time()
+                    await self._client.look_for_another_key(since=now - min(self._intervals.values()))
+                elif (observation := await self._poll()) is not None:
                     await self._serve(observation)
         finally:
             # Nothing is awaited between the last check for followers and this, so nobody joins in between.

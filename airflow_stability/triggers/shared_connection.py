@@ -2,7 +2,8 @@
 
 - The connection is read on the event loop's side, never in a thread of ours, and at most once per interval
   for all feeds. Airflow's supervisor answers one request at a time, and is slow with thousands of triggers.
-- A lock-out belongs to the API key, so all feeds of all connections with the key wait it out together.
+- A lock-out belongs to the API key, so all feeds of all connections with the key wait it out together. They
+  go on reading the connection meanwhile, because another key may be used at once.
 - Whose credits a balance counts depends on the key, too, where neither a task nor the connection names an
   organization.
 """
@@ -10,6 +11,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
 from airflow_stability.compat import read_connection
@@ -100,8 +102,11 @@ class SharedConnection:
         self._keys = keys
         #: The API key that was used last; None before the first client is made.
         self._shared_key: SharedKey | None = None
-        #: For what the server wanted before the key was known.
-        self._lockout = Lockout()
+        #: The lock-outs that workers have handed over, and when the last one was.
+        self._handed_over = Lockout()
+        self._handed_over_at = 0.0
+        #: Tells the API key that was read last from others.
+        self._fingerprint: bytes | None = None
         #: When the last successful read began.
         self.read_at = 0.0
         #: Numbers for the connection's version and for its API key: each change gives a new number.
@@ -114,16 +119,27 @@ class SharedConnection:
     def seconds_locked_out(self) -> float:
         """Return for how many more seconds the server wants no call with the key."""
         now = asyncio.get_running_loop().time()
-        lockouts = [self._lockout, *([self._shared_key.lockout] if self._shared_key else [])]
+        lockouts = [self._handed_over, *([self._shared_key.lockout] if self._shared_key else [])]
         return max(lockout.seconds_left(now) for lockout in lockouts)
 
-    def lock_out(self, seconds: float | None) -> None:
-        """Take over for how many seconds the server wants no call; None if it named no time."""
-        lockout = self._shared_key.lockout if self._shared_key else self._lockout
-        lockout.extend(seconds, asyncio.get_running_loop().time())
+    def take_lock_out(self, seconds: float) -> None:
+        """Take over a lock-out that a worker has met with this connection.
+
+        With which key is not known: the worker may have read an older one than this process, or a newer one.
+        So each key that the connection has waits, until the lock-out is over or a key is read that is newer
+        than the worker's: see :meth:`_take`. The other connections with these keys wait, too.
+
+        :param seconds: for how many seconds the server wants no call; nothing happens if that is 0 or less.
+        """
+        if seconds <= 0:
+            return
+        self._handed_over_at = now = asyncio.get_running_loop().time()
+        self._handed_over.extend(seconds, now)
+        if self._shared_key is not None:
+            self._shared_key.lockout.extend(seconds, now)
 
     def forget(self) -> None:
-        """Forget the API key, because no feed uses the connection any more."""
+        """Forget the API key, because no feed uses the connection any more. Its fingerprint is kept."""
         self._connection = self._settings = None
 
     async def read(self, since: float) -> None:
@@ -150,6 +166,8 @@ class SharedConnection:
         client.max_attempt_seconds = calls.POLL_SECONDS + 1
         key = client.base_url, client.key_fingerprint
         self._shared_key = self._keys.setdefault(key, SharedKey(*key))
+        now = asyncio.get_running_loop().time()
+        self._shared_key.lockout.extend(self._handed_over.seconds_left(now), now)
         return client, self._shared_key
 
     async def _read(self) -> Connection:
@@ -162,14 +180,19 @@ class SharedConnection:
         raise failure
 
     def _take(self, connection: Connection) -> None:
+        from airflow_stability.client.api_key import fingerprint
         from airflow_stability.hooks.connection import connection_settings
 
-        settings = connection_settings(connection)
+        key, settings = fingerprint(connection.password), connection_settings(connection)
         if settings != self._settings:
             self.version += 1
-            if self._settings is None or settings[0] != self._settings[0]:
-                self.key += 1
-        self._connection, self._settings = connection, settings
+        if key != self._fingerprint:
+            self.key += 1
+            if self.read_at > self._handed_over_at:
+                # The earlier key was still there after the worker had met its lock-out, so this one is newer.
+                # If the earlier key comes back, it still waits: it has the lock-out itself.
+                self._handed_over.end()
+        self._connection, self._settings, self._fingerprint = connection, settings, key
 
 
 class FeedClient:
@@ -207,6 +230,15 @@ class FeedClient:
             self.version, self.key = self._connection.version, self._connection.key
             self._client, self.shared_key = self._connection.make_client()
         return self._client
+
+    async def look_for_another_key(self, since: float) -> None:
+        """Read the connection in a lock-out: another key is not locked out.
+
+        :param since: not if it was read since then.
+        """
+        with contextlib.suppress(Exception):  # it must never fail; the next poll reports it
+            await self._connection.read(since)
+            self.get()
 
     def lock_out(self, seconds: float | None) -> None:
         """Take over for how many seconds the server wants no call with the client's API key."""

@@ -304,11 +304,13 @@ def test_waiters_follow_when_the_keys_default_changes(simulator, change_default)
 
 
 def test_what_is_reserved_of_the_old_default_is_not_reserved_of_the_new_one(simulator, change_default):
-    simulator.set_credits(4.0)
-    simulator.set_credits(4.0, "org-other")
+    simulator.set_credits(0.0)
 
     async def main():
         async with Waiters(trigger(0, organization="org-default"), trigger(1)) as waiters:
+            await polls(simulator, 3)  # the default is known
+            for organization in ("org-default", "org-other"):
+                simulator.set_credits(4.0, organization)
             await waiters.until(1)
             await polls(simulator, 2)
             before = list(waiters.let_go)

@@ -28,7 +28,8 @@ MAX_CALLS = 2
 #: for them.
 MAX_LATE_CALLS = 64
 
-#: Seconds that a poll of the balance may take, whatever the connection's ``request_timeout`` is.
+#: Seconds that a poll of the balance, or a request for a job, may take, whatever the connection's
+#: ``request_timeout`` is.
 POLL_SECONDS = 20.0
 
 _Result = TypeVar("_Result")

@@ -49,9 +49,15 @@ def check_api_key(api_key: object) -> str:
     return key
 
 
-def fingerprint(api_key: str) -> bytes:
+def fingerprint(api_key: object) -> bytes:
     """Return a hash that tells one API key from another in this process. It is never stored and never logged.
 
-    :param api_key: the key, checked.
+    What was copied with a key makes no difference. A key that cannot be used has a fingerprint, too.
+
+    :param api_key: the key as it was given, such as the password of a connection.
     """
-    return hashlib.blake2b(api_key.encode(), key=_SALT, digest_size=16).digest()
+    try:
+        key = check_api_key(api_key)
+    except StabilityConfigurationError:
+        key = api_key if isinstance(api_key, str) else ""
+    return hashlib.blake2b(key.encode(errors="surrogatepass"), key=_SALT, digest_size=16).digest()

@@ -91,7 +91,7 @@ class StabilityClient:
         #: ``request_timeout``.
         self.max_attempt_seconds: float | None = None
         #: Tells the API key from others in this process.
-        self.key_fingerprint = fingerprint(key)
+        self.key_fingerprint = fingerprint(api_key)
         #: Makes what ``generate`` opens URLs with; None for a client without Airflow.
         self.storage: Callable[[], Storage] | None = None
         #: Makes what writes down the calls that may be charged; None without a ledger.

@@ -74,9 +74,11 @@ class StabilityHook(BaseHook):
         return self.get_conn().get_balance(organization)
 
     @property
-    def key_id(self) -> int:
-        """A number that tells one API key from another. It reveals nothing else about the key."""
-        return hash(self._connection and self._connection.password)
+    def key_id(self) -> bytes:
+        """A hash that tells one API key from another in this process. It reveals nothing of the key."""
+        from airflow_stability.client.api_key import fingerprint
+
+        return fingerprint(self._connection and self._connection.password)
 
     def with_retry_deadline(self, retry_deadline: float | None) -> StabilityHook:
         """Return a hook of the same connection with another deadline. The connection is not read again.

@@ -66,14 +66,17 @@ class Pacer(Generic[_Waiter]):
         """Remove a task, if it still waits."""
         self.waiting.pop(waiter, None)
 
-    def take_over(self, other: Pacer[_Waiter], waiters: Iterable[_Waiter]) -> None:
-        """Take over tasks of another pacer that turned out to wait for this wallet, and its reservations.
+    def take_waiting(self, other: Pacer[_Waiter], waiters: Iterable[_Waiter]) -> None:
+        """Take over tasks of another pacer that turned out to wait for this wallet.
 
         :param waiters: the tasks, as far as they wait there.
         """
         for waiter in list(waiters):
             if reservation := other.waiting.pop(waiter, None):
                 self.join(waiter, reservation)
+
+    def take_reserved(self, other: Pacer[_Waiter]) -> None:
+        """Reserve what another pacer has reserved, since its wallet is this one, or may be."""
         self._let_go |= other._let_go
 
     def reserved(self, requested_at: float) -> float:

@@ -31,7 +31,6 @@ import asyncio
 import contextlib
 import contextvars
 import functools
-import math
 from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -40,6 +39,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from airflow_stability import metrics
+from airflow_stability.daemon_threads import start_in_thread
 from airflow_stability.errors import (
     StabilityError,
     StabilityPermanentError,
@@ -50,7 +50,13 @@ from airflow_stability.rules.credits import total
 from airflow_stability.rules.crossing import WatchedWallet
 from airflow_stability.rules.pacing import Pacer, Reservation
 from airflow_stability.triggers import calls, shared_connection
-from airflow_stability.triggers.shared_connection import FeedClient, SharedConnection, SharedKey, Wallet
+from airflow_stability.triggers.shared_connection import (
+    FeedClient,
+    SharedConnection,
+    SharedKey,
+    Wallet,
+    are_perhaps_the_same,
+)
 
 if TYPE_CHECKING:
     # At run time it is loaded in a thread, with the first feed.
@@ -123,7 +129,7 @@ async def observations(
     """
     state, loop = loop_state(), asyncio.get_running_loop()
     if not_before is not None:
-        state.connection(stability_conn_id).lock_out(not_before - loop.time())
+        state.connection(stability_conn_id).take_lock_out(not_before - loop.time())
     if paused_until is not None:
         await asyncio.sleep(paused_until - loop.time())
     feed = state.feed(stability_conn_id, organization)
@@ -142,7 +148,7 @@ class LoopState:
     """The feeds of one event loop, and what they share.
 
     A pacer outlives its feeds, because reservations of the last follower stay valid for a while. What is
-    known of an API key outlives everything, so that its account is requested once.
+    known of an API key outlives everything, so that its account is requested rarely.
     """
 
     def __init__(self) -> None:
@@ -162,7 +168,7 @@ class LoopState:
     async def prepare(self) -> None:
         """Load the client and look up the host's name, in a thread: both take long the first time."""
         if self._prepared is None:
-            self._prepared = calls.start_in_thread(functools.partial(_prepare, len(self.gates)))
+            self._prepared = start_in_thread(functools.partial(_prepare, len(self.gates)))
         with contextlib.suppress(Exception):  # the first poll tries again, and reports the failure
             await asyncio.wrap_future(self._prepared)
 
@@ -189,15 +195,20 @@ class LoopState:
         return self.connections[stability_conn_id]
 
     def take_default_organization(self, key: SharedKey, organization: str) -> None:
-        """Take note of a key's default organization: its wallet is that organization's."""
-        unknown = self.pacers.pop(key.wallet(None), None)
-        key.default_organization = organization
-        if unknown is not None:
-            pacer = self.pacers.setdefault(key.wallet(None), Pacer())
-            pacer.take_over(unknown, unknown.waiting)
-            for feed in self.feeds.values():
-                if feed.pacer is unknown:
-                    feed.pacer = pacer
+        """Take note of a key's default organization: its wallet is that organization's from now on."""
+        before, key.default_organization = key.wallet(None), organization
+        if (wallet := key.wallet(None)) == before:
+            return
+        for feed in self.feeds.values():
+            if feed.waits_for_default_of(key):
+                feed.change_wallet(wallet)
+        if are_perhaps_the_same(before, wallet):  # the default was not known
+            # No feed has its pacer any more, but credits may be reserved there.
+            self.pacer(wallet).take_reserved(self.pacers.pop(before, Pacer()))
+
+    def pacer(self, wallet: Wallet) -> Pacer[_Follower]:
+        """Return the pacer of a wallet. It is made if there is none."""
+        return self.pacers.setdefault(wallet, Pacer())
 
     def feed_ended(self, name: tuple[str, str | None]) -> None:
         """Remove a feed."""
@@ -240,13 +251,20 @@ class Feed:
         self._organization = organization
         #: The pacer of the feed's wallet; one of its own before the first balance.
         self.pacer = Pacer[_Follower]()
+        self._wallet: Wallet | None = None
+        #: The API key and the organization of the last balance that was paced.
+        self._paced_as: tuple[SharedKey, str | None] | None = None
         self._is_paced = False
+        #: The reservations of followers that no balance of another feed may let go, because the feed's own
+        #: key was refused since its last balance; None if it was not.
+        self._withheld: dict[_Follower, Reservation] | None = None
         self._loop = asyncio.get_running_loop()
         self._intervals: dict[_Follower, float] = {}
         self._followers_changed = asyncio.Event()
         self._latest: Observation | None = None
         self._latest_requested_at = 0.0
         self._requested_at: float | None = None
+        self._looked_for_key_at: float | None = None
         self._observed_organization = organization
         self._client = FeedClient(connection)
         self._task = self._loop.create_task(self._run(), context=contextvars.Context())
@@ -260,7 +278,10 @@ class Feed:
         self._followers_changed.set()
         if reservation is not None:
             self._is_paced = True
-            self.pacer.join(follower, reservation)
+            if self._withheld is None:
+                self.pacer.join(follower, reservation)
+            else:
+                self._withheld[follower] = reservation
         return follower
 
     def leave(self, follower: _Follower) -> None:
@@ -269,6 +290,26 @@ class Feed:
         self._state.gates.discard(follower)
         self._followers_changed.set()
         self.pacer.leave(follower)
+        if self._withheld is not None:
+            self._withheld.pop(follower, None)
+
+    def waits_for_default_of(self, key: SharedKey) -> bool:
+        """Tell whether the followers wait for the credits of a key's default organization."""
+        return self._paced_as == (key, None)
+
+    def change_wallet(self, wallet: Wallet) -> None:
+        """Let the followers wait for the credits of another wallet, if they do not yet.
+
+        What was reserved for those who were let go stays reserved in the old wallet. It is reserved in the
+        new one, too, if they may be the same: for example, if the key was rotated.
+        """
+        pacer = self._state.pacer(wallet)
+        if pacer is not self.pacer:
+            pacer.take_waiting(self.pacer, self._intervals)
+            if self._wallet is not None and are_perhaps_the_same(self._wallet, wallet):
+                pacer.take_reserved(self.pacer)
+            self.pacer = pacer
+        self._wallet = wallet
 
     def share(self, observation: Observation, newcomer: _Follower) -> Observation:
         """Return an earlier observation with a newcomer's own share."""
@@ -295,25 +336,33 @@ class Feed:
             return self._latest
         return self._latest if self._loop.time() < self._latest_requested_at + interval else None
 
-    def _seconds_until_poll(self) -> float:
+    def _seconds_to_wait(self) -> float:
+        """Return for how many seconds neither a poll nor, in a lock-out, a look for another key is due."""
+        until_poll = self._rest_of_interval(self._requested_at)
         locked_out = self._connection.seconds_locked_out()
-        if self._requested_at is None:
-            return locked_out
-        due = self._requested_at + min(self._intervals.values())
-        return max(due - self._loop.time(), locked_out)
+        if locked_out <= until_poll:
+            return until_poll
+        until_look = self._rest_of_interval(self._looked_for_key_at)
+        return min(locked_out, max(until_poll, until_look))
+
+    def _rest_of_interval(self, began: float | None) -> float:
+        if began is None:
+            return 0.0
+        return max(began + min(self._intervals.values()) - self._loop.time(), 0.0)
 
     async def _run(self) -> None:
         try:
             await self._state.prepare()
             metrics.waiting(len(self._state.gates))
             while self._intervals:
-                if (seconds := self._seconds_until_poll()) > 0:
+                if (seconds := self._seconds_to_wait()) > 0:
                     self._followers_changed.clear()
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._followers_changed.wait(), seconds)
-                    continue
-                observation = await self._poll()
-                if observation is not None:
+                elif self._connection.seconds_locked_out():
+                    self._looked_for_key_at = now = self._loop.time()
+                    await self._client.look_for_another_key(since=now - min(self._intervals.values()))
+                elif (observation := await self._poll()) is not None:
                     await self._serve(observation)
         finally:
             # Nothing is awaited between the last check for followers and this, so nobody joins in between.
@@ -356,6 +405,7 @@ class Feed:
             if credits is None:
                 self._requested_at = earlier  # nothing was requested: the interval must not count from here
                 return None
+            self._stop_withholding()
             if self._is_paced:
                 shares = self._pace(credits, self._observed_organization, self._requested_at)
             wallet = self._shared_key.watched_wallet(self._observed_organization)
@@ -363,6 +413,8 @@ class Feed:
         except StabilityError as error:
             outcome = error
             self._client.lock_out(error.retry_after)
+            if isinstance(error, StabilityPermanentError):
+                self._withhold()
         except Exception as error:  # a feed must never fail: a thousand gates would
             outcome = StabilityTransientError(f"The balance could not be read ({type(error).__name__}).")
         had_worked = self._client.key_has_worked
@@ -374,6 +426,17 @@ class Feed:
         return Observation(
             now, outcome, self._observed_organization, self._client.key, had_worked, wallet, shares=shares
         )
+
+    def _withhold(self) -> None:
+        if self._withheld is None:
+            self._withheld = {}
+        for follower in self._intervals:
+            if reservation := self.pacer.waiting.pop(follower, None):
+                self._withheld[follower] = reservation
+
+    def _stop_withholding(self) -> None:
+        self.pacer.waiting.update(self._withheld or {})
+        self._withheld = None
 
     async def _read_balance(self, run: calls.Run, began: float) -> float | None:
         """Request the balance, and once more if the failure is permanent and the connection has changed."""
@@ -423,7 +486,7 @@ class Feed:
         key, now = self._shared_key, self._loop.time()
         if self._is_paced:
             key.paced.add(self._observed_organization)
-        if not (key.is_ambiguous or (watched and key.default_organization is None)):
+        if not (key.default_matters or watched):
             return
         if now < key.request_account_at or self._connection.seconds_locked_out():
             return
@@ -432,13 +495,14 @@ class Feed:
         try:
             account = await run(client.get_account, seconds=left)
         except StabilityPermanentError:
-            key.request_account_at = math.inf
+            key.request_account_at = now + shared_connection.DEFAULT_ORGANIZATION_SECONDS
         except StabilityTransientError as error:
             self._client.lock_out(error.retry_after)
             self._client.close()  # after a timeout, the call may still use it
         except Exception:  # noqa: S110 - no thread, for example; the balance must not be lost
             pass
         else:
+            key.request_account_at = now + shared_connection.DEFAULT_ORGANIZATION_SECONDS
             if account.default_organization is not None:
                 self._state.take_default_organization(key, account.default_organization.id)
 
@@ -451,13 +515,10 @@ class Feed:
         """
         key, pacers = self._shared_key, self._state.pacers
         key.paced.add(organization)
-        pacer = pacers.setdefault(key.wallet(organization), Pacer())
-        if pacer is not self.pacer:
-            # Reservations are taken over, too: if the key was rotated, it is still the same wallet.
-            pacer.take_over(self.pacer, self._intervals)
-            self.pacer = pacer
+        self._paced_as = key, organization
+        self.change_wallet(key.wallet(organization))
         others = [pacers[each] for each in key.wallets_perhaps_the_same(organization) if each in pacers]
-        return pacer.observe(
+        return self.pacer.observe(
             credits,
             requested_at=requested_at,
             now=self._loop.time(),

@@ -7,7 +7,6 @@ and event loop are asked for by one task, one after another.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import functools
 from collections.abc import AsyncIterator
@@ -20,10 +19,12 @@ from airflow_stability.errors import (
     StabilityAuthenticationError,
     StabilityError,
     StabilityPermissionError,
+    StabilityTimeoutError,
     StabilityTransientError,
 )
 from airflow_stability.rules.gate import GRACE
 from airflow_stability.rules.wording import job_timeout_text
+from airflow_stability.triggers import calls
 from airflow_stability.triggers.feed import LoopState, loop_state
 from airflow_stability.triggers.shared_connection import FeedClient, SharedConnection
 from airflow_stability.triggers.stability import Deferral
@@ -151,7 +152,7 @@ class JobPolls:
                 await asyncio.sleep(JOB_POLL_SECONDS)  # whoever follows a job has just asked for it
                 for follower, path in list(self._followers.items()):
                     if follower in self._followers:
-                        await asyncio.sleep(max(self._connection.seconds_locked_out(), GAP_SECONDS))
+                        await self._wait_for_turn()
                         if (news := await self._ask(path, since=began)) is not None and not follower.done():
                             follower.set_result(news)
         finally:
@@ -161,16 +162,30 @@ class JobPolls:
             for follower in self._followers:
                 follower.cancel()  # Airflow starts the trigger anew
 
+    async def _wait_for_turn(self) -> None:
+        """Wait until the next request may be sent. In a lock-out, look for another key meanwhile."""
+        await asyncio.sleep(GAP_SECONDS)
+        while self._followers and (seconds := self._connection.seconds_locked_out()) > 0:
+            began = self._loop.time()
+            await asyncio.sleep(min(seconds, JOB_POLL_SECONDS))
+            await self._client.look_for_another_key(since=began)
+
     async def _ask(self, path: str, *, since: float) -> str | None:
         """Ask for a result; return what is new, or None if it is not finished or could not be reached."""
         try:
             async with self._connection.calls.turn() as run:
                 await self._connection.read(since)
-                ask = functools.partial(self._client.get().request, "GET", path, headers={"Accept": "*/*"})
+                client = self._client.get()
+                # Without an end of its own, a request would go on when nobody waits for it any more. It may
+                # take twice its timeout in all.
+                timeout = min(client.request_timeout, (calls.POLL_SECONDS + 1) / 2)
+                ask = functools.partial(
+                    client.request, "GET", path, timeout=timeout, headers={"Accept": "*/*"}
+                )
                 if self._connection.seconds_locked_out():  # it began before this turn
                     return None
                 # The result is read and dropped here, since the API has no other way to ask.
-                response = await run(ask)
+                response = await run(ask, seconds=calls.POLL_SECONDS)
             self._refused_since.pop(path, None)
             return None if response.status_code == 202 else "The job is finished."
         except (StabilityAuthenticationError, StabilityPermissionError) as error:
@@ -179,12 +194,12 @@ class JobPolls:
             return str(error) if now - refused_since > GRACE.total_seconds() else None
         except StabilityTransientError as error:
             self._client.lock_out(error.retry_after)
+            if isinstance(error, StabilityTimeoutError):
+                self._client.close()  # the call may still use it
             # An error of the API itself, not of a gateway: the job has failed.
             is_the_jobs_own = error.status == 500 and error.error_id is not None
             return str(error) if is_the_jobs_own else None
         except StabilityError as error:
             return str(error)
         except Exception as error:  # it must never fail: a thousand jobs would
-            with contextlib.suppress(Exception):
-                self._connection.forget()
             return f"The triggerer could not ask for the result ({type(error).__name__}). The task asks now."

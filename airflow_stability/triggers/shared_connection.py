@@ -2,7 +2,8 @@
 
 - The connection is read on the event loop's side, never in a thread of ours, and at most once per interval
   for all feeds. Airflow's supervisor answers one request at a time, and is slow with thousands of triggers.
-- A lock-out belongs to the API key, so all feeds of all connections with the key wait it out together.
+- A lock-out belongs to the API key, so all feeds of all connections with the key wait it out together. They
+  go on reading the connection meanwhile, because another key may be used at once.
 - Whose credits a balance counts depends on the key, too, where neither a task nor the connection names an
   organization.
 """
@@ -10,6 +11,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
 from airflow_stability.compat import read_connection
@@ -23,12 +25,21 @@ if TYPE_CHECKING:
     from airflow_stability.compat import Connection
 
 
-#: Seconds after which the account is requested again, if it could not be had.
+#: Seconds after which the account is requested again, if it could not be had just then.
 ACCOUNT_SECONDS = 60.0
+
+#: Seconds after which a key is asked again which organization is its default, or refused the answer: people
+#: change the default.
+DEFAULT_ORGANIZATION_SECONDS = 600.0
 
 #: What tells one wallet from another: the address of the API, and an organization. If that is unknown, it is
 #: the key's default organization, and the fingerprint of the key stands for it.
 Wallet = tuple[str, str | bytes]
+
+
+def are_perhaps_the_same(one: Wallet, other: Wallet) -> bool:
+    """Tell whether two wallets may have the same credits: a key's default may be any organization."""
+    return one == other or (one[0] == other[0] and bytes in (type(one[1]), type(other[1])))
 
 
 class SharedKey:
@@ -44,7 +55,7 @@ class SharedKey:
         self.lockout = Lockout()
         #: The organizations whose waiting tasks are paced with this key. None is the key's default.
         self.paced: set[str | None] = set()
-        #: The key's default organization; None if it is not known.
+        #: The key's default organization, as the account said last; None if it is not known.
         self.default_organization: str | None = None
         #: When the account may be requested, in the loop's time: it names the default organization.
         self.request_account_at = 0.0
@@ -52,7 +63,12 @@ class SharedKey:
     @property
     def is_ambiguous(self) -> bool:
         """Whether tasks that name an organization may wait for the same credits as tasks that name none."""
-        return self.default_organization is None and None in self.paced and len(self.paced) > 1
+        return self.default_organization is None and self.default_matters
+
+    @property
+    def default_matters(self) -> bool:
+        """Whether it makes a difference to the pace which organization is the key's default."""
+        return None in self.paced and (len(self.paced) > 1 or self.default_organization is not None)
 
     def wallet(self, organization: str | None) -> Wallet:
         """Return the wallet of an organization, or of the key's default."""
@@ -86,8 +102,11 @@ class SharedConnection:
         self._keys = keys
         #: The API key that was used last; None before the first client is made.
         self._shared_key: SharedKey | None = None
-        #: For what the server wanted before the key was known.
-        self._lockout = Lockout()
+        #: The lock-outs that workers have handed over, and when the last one was.
+        self._handed_over = Lockout()
+        self._handed_over_at = 0.0
+        #: Tells the API key that was read last from others.
+        self._fingerprint: bytes | None = None
         #: When the last successful read began.
         self.read_at = 0.0
         #: Numbers for the connection's version and for its API key: each change gives a new number.
@@ -100,16 +119,27 @@ class SharedConnection:
     def seconds_locked_out(self) -> float:
         """Return for how many more seconds the server wants no call with the key."""
         now = asyncio.get_running_loop().time()
-        lockouts = [self._lockout, *([self._shared_key.lockout] if self._shared_key else [])]
+        lockouts = [self._handed_over, *([self._shared_key.lockout] if self._shared_key else [])]
         return max(lockout.seconds_left(now) for lockout in lockouts)
 
-    def lock_out(self, seconds: float | None) -> None:
-        """Take over for how many seconds the server wants no call; None if it named no time."""
-        lockout = self._shared_key.lockout if self._shared_key else self._lockout
-        lockout.extend(seconds, asyncio.get_running_loop().time())
+    def take_lock_out(self, seconds: float) -> None:
+        """Take over a lock-out that a worker has met with this connection.
+
+        With which key is not known: the worker may have read an older one than this process, or a newer one.
+        So each key that the connection has waits, until the lock-out is over or a key is read that is newer
+        than the worker's: see :meth:`_take`. The other connections with these keys wait, too.
+
+        :param seconds: for how many seconds the server wants no call; nothing happens if that is 0 or less.
+        """
+        if seconds <= 0:
+            return
+        self._handed_over_at = now = asyncio.get_running_loop().time()
+        self._handed_over.extend(seconds, now)
+        if self._shared_key is not None:
+            self._shared_key.lockout.extend(seconds, now)
 
     def forget(self) -> None:
-        """Forget the API key, because no feed uses the connection any more."""
+        """Forget the API key, because no feed uses the connection any more. Its fingerprint is kept."""
         self._connection = self._settings = None
 
     async def read(self, since: float) -> None:
@@ -136,6 +166,8 @@ class SharedConnection:
         client.max_attempt_seconds = calls.POLL_SECONDS + 1
         key = client.base_url, client.key_fingerprint
         self._shared_key = self._keys.setdefault(key, SharedKey(*key))
+        now = asyncio.get_running_loop().time()
+        self._shared_key.lockout.extend(self._handed_over.seconds_left(now), now)
         return client, self._shared_key
 
     async def _read(self) -> Connection:
@@ -148,14 +180,19 @@ class SharedConnection:
         raise failure
 
     def _take(self, connection: Connection) -> None:
+        from airflow_stability.client.api_key import fingerprint
         from airflow_stability.hooks.connection import connection_settings
 
-        settings = connection_settings(connection)
+        key, settings = fingerprint(connection.password), connection_settings(connection)
         if settings != self._settings:
             self.version += 1
-            if self._settings is None or settings[0] != self._settings[0]:
-                self.key += 1
-        self._connection, self._settings = connection, settings
+        if key != self._fingerprint:
+            self.key += 1
+            if self.read_at > self._handed_over_at:
+                # The earlier key was still there after the worker had met its lock-out, so this one is newer.
+                # If the earlier key comes back, it still waits: it has the lock-out itself.
+                self._handed_over.end()
+        self._connection, self._settings, self._fingerprint = connection, settings, key
 
 
 class FeedClient:
@@ -193,6 +230,15 @@ class FeedClient:
             self.version, self.key = self._connection.version, self._connection.key
             self._client, self.shared_key = self._connection.make_client()
         return self._client
+
+    async def look_for_another_key(self, since: float) -> None:
+        """Read the connection in a lock-out: another key is not locked out.
+
+        :param since: not if it was read since then.
+        """
+        with contextlib.suppress(Exception):  # it must never fail; the next poll reports it
+            await self._connection.read(since)
+            self.get()
 
     def lock_out(self, seconds: float | None) -> None:
         """Take over for how many seconds the server wants no call with the client's API key."""

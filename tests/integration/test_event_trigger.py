@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import json
 
 import pytest
 
 from airflow_stability.compat import AIRFLOW_VERSION
 from airflow_stability.simulator import Fault, StabilitySimulator
+from airflow_stability.triggers import shared_connection
 from tests.triggerer import gate_trigger
 
 PUBLIC = "airflow_stability.triggers.events"
@@ -598,6 +600,27 @@ def test_a_connection_that_leads_to_another_wallet_fires_nothing(
     (payload,) = asyncio.run(main())
 
     assert (payload["previous_credits"], payload["credits"]) == (1.0, 70.0)
+    assert logged().count("leads to other credits than before") == 1
+
+
+@airflow_3
+def test_a_watch_begins_anew_once_the_key_is_known_to_have_another_default(simulator, monkeypatch, logged):
+    monkeypatch.setattr(shared_connection, "DEFAULT_ORGANIZATION_SECONDS", 0.3)
+    simulator.set_credits(2.0)
+    memberships = [{"id": "org-other", "name": "Other", "role": "MEMBER", "is_default": True}]
+    account = {"id": "user-1", "email": "user-1@example.com", "organizations": memberships}
+    store = Store()
+
+    async def main():
+        async with Watch(simulator, trigger(), store) as watch:
+            await watch.until(lambda: store.writes)
+            simulator.inject(Fault.body(json.dumps(account)), path="/v1/user/account")
+            await watch.until(lambda: store.writes[-1]["organization"] == "org-other")
+            simulator.set_credits(60.0)
+            await watch.until(lambda: watch.fired)
+            return watch.fired
+
+    assert asyncio.run(main())[0]["previous_credits"] == 2.0
     assert logged().count("leads to other credits than before") == 1
 
 

@@ -169,12 +169,12 @@ def test_reload_tells_whether_the_connection_has_changed(connect, simulator):
     assert not hook.reload()
 
 
-def test_reload_after_another_field_was_changed_tells_that_the_key_is_the_same(connect):
+def test_reload_after_another_field_was_changed_tells_that_the_key_is_the_same(connect, simulator):
     hook = connect(api_version="v1")
     hook.get_conn()
     key = hook.key_id
 
-    connect(api_version="v1", request_timeout=5)
+    connect(f" Bearer {simulator.api_key}", api_version="v1", request_timeout=5)
 
     assert hook.reload()
     assert hook.key_id == key

@@ -13,9 +13,9 @@ import pytest
 
 from airflow_stability.client import StabilityClient
 from airflow_stability.deferral import DeferralEvent
-from airflow_stability.errors import StabilityJobPendingError
+from airflow_stability.errors import StabilityAuthenticationError, StabilityJobPendingError
 from airflow_stability.simulator import Fault, RateLimit, StabilitySimulator
-from airflow_stability.triggers import jobs
+from airflow_stability.triggers import calls, jobs
 from airflow_stability.triggers.feed import loop_state, observations
 from airflow_stability.triggers.jobs import StabilityJobTrigger
 from tests.dead_host import DeadHost
@@ -194,6 +194,65 @@ def test_a_lock_out_is_waited_out_by_all_jobs_of_the_connection(simulator, start
     first, second, *_ = asked(simulator)
     assert (first.status, second.status) == (429, 200)
     assert second.monotonic - first.monotonic >= 2
+
+
+def test_a_rotated_key_does_not_wait_for_the_end_of_the_old_ones_lock_out(simulator, start, monkeypatch):
+    trigger = start()
+    simulator.job_seconds = 0.0
+    simulator.clear_requests()
+    simulator.inject(Fault.status(429, retry_after=3600), times=1, path="/v2beta/results")
+
+    async def main():
+        waiting = asyncio.create_task(event_of(trigger))
+        await until(lambda: asked(simulator))
+        uri = f"{simulator.connection_uri(simulator.add_key())}?api_version=v1"
+        monkeypatch.setenv("AIRFLOW_CONN_STABILITY_DEFAULT", uri)
+        return await asyncio.wait_for(waiting, 20)
+
+    asyncio.run(main())
+    assert len(asked(simulator)) == 2
+
+
+@pytest.mark.parametrize("drip", [None, 0.05], ids=["says-nothing", "drips"])
+def test_a_request_that_hangs_ends_whatever_the_request_timeout_is(monkeypatch, drip):
+    monkeypatch.setattr(calls, "POLL_SECONDS", 0.5)
+    trigger = StabilityJobTrigger(
+        stability_conn_id="dead", job_id="job", result_path="/v2beta/results/job", timeout=60.0
+    )
+
+    async def main():
+        waiting = asyncio.create_task(event_of(trigger))
+        await until(lambda: host.all_calls > 2)
+        assert not waiting.done()
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        await until(lambda: host.calls == 0)  # the request itself has ended, too
+
+    with DeadHost(drip) as host:
+        monkeypatch.setenv("AIRFLOW_CONN_DEAD", host.connection(request_timeout=3600))
+        asyncio.run(main())
+
+
+def test_an_error_that_nobody_expects_takes_its_grace_from_no_gate(simulator):
+    unusable = StabilityJobTrigger(
+        stability_conn_id="stability_default", job_id="job", result_path=None, timeout=60.0
+    )
+
+    async def main():
+        async with contextlib.aclosing(observations("stability_default", None, 0.3)) as feed:
+            before = await anext(feed)
+            event = await event_of(unusable)
+            simulator.revoke_key(simulator.api_key)
+            while (after := await anext(feed)).outcome == 10_000:
+                pass
+            return event, before, after
+
+    event, before, after = asyncio.run(asyncio.wait_for(main(), 20))
+
+    assert event.text.startswith("The triggerer could not ask for the result (")
+    assert isinstance(after.outcome, StabilityAuthenticationError)
+    assert after.key == before.key
+    assert after.key_has_worked
 
 
 def test_many_jobs_are_asked_for_one_after_another(simulator, start, monkeypatch):

@@ -247,9 +247,12 @@ def test_an_account_that_is_refused_makes_waiters_careful_and_fails_none(simulat
     assert accounts_asked(simulator) == 1
 
 
-@pytest.mark.parametrize("fault", [Fault.status(500), Fault.reset(), Fault.status(429, retry_after=1)])
+@pytest.mark.parametrize(
+    "fault", [Fault.status(500), Fault.reset(), Fault.status(429, retry_after=1), Fault.status(403)]
+)
 def test_an_account_that_cannot_be_had_is_asked_for_once_more(simulator, monkeypatch, fault):
     monkeypatch.setattr(shared_connection, "ACCOUNT_SECONDS", 0.5)
+    monkeypatch.setattr(shared_connection, "DEFAULT_ORGANIZATION_SECONDS", 0.5)
     simulator.set_credits(4.0)
     simulator.set_credits(4.0, "org-other")
     simulator.inject(fault, times=1, path="/v1/user/account")
@@ -260,6 +263,83 @@ def test_an_account_that_cannot_be_had_is_asked_for_once_more(simulator, monkeyp
 
     assert asyncio.run(main()) == [0, 1]
     assert accounts_asked(simulator) == 2
+
+
+@pytest.fixture
+def change_default(simulator, monkeypatch):
+    """Return a function that makes org-other the default of the account, and waits until that is known."""
+    assert shared_connection.DEFAULT_ORGANIZATION_SECONDS == 600
+    monkeypatch.setattr(shared_connection, "DEFAULT_ORGANIZATION_SECONDS", 0.5)
+
+    async def change():
+        memberships = [
+            {"id": each, "name": each, "role": "MEMBER", "is_default": each == "org-other"}
+            for each in ("org-default", "org-other")
+        ]
+        account = {"id": "user-1", "email": "a@example.com", "organizations": memberships}
+        simulator.inject(Fault.body(json.dumps(account)), path="/v1/user/account")
+        known = accounts_asked(simulator)
+        async with asyncio.timeout(10):
+            while accounts_asked(simulator) == known:
+                await asyncio.sleep(0.01)
+
+    return change
+
+
+def test_waiters_follow_when_the_keys_default_changes(simulator, change_default):
+    simulator.set_credits(0.0)
+
+    async def main():
+        left_out = trigger(0, poke_interval=60)
+        async with Waiters(left_out, trigger(1, organization="org-default")) as waiters:
+            await polls(simulator, 2)
+            await change_default()
+            await polls(simulator, 1)
+            simulator.set_credits(4.0)
+            await waiters.until(1)
+            return waiters.let_go
+
+    # The oldest waits for the credits of org-other.
+    assert asyncio.run(main()) == [1]
+
+
+def test_what_is_reserved_of_the_old_default_is_not_reserved_of_the_new_one(simulator, change_default):
+    simulator.set_credits(0.0)
+
+    async def main():
+        async with Waiters(trigger(0, organization="org-default"), trigger(1)) as waiters:
+            await polls(simulator, 3)  # the default is known
+            for organization in ("org-default", "org-other"):
+                simulator.set_credits(4.0, organization)
+            await waiters.until(1)
+            await polls(simulator, 2)
+            before = list(waiters.let_go)
+            await change_default()
+            await waiters.until(2)
+        async with Waiters(trigger(organization="org-default"), trigger(organization="org-other")) as others:
+            await polls(simulator, 4)
+            return before, others.let_go
+
+    assert asyncio.run(main()) == ([0], [])
+
+
+def test_what_is_reserved_stays_where_it_is_when_the_connection_names_another_organization(
+    simulator, connect
+):
+    simulator.set_credits(4.0)
+    simulator.set_credits(4.0, "org-other")
+    connect("stability_default", organization="org-default")
+
+    async def main():
+        async with Waiters(trigger(), trigger(1)) as waiters:
+            await waiters.until(1)
+            await polls(simulator, 2)
+            before = list(waiters.let_go)
+            connect("stability_default", organization="org-other")
+            await waiters.until(2)
+            return before
+
+    assert asyncio.run(main()) == [0]
 
 
 def test_waiters_who_say_nothing_cost_no_call_for_the_account(simulator):
@@ -302,6 +382,41 @@ def test_what_is_reserved_stays_reserved_when_the_key_is_rotated(simulator, conn
             return waiters.let_go
 
     assert asyncio.run(main()) == [0]
+
+
+def test_a_gate_whose_own_key_is_refused_is_not_let_go_by_the_balance_of_another_key(simulator, connect):
+    simulator.set_credits(0.0)
+    key = simulator.add_key()
+    connect("stability_default", organization="org-default")
+    connect("refused", key, organization="org-default")
+
+    def refusals():
+        return [record.status for record in simulator.requests].count(401)
+
+    async def refused_again():
+        goal = refusals() + 2
+        async with asyncio.timeout(10):
+            while refusals() < goal:
+                await asyncio.sleep(0.01)
+
+    async def main():
+        oldest, older = (trigger(number, stability_conn_id="refused") for number in (0, 1))
+        async with Waiters(oldest, trigger(2)) as waiters:
+            await polls(simulator, 4)
+            simulator.revoke_key(key)
+            await refused_again()
+            async with Waiters(older) as newcomer:
+                await refused_again()
+                simulator.set_credits(9.0)
+                await waiters.until(1)
+                await refused_again()
+                before = [*waiters.let_go, *newcomer.let_go]
+                connect("refused", simulator.add_key(), organization="org-default")
+                await waiters.until(2)
+                await newcomer.until(1)
+                return before
+
+    assert asyncio.run(main()) == [1]
 
 
 def test_a_newcomer_does_not_get_what_was_let_go_a_moment_ago(simulator):

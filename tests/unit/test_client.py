@@ -26,6 +26,7 @@ from responses import matchers
 
 from airflow_stability import __version__
 from airflow_stability.client import Account, Balance, StabilityClient, check_response
+from airflow_stability.client.api_key import fingerprint
 from airflow_stability.errors import (
     StabilityAuthenticationError,
     StabilityBlockedError,
@@ -182,6 +183,13 @@ def test_a_fingerprint_tells_keys_apart_in_one_process_only():
     assert of(KEY) == of(f"Bearer {KEY} ") != of("sk-2")
     assert of(KEY).hex() != done.stdout.strip()
     assert KEY.encode() not in of(KEY)
+
+
+def test_keys_that_cannot_be_used_have_fingerprints_too():
+    keys = ["sk two words", "'sk-1'", "sk-1\ud800", "", None]
+
+    assert len({fingerprint(key) for key in keys}) == 4
+    assert fingerprint("") == fingerprint(None)
 
 
 @pytest.mark.parametrize("name", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])

@@ -175,11 +175,23 @@ def test_tasks_of_a_wallet_with_two_names_are_paced_together_once_that_is_known(
     other.join("stays", reservation(since=0))
     pacer.join("young", reservation(since=2))
     for _ in range(2):
-        pacer.take_over(other, ["gone", "old"])
+        pacer.take_waiting(other, ["gone", "old"])
+        pacer.take_reserved(other)
 
     assert set(other.waiting) == {"stays"}
     assert pacer.observe(5.0, requested_at=1.0, now=1.0) == {"old": 3.0, "young": 3.0}
     assert let_go(pacer, 6.5) == ["old"]
+
+
+def test_who_turns_out_to_wait_for_another_wallet_brings_no_reservations_of_the_old_one():
+    pacer, old = Pacer(), Pacer()
+    old.join("gone", reservation())
+    old.observe(5.0, requested_at=0.0, now=0.0)
+    old.join("moves", reservation())
+    pacer.take_waiting(old, ["moves"])
+
+    assert let_go(pacer, 3.0) == ["moves"]
+    assert old.reserved(1.0) == 3.0
 
 
 def test_a_balance_lets_go_all_that_it_covers_in_fractions():

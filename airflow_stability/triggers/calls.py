@@ -2,11 +2,10 @@
 
 A host that accepts calls and never answers must delay only those who wait for it:
 
-- If no thread is free, another one starts, so no call waits until a call of another connection ends.
+- The threads are those of :mod:`airflow_stability.daemon_threads`, so no call waits until a call of another
+  connection ends, and no process waits for one.
 - The loop's own executor is not used. It has only a few threads for all triggers.
 - Connections that hang have few threads in all: see :data:`MAX_LATE_CALLS`.
-- The threads are daemons, because a process does not wait for these when it ends. It waits for the threads of
-  every executor of ``concurrent.futures``.
 """
 
 from __future__ import annotations
@@ -14,13 +13,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import os
-import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
-from queue import Empty, SimpleQueue
 from typing import Any, Protocol, TypeVar
 
+from airflow_stability.daemon_threads import start_in_thread
 from airflow_stability.errors import StabilityTimeoutError
 
 #: Calls of one connection at a time.
@@ -33,11 +30,6 @@ MAX_LATE_CALLS = 64
 
 #: Seconds that a poll of the balance may take, whatever the connection's ``request_timeout`` is.
 POLL_SECONDS = 20.0
-
-#: Seconds for which a thread waits for another call. The loop stands still while a thread starts.
-IDLE_SECONDS = 120.0
-
-THREAD_NAME = "stability-call"
 
 _Result = TypeVar("_Result")
 
@@ -123,43 +115,3 @@ class Calls:
                 loop.call_soon_threadsafe(end)
 
         call.add_done_callback(end_on_loop)
-
-
-#: The queues of the threads that wait for a call. The other threads of this name are busy.
-idle_threads: list[SimpleQueue[tuple[Callable[[], Any], Future[Any]]]] = []
-os.register_at_fork(after_in_child=idle_threads.clear)  # a forked process has none of the threads
-
-
-def start_in_thread(call: Callable[[], _Result]) -> Future[_Result]:
-    """Start a call in a thread that holds no process back from its end."""
-    future: Future[_Result] = Future()
-    future.set_running_or_notify_cancel()  # from now on it cannot be cancelled
-    try:
-        queue = idle_threads.pop()
-    except IndexError:
-        queue = SimpleQueue()
-        threading.Thread(target=_work, args=(queue,), name=THREAD_NAME, daemon=True).start()
-    queue.put((call, future))
-    return future
-
-
-def _work(queue: SimpleQueue[tuple[Callable[[], Any], Future[Any]]]) -> None:
-    while True:
-        try:
-            _run(*queue.get(timeout=IDLE_SECONDS))
-        except Empty:
-            try:
-                idle_threads.remove(queue)
-            except ValueError:
-                continue  # a call comes at this moment
-            return
-        idle_threads.append(queue)
-
-
-def _run(call: Callable[[], Any], future: Future[Any]) -> None:
-    try:
-        future.set_result(call())
-    except BaseException as error:
-        future.set_exception(error)
-    finally:
-        del call, future  # the error's traceback holds this frame

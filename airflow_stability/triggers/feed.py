@@ -40,6 +40,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from airflow_stability import metrics
+from airflow_stability.daemon_threads import start_in_thread
 from airflow_stability.errors import (
     StabilityError,
     StabilityPermanentError,
@@ -162,7 +163,7 @@ class LoopState:
     async def prepare(self) -> None:
         """Load the client and look up the host's name, in a thread: both take long the first time."""
         if self._prepared is None:
-            self._prepared = calls.start_in_thread(functools.partial(_prepare, len(self.gates)))
+            self._prepared = start_in_thread(functools.partial(_prepare, len(self.gates)))
         with contextlib.suppress(Exception):  # the first poll tries again, and reports the failure
             await asyncio.wrap_future(self._prepared)
 

@@ -13,6 +13,7 @@ import threading
 
 import pytest
 
+from airflow_stability import daemon_threads
 from airflow_stability.errors import StabilityTimeoutError
 from airflow_stability.triggers import calls
 from airflow_stability.triggers.feed import observations
@@ -210,11 +211,12 @@ def test_calls_that_hang_do_not_hold_a_process(dead_host, how):
 
 
 def test_a_thread_serves_one_call_after_another_and_ends_when_none_comes(monkeypatch):
-    monkeypatch.setattr(calls, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(daemon_threads, "IDLE_SECONDS", 0.2)
 
     async def main():
         threads = [
-            await asyncio.wrap_future(calls.start_in_thread(threading.current_thread)) for _ in range(50)
+            await asyncio.wrap_future(daemon_threads.start_in_thread(threading.current_thread))
+            for _ in range(50)
         ]
         # A thread is free a moment after its result is there.
         assert len(set(threads)) < 10

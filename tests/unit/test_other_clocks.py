@@ -20,6 +20,7 @@ from types import SimpleNamespace
 import pytest
 import responses
 
+from airflow_stability import daemon_threads
 from airflow_stability.client import StabilityClient
 from airflow_stability.client.responses import error_from_response
 from airflow_stability.compat import AIRFLOW_VERSION, AirflowRescheduleException, TaskDeferred
@@ -33,7 +34,6 @@ from airflow_stability.rules.lockout import MAX_LOCKOUT_SECONDS, Lockout
 from airflow_stability.rules.log_throttle import LogThrottle
 from airflow_stability.rules.spending import SpendState
 from airflow_stability.sensors.stability import StabilityBalanceSensor
-from airflow_stability.triggers import calls
 from airflow_stability.triggers.feed import observations
 from airflow_stability.triggers.stability import StabilityBalanceTrigger
 from tests.triggerer import started_anew
@@ -72,8 +72,8 @@ class InstantLoop(asyncio.SelectorEventLoop):
 
 
 def calls_are_under_way():
-    threads = [thread for thread in threading.enumerate() if thread.name == calls.THREAD_NAME]
-    return len(threads) > len(calls.idle_threads)
+    threads = [thread for thread in threading.enumerate() if thread.name == daemon_threads.THREAD_NAME]
+    return len(threads) > len(daemon_threads.idle_threads)
 
 
 def run(main):

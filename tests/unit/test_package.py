@@ -112,20 +112,20 @@ def test_the_client_knows_no_airflow():
     assert "airflow" not in modules_after("import airflow_stability.client")
 
 
-def test_the_rules_know_neither_http_nor_airflow():
+def test_rules_and_daemon_threads_know_neither_http_nor_airflow():
     rules = [
         f"airflow_stability.rules.{module.name}" for module in pkgutil.iter_modules(rules_package.__path__)
     ]
     assert len(rules) >= 6
 
     assert not {"airflow", "requests", "urllib3", "tenacity", "pydantic"} & modules_after(
-        f"import {', '.join(rules)}"
+        f"import airflow_stability.daemon_threads, {', '.join(rules)}"
     )
 
 
 #: The layers of the package: a module imports only from its own layer and from those before it.
 LAYERS = (
-    ("errors", "validation", "prices", "__init__"),
+    ("errors", "validation", "daemon_threads", "prices", "__init__"),
     ("rules",),
     ("compat", "client"),
     ("metrics",),

@@ -9,8 +9,8 @@ Reloading the page must not lock a key out, and an API that hangs must not hang 
 - A page waits a moment and then shows the earlier values. The request goes on in its thread, and a later
   page shows its result. No page waits for a request that hangs, and neither does a process that ends.
 
-Permissions are those on connections. So a connection shows only what was asked for with it, and never why a
-request of another one failed: that may tell of the other one's proxy or certificates.
+Permissions are those on connections. So a connection shows only what was asked for with it. A failure is its
+own, too: another connection with the key may have another proxy or other certificates.
 
 This module uses no Airflow. It measures durations by the monotonic clock: the time of day may be set.
 """
@@ -27,7 +27,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from airflow_stability.daemon_threads import start_in_thread
-from airflow_stability.errors import StabilityError, StabilityTransientError
+from airflow_stability.errors import (
+    StabilityError,
+    StabilityNetworkError,
+    StabilityTimeoutError,
+    StabilityTransientError,
+)
 from airflow_stability.page.burn_rate import Reading
 from airflow_stability.rules.lockout import Lockout
 
@@ -296,6 +301,10 @@ def failure_text(error: StabilityError) -> str:
 
     Whoever may edit a connection can name any host in it. The page must not show them what that host sends.
     """
-    if error.status is None:
-        return str(error)
-    return f"The API answered with status {error.status}. {error.advice}".rstrip()
+    if error.status is not None:
+        return f"The API answered with status {error.status}. {error.advice}".rstrip()
+    if isinstance(error, StabilityTimeoutError):
+        return f"No complete response came in time. {error.advice}"
+    if isinstance(error, StabilityNetworkError):
+        return f"No complete response came. {error.advice}"
+    return str(error)

@@ -4,6 +4,7 @@ import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import requests
 import responses
 
 from airflow_stability.client import StabilityClient
@@ -225,6 +226,28 @@ def test_the_text_of_a_response_is_not_shown(balances, api, url):
     assert "secrets" not in failure
 
 
+@pytest.mark.parametrize(
+    ("problem", "text"),
+    [
+        (
+            requests.ConnectionError("BadStatusLine: the secrets of another host"),
+            "No complete response came.",
+        ),
+        (requests.Timeout(), "No complete response came in time."),
+    ],
+)
+def test_the_text_of_a_host_that_speaks_no_http_is_not_shown(api, base_url, key, problem, text):
+    refusal = {"name": "odd", "message": "the secrets of another host", "id": "1"}
+    api.get(f"{base_url}/v1alpha/user/balance", status=404, json=refusal)
+    api.get(f"{base_url}/v1/user/balance", body=problem)
+    balances = BalanceCache(lambda conn_id: StabilityClient(key, base_url=base_url, retry_deadline=0))
+
+    failure = balances.get({"wallet": [None]})["wallet"].balances[None].failure
+
+    assert failure.startswith(text)
+    assert "secrets" not in failure
+
+
 def test_a_balance_that_came_while_a_page_waited_is_not_stale_for_it():
     assert not CachedBalance(requested_at=101.0).is_stale(100.0)
 
@@ -323,13 +346,13 @@ def test_connections_with_one_key_share_its_lock_out(balances, api, url, time):
 
 @pytest.mark.usefixtures("one_key")
 def test_a_failure_stays_with_its_connection(balances, api, url):
-    """Its text may tell of the connection's proxy or certificates."""
-    api.get(url, body=OSError("the proxy of the one"))
+    """The connection's proxy or certificates may be the cause."""
+    api.get(url, body=OSError())
     api.get(url, json={"credits": 40.0})
     one = balances.get({"one": [None]})["one"]
     other = balances.get({"other": [None]})["other"]
 
-    assert "the proxy of the one" in one.balances[None].failure
+    assert one.balances[None].failure.startswith("No complete response came.")
     assert other.balances[None].failure is None
     assert other.balances[None].last.credits == 40.0
 

@@ -229,12 +229,16 @@ def _section(
     if organization == connection.organization:
         wallets.add(Wallet(conn_id, None))
     seen = [reading for wallet in wallets for reading in result.readings.get(wallet, ())]
-    readings = merge_readings(each for each in [*seen, *balance.readings] if now - each.at <= HISTORY)
+    known = [each for each in [*seen, *balance.readings] if now - each.at <= HISTORY]
+    readings = merge_readings(known)
+    last, problem = balance.last, _problem(connection, balance, now, began)
+    if problem or last is None:
+        last = max(known, default=last)
     return {
         "conn_id": conn_id,
         "organization": organization_label(organization),
-        "last": balance.last or (readings[-1] if readings else None),
-        "problem": _problem(connection, balance, began),
+        "last": last,
+        "problem": problem,
         "burn_rate": estimate_burn_rate(readings, now),
         "plot": plot(readings),
         "readings": readings,
@@ -243,7 +247,7 @@ def _section(
     }
 
 
-def _problem(connection: CachedConnection, balance: CachedBalance, began: float) -> str | None:
+def _problem(connection: CachedConnection, balance: CachedBalance, now: datetime, began: float) -> str | None:
     """Return why the balance is out of date, in one sentence; None if it is not."""
     if failure := connection.failure or balance.failure:
         return failure
@@ -252,7 +256,9 @@ def _problem(connection: CachedConnection, balance: CachedBalance, began: float)
     if connection.pending:
         return "The API has not answered yet. This page reloads itself."
     if connection.locked_until:
-        return f"The server allows no call with this API key before {connection.locked_until:%H:%M:%S} UTC."
+        date = "" if connection.locked_until.date() == now.date() else "%Y-%m-%d "
+        until = connection.locked_until.strftime(f"{date}%H:%M:%S UTC")
+        return f"The server allows no call with this API key before {until}."
     return (
         "This balance was not requested: either the organization is new, or tasks name more than "
         f"{MAX_ORGANIZATIONS} organizations."

@@ -309,7 +309,7 @@ def test_what_hangs_does_not_hold_a_process(
                 if how == "SIGTERM":
                     process.send_signal(signal.SIGTERM)
                 process.stdin.close()
-                process.wait(8)
+                process.wait(12)
             finally:
                 process.kill()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from typing import Self
@@ -50,7 +51,8 @@ class DeadHost:
         self._listener.close()
         with self._lock:
             for call in self._calls:
-                call.shutdown(socket.SHUT_RDWR)
+                with contextlib.suppress(OSError):  # its process has ended
+                    call.shutdown(socket.SHUT_RDWR)
 
     def _accept(self) -> None:
         while True:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import secrets
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+import time
+from concurrent.futures import Future, wait
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from airflow_stability.compat import conf
+from airflow_stability.daemon_threads import start_in_thread
 from airflow_stability.errors import CREDITS_URL
 from airflow_stability.hooks.stability import StabilityHook
 from airflow_stability.page.background import BackgroundPages
@@ -53,7 +55,7 @@ URL_PREFIX = "/stability"
 RELOAD_SECONDS = 3
 
 #: The database is not queried again before the result is this old, however often the page is reloaded.
-QUERY_MAX_AGE = timedelta(seconds=15)
+QUERY_MAX_AGE_SECONDS = 15.0
 
 #: The longest request timeout of the page, in seconds.
 MAX_REQUEST_TIMEOUT = 10.0
@@ -68,10 +70,9 @@ class _QueryCache:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stability-page-queries")
         self._running: Future[None] | None = None
         self._latest: tuple[QueryResult, datetime] | None = None
-        self._fresh_until = datetime.min.replace(tzinfo=UTC)
+        self._fresh_until = 0.0  # by the monotonic clock, as no other time here
 
     def get(self) -> tuple[QueryResult, datetime | None]:
         """Return the result. If it is an earlier one because the queries take long, return its time, too.
@@ -80,8 +81,8 @@ class _QueryCache:
         """
         with self._lock:
             earlier = self._latest
-            if self._running is None and datetime.now(UTC) >= self._fresh_until:
-                self._running = self._thread.submit(self._refresh)
+            if self._running is None and (earlier is None or time.monotonic() >= self._fresh_until):
+                self._running = start_in_thread(self._refresh)
             running = self._running
         if running is not None:
             wait([running], timeout=WAIT_SECONDS if earlier else None)
@@ -92,13 +93,13 @@ class _QueryCache:
         return self._latest[0], None
 
     def _refresh(self) -> None:
-        now = datetime.now(UTC)
+        now, began = datetime.now(UTC), time.monotonic()
         try:
             with create_session() as session:
                 self._latest = query_database(session, now), now
             # Slow queries run more rarely, so that reloads take at most a tenth of a large database's time.
-            took = datetime.now(UTC) - now
-            self._fresh_until = now + max(QUERY_MAX_AGE, 10 * took)
+            took = time.monotonic() - began
+            self._fresh_until = began + max(QUERY_MAX_AGE_SECONDS, 10 * took)
         finally:
             with self._lock:
                 self._running = None
@@ -189,13 +190,14 @@ def _content(queries: _QueryCache, balances: BalanceCache, user: BaseUser) -> di
     for wallet in result.wallets:
         if wallet.organization and wallet.conn_id in wanted:
             wanted[wallet.conn_id].add(wallet.organization)
-    now = datetime.now(UTC)  # taken before the wait: a balance that is fresh now is not requested
+    # Taken before the wait: a balance that is fresh now is not requested.
+    now, began = datetime.now(UTC), time.monotonic()
     connections = balances.get(wanted)
     sections = []
     for conn_id, connection in connections.items():
         own = connection.organization
         for organization in [own, *sorted(wanted[conn_id] - {own})]:
-            sections.append(_section(conn_id, organization, connection, result, dag_ids, now))
+            sections.append(_section(conn_id, organization, connection, result, dag_ids, now, began))
     others = [task for task in result.tasks if task.wallet is None or task.wallet.conn_id not in wanted]
     return {
         "reading": False,
@@ -215,20 +217,28 @@ def _section(
     result: QueryResult,
     dag_ids: set[str],
     now: datetime,
+    began: float,
 ) -> dict[str, Any]:
-    """Return what the template shows of one connection and organization."""
+    """Return what the template shows of one connection and organization.
+
+    :param began: when the balances were asked for, by the monotonic clock.
+    """
     balance = connection.balances.get(organization, CachedBalance())
     wallets = {Wallet(conn_id, organization)}
     # A task that names no organization uses the connection's own.
     if organization == connection.organization:
         wallets.add(Wallet(conn_id, None))
     seen = [reading for wallet in wallets for reading in result.readings.get(wallet, ())]
-    readings = merge_readings(each for each in [*seen, *balance.readings] if now - each.at <= HISTORY)
+    known = [each for each in [*seen, *balance.readings] if now - each.at <= HISTORY]
+    readings = merge_readings(known)
+    last, problem = balance.last, _problem(connection, balance, now, began)
+    if problem or last is None:
+        last = max(known, default=last)
     return {
         "conn_id": conn_id,
         "organization": organization_label(organization),
-        "last": balance.last or (readings[-1] if readings else None),
-        "problem": _problem(connection, balance, now),
+        "last": last,
+        "problem": problem,
         "burn_rate": estimate_burn_rate(readings, now),
         "plot": plot(readings),
         "readings": readings,
@@ -237,16 +247,18 @@ def _section(
     }
 
 
-def _problem(connection: CachedConnection, balance: CachedBalance, now: datetime) -> str | None:
+def _problem(connection: CachedConnection, balance: CachedBalance, now: datetime, began: float) -> str | None:
     """Return why the balance is out of date, in one sentence; None if it is not."""
     if failure := connection.failure or balance.failure:
         return failure
-    if not balance.is_stale(now):
+    if not balance.is_stale(began):
         return None
     if connection.pending:
         return "The API has not answered yet. This page reloads itself."
     if connection.locked_until:
-        return f"The server allows no call with this API key before {connection.locked_until:%H:%M:%S} UTC."
+        date = "" if connection.locked_until.date() == now.date() else "%Y-%m-%d "
+        until = connection.locked_until.strftime(f"{date}%H:%M:%S UTC")
+        return f"The server allows no call with this API key before {until}."
     return (
         "This balance was not requested: either the organization is new, or tasks name more than "
         f"{MAX_ORGANIZATIONS} organizations."

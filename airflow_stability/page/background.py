@@ -1,7 +1,7 @@
 """Pages that are made in threads of their own, one for each user. This module uses no Airflow.
 
 Airflow's API server has 40 threads for the requests of all its pages. A page that waits in one of them, for
-the API, the database or the auth manager, takes it from everybody else.
+the API, the database or the auth manager, takes it from everybody else. A process that ends waits for none.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ import contextvars
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from typing import Generic, TypeVar
+
+from airflow_stability.daemon_threads import start_in_thread
 
 Page = TypeVar("Page")
 
 #: How many pages are made at the same time.
-MAX_THREADS = 8
+MAX_PAGES = 8
 
 #: Seconds after which a request is answered, whether or not its page is made.
 WAIT_SECONDS = 1.8
@@ -35,7 +38,7 @@ class BackgroundPages(Generic[Page]):
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="stability-page-users")
+        self._room = threading.Semaphore(MAX_PAGES)
         self._pages: dict[str, tuple[Future[Page], float]] = {}  # by user, with the latest request's time
 
     async def get(
@@ -67,6 +70,10 @@ class BackgroundPages(Generic[Page]):
             if user_id in self._pages:
                 page, _ = self._pages[user_id]
             else:
-                page = self._threads.submit(contextvars.copy_context().run, make)
+                page = start_in_thread(partial(contextvars.copy_context().run, self._make, make))
             self._pages[user_id] = page, now
             return page
+
+    def _make(self, make: Callable[[], Page]) -> Page:
+        with self._room:
+            return make()

@@ -80,7 +80,7 @@ def _type_of(connection: str) -> object:
     try:
         fields = json.loads(connection)
     except ValueError:
-        return connection.partition("://")[0]
+        return connection.partition("://")[0].lower()
     return fields.get("conn_type") if isinstance(fields, dict) else None
 
 

@@ -22,7 +22,7 @@ from airflow_stability.compat import RENDERED_FIELDS_MODELS, XCOM_MODELS
 from airflow_stability.deferral import TRIGGER_PATH
 from airflow_stability.page.burn_rate import Reading
 from airflow_stability.rules.wording import credits_needed
-from airflow_stability.validation import check_credits, in_utc, is_template
+from airflow_stability.validation import check_credits, check_organization, in_utc, is_template
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -331,30 +331,34 @@ def _add_reading(
     row: Any, fields: Mapping[str, Any], now: datetime, readings: dict[Wallet, list[Reading]]
 ) -> None:
     """Add the balance that a sensor or an operator has pushed."""
+    value = _decoded(row.value)
+    if isinstance(value, dict) and value.get("organization"):
+        fields = {**fields, "organization": value["organization"]}
     wallet = _wallet(fields)
-    if wallet and (reading := _reading(_credits_in(row.value), row.timestamp, now)):
-        if isinstance(row.value, dict) and (organization := row.value.get("organization")):
-            wallet = Wallet(wallet.conn_id, str(organization))
+    if wallet and (reading := _reading(_credits_in(value), row.timestamp, now)):
         readings[wallet].append(reading)
 
 
 def _wallet(fields: Mapping[str, Any]) -> Wallet | None:
-    """Return the wallet in a task's fields; None if they are missing or still templates."""
+    """Return the wallet in a task's fields; None if they are missing, still templates, or not usable."""
     conn_id, organization = fields.get("stability_conn_id"), fields.get("organization")
-    if not isinstance(conn_id, str) or not conn_id or is_template(conn_id):
+    if not isinstance(conn_id, str) or not conn_id or is_template(conn_id) or is_template(organization):
         return None
-    if organization is not None and (not isinstance(organization, str) or is_template(organization)):
+    try:
+        return Wallet(conn_id, check_organization(organization))
+    except ValueError:
         return None
-    return Wallet(conn_id, organization or None)
+
+
+def _decoded(value: object) -> object:
+    """Return the value of an XCom, which some versions of Airflow encode twice; None if it is of no use."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        return None
 
 
 def _credits_in(value: object) -> object:
-    if isinstance(value, str):
-        # Some versions of Airflow encode an XCom twice.
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return None
     return value.get("credits") if isinstance(value, dict) else value
 
 

@@ -6,17 +6,24 @@ tests/e2e/test_credits_page.py has the page in a whole Airflow.
 from __future__ import annotations
 
 import secrets
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime, timedelta, tzinfo
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import requests
 
 from airflow_stability.compat import AIRFLOW_VERSION, HAS_EXTERNAL_VIEWS
+from airflow_stability.daemon_threads import THREAD_NAME
 from airflow_stability.simulator import Fault, StabilitySimulator
 
 if not HAS_EXTERNAL_VIEWS:
@@ -30,12 +37,15 @@ from airflow.models import Connection
 from airflow.utils.session import create_session
 from fastapi import FastAPI
 
+from tests.dead_host import DeadHost
 from tests.real_airflow import free_port
 
 #: More than the 40 requests that a server works on in threads.
 REQUESTS = 50
 #: Seconds that a test waits for what should come at once.
 PATIENCE = 30
+#: Airflow keeps the first one of a process.
+JWT_SECRET = secrets.token_hex(64)
 
 
 class AuthManager(SimpleAuthManager):
@@ -83,7 +93,7 @@ class AuthManager(SimpleAuthManager):
 @pytest.fixture
 def auth_manager(airflow_database: None, monkeypatch: pytest.MonkeyPatch) -> AuthManager:
     monkeypatch.setenv("AIRFLOW__CORE__AUTH_MANAGER", f"{__name__}.AuthManager")
-    monkeypatch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", secrets.token_hex(64))
+    monkeypatch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", JWT_SECRET)
     # Where Airflow keeps the auth manager of the process.
     kept = (app, "auth_manager") if AIRFLOW_VERSION < (3, 2) else (app._AuthManagerState, "instance")
     monkeypatch.setattr(*kept, None)
@@ -97,6 +107,12 @@ def auth_manager(airflow_database: None, monkeypatch: pytest.MonkeyPatch) -> Aut
 # While something is slow
 
 
+def get_page(url: str, user: str, auth_manager: AuthManager) -> requests.Response:
+    token = auth_manager.generate_jwt(SimpleAuthManagerUser(username=user, role="OP"))
+    headers = {"Authorization": f"Bearer {token}"}
+    return requests.get(f"{url}/stability/", headers=headers, timeout=PATIENCE)
+
+
 class Site:
     """A server with the page, and with another one that needs a thread of the server."""
 
@@ -105,9 +121,7 @@ class Site:
         self.auth_manager, self.simulator = auth_manager, simulator
 
     def get(self, user: str) -> requests.Response:
-        token = self.auth_manager.generate_jwt(SimpleAuthManagerUser(username=user, role="OP"))
-        headers = {"Authorization": f"Bearer {token}"}
-        return requests.get(f"{self.url}/stability/", headers=headers, timeout=PATIENCE)
+        return get_page(self.url, user, self.auth_manager)
 
     def get_other(self) -> str:
         return requests.get(f"{self.url}/other", timeout=PATIENCE).text
@@ -183,7 +197,8 @@ def test_a_slow_read_delays_no_other_page_and_is_done_once_for_all(
         pages = [page.result() for page in loading]
         assert site.get_other() == '"here"'
         threads = {*threading.enumerate()} - threads
-        assert len([each for each in threads if each.name.startswith("stability-page")]) <= 17
+        # One for each user, one for the database and one for the connection.
+        assert len([each for each in threads if each.name == THREAD_NAME]) <= 27
     for page in pages:
         assert page.status_code == 200
         # Less than 2 on a machine that has nothing else to do.
@@ -218,6 +233,90 @@ def test_a_failure_ends_the_reloads(site: Site) -> None:
     until(lambda: site.get("user-1").status_code == 500)
     site.auth_manager.broken = False
     until(lambda: "40 <small>credits" in site.get("user-1").text)
+
+
+@pytest.mark.parametrize("skew", [-timedelta(days=1), timedelta(days=1)])
+def test_a_clock_that_is_set_does_not_change_how_often_the_database_is_read(
+    site: Site, monkeypatch: pytest.MonkeyPatch, skew: timedelta
+) -> None:
+    from airflow_stability.page import app as page
+
+    passed = 0.0
+    reads = []
+    query = page.query_database
+    monkeypatch.setattr(page, "time", SimpleNamespace(monotonic=lambda: 1000.0 + passed))
+    monkeypatch.setattr(page, "query_database", lambda *args: reads.append(args) or query(*args))
+    site.get("user-1")
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Any:
+            return datetime.now(tz) + skew
+
+    monkeypatch.setattr(page, "datetime", Clock)
+    passed = 14.0
+    site.get("user-1")
+    assert len(reads) == 1
+    passed = 60.0
+    site.get("user-1")
+    assert len(reads) == 2
+
+
+# When the server ends
+
+AIRFLOWS_AUTH_MANAGER = f"{SimpleAuthManager.__module__}.{SimpleAuthManager.__name__}"
+SERVER = """
+import sys, threading
+import uvicorn
+from airflow.api_fastapi import app
+from fastapi import FastAPI
+from airflow_stability.page.app import create_app
+
+app.create_auth_manager()
+pages = FastAPI()
+pages.mount("/stability", create_app())
+server = uvicorn.Server(uvicorn.Config(pages, port=int(sys.argv[1]), ws="none", log_level="critical"))
+
+def end():
+    sys.stdin.read()
+    server.should_exit = True
+
+threading.Thread(target=end, daemon=True).start()
+server.run()
+"""
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "return"])
+def test_what_hangs_does_not_hold_a_process(
+    auth_manager: AuthManager, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setenv("AIRFLOW__CORE__AUTH_MANAGER", AIRFLOWS_AUTH_MANAGER)
+    # A byte every now and then makes the request take as long as one can: 20 seconds.
+    with DeadHost(drip=0.5) as host:
+        monkeypatch.setenv("AIRFLOW_CONN_STABILITY_DEFAULT", host.connection(request_timeout=3600))
+        port = free_port()
+        process = subprocess.Popen(
+            [sys.executable, "-c", SERVER, str(port)],
+            stdin=subprocess.PIPE,
+        )
+        with process:
+            try:
+                assert process.stdin
+                until(lambda: accepts(port))
+                page = get_page(f"http://127.0.0.1:{port}", "she", auth_manager)
+                assert page.status_code == 200
+                until(lambda: host.calls)
+                if how == "SIGTERM":
+                    process.send_signal(signal.SIGTERM)
+                process.stdin.close()
+                process.wait(12)
+            finally:
+                process.kill()
+
+
+def accepts(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 def until(look: Callable[[], object]) -> None:

@@ -15,6 +15,7 @@ import threading
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -27,7 +28,7 @@ from airflow_stability.compat import AIRFLOW_VERSION, AirflowRescheduleException
 from airflow_stability.deferral import BACKSTOP, seconds_since_deferral
 from airflow_stability.errors import StabilityAuthenticationError, StabilityOutcomeUnknownError
 from airflow_stability.operators.spend import StabilitySpendOperator
-from airflow_stability.page.balance_cache import CachedBalance
+from airflow_stability.page.balance_cache import BalanceCache
 from airflow_stability.rules.crossing import ThresholdWatch
 from airflow_stability.rules.gate import Gate, Verdict
 from airflow_stability.rules.lockout import MAX_LOCKOUT_SECONDS, Lockout
@@ -343,7 +344,18 @@ def set_clock_log_throttle(machine, skew):
 
 def set_clock_page(machine, skew):
     """The seconds until the page requests a balance again."""
-    return until(CachedBalance(requested_at=NOW).is_stale, skew)
+    time_of_day, passed = NOW, 0.0
+    client = partial(StabilityClient, "sk-1", base_url=machine.base_url, api_version="v1")
+    page = BalanceCache(lambda conn_id: client(), now=lambda: time_of_day, monotonic=lambda: passed)
+    first = page.get({"wallet": []}, wait_seconds=60)["wallet"].balances[None]
+
+    def is_requested(now):
+        nonlocal time_of_day, passed
+        time_of_day, passed = now, (now - NOW).total_seconds() - skew
+        balance = page.get({"wallet": []}, wait_seconds=60)["wallet"].balances[None]
+        return balance.requested_at != first.requested_at
+
+    return until(is_requested, skew)
 
 
 def set_clock_grace(machine, skew):
@@ -380,7 +392,7 @@ TABLE = {
     worker_to_page_reading: (DAY, HOUR, -600, -600),
     set_clock_lock_out: (0, 0, -600, -600),
     set_clock_log_throttle: (-HOUR, -HOUR, -HOUR, -HOUR),
-    set_clock_page: (-60, -60, -60, -60),
+    set_clock_page: NOTHING,
     set_clock_grace: (0, 0, -600, -600),
 }
 

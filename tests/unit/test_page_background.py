@@ -32,7 +32,7 @@ def making():
 @pytest.fixture
 def pages(monkeypatch):
     # One page after another: once the next one is made, so is the one before it.
-    monkeypatch.setattr(background, "MAX_THREADS", 1)
+    monkeypatch.setattr(background, "MAX_PAGES", 1)
     return BackgroundPages()
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from datetime import UTC, datetime, timedelta, timezone
+from types import SimpleNamespace
 
 import pytest
 
@@ -56,12 +58,12 @@ def test_classes_have_the_names_that_the_database_holds():
     ids=lambda value: value[:20],
 )
 def test_a_value_that_is_no_balance_is_ignored(value):
-    assert queries._reading(queries._credits_in(value), NOW, NOW) is None
+    assert queries._reading(queries._credits_in(queries._decoded(value)), NOW, NOW) is None
 
 
 @pytest.mark.parametrize("value", [12.5, "12.5", {"credits": 12.5}, json.dumps({"credits": 12.5})])
 def test_a_balance_is_found_as_gates_and_operators_push_it(value):
-    assert queries._reading(queries._credits_in(value), NOW, NOW) == Reading(NOW, 12.5)
+    assert queries._reading(queries._credits_in(queries._decoded(value)), NOW, NOW) == Reading(NOW, 12.5)
 
 
 def test_a_time_of_another_zone_is_shown_in_utc():
@@ -103,3 +105,33 @@ def test_a_wait_ends_by_the_timeout_of_the_trigger(arguments, airflows, seconds)
 
     assert queries._until(airflow_timeout, arguments) == NOW + timedelta(seconds=seconds)
     assert queries._until(None, arguments) is None
+
+
+@pytest.mark.parametrize("encode", [dict, json.dumps], ids=["decoded", "encoded twice"])
+@pytest.mark.parametrize(
+    ("organization", "wallets"),
+    [
+        ("org-2", [queries.Wallet("wallet", "org-2")]),
+        (None, [queries.Wallet("wallet", "org-1")]),
+        ("", [queries.Wallet("wallet", "org-1")]),
+        ("x" * 1_000_000, []),
+        ("two words", []),
+        (["org-2"], []),
+        ({"org": 2}, []),
+        (7, []),
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_a_balance_belongs_to_the_organization_that_was_pushed_with_it(encode, organization, wallets):
+    row = SimpleNamespace(value=encode({"credits": 12.5, "organization": organization}), timestamp=NOW)
+    fields = {"stability_conn_id": "wallet", "organization": "org-1"}
+    readings = defaultdict(list)
+
+    queries._add_reading(row, fields, NOW, readings)
+
+    assert [*readings] == wallets
+
+
+@pytest.mark.parametrize("organization", ["x" * 1_000_000, "two words", ["org-1"], 7, "{{ params.of }}"])
+def test_the_wallet_of_a_task_is_unknown_if_no_organization_is_called_that(organization):
+    assert queries._wallet({"stability_conn_id": "wallet", "organization": organization}) is None

@@ -121,7 +121,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def start(self, run):
         """Begin to run, or go on."""
         if run.alive:
-            run.alive = self.ledger.start(run.key, lease=3600)
+            run.alive = self.ledger.start(run.key, itemized=run.itemized, lease=3600)
 
     @rule(run=consumes(runs))
     def end_run(self, run):

@@ -17,7 +17,7 @@ from airflow_stability.client.api_key import check_api_key, fingerprint
 from airflow_stability.client.api_versions import call_versions
 from airflow_stability.client.attempt import ANY_ENDPOINT, SAFE_METHODS, USER_ENDPOINT, RequestSender
 from airflow_stability.client.models import Account, Balance
-from airflow_stability.client.recording import Output, Recorder, recorded
+from airflow_stability.client.recording import LedgerSettings, Output, Recorder, recorded
 from airflow_stability.client.responses import parse_response
 from airflow_stability.client.retry import build_retrying
 from airflow_stability.errors import StabilityConfigurationError
@@ -94,6 +94,8 @@ class StabilityClient:
         self.key_fingerprint = fingerprint(api_key)
         #: Makes what ``generate`` opens URLs with; None for a client without Airflow.
         self.storage: Callable[[], Storage] | None = None
+        #: What the connection says about its ledger; None without one.
+        self.ledger: LedgerSettings | None = None
         #: Makes what writes down the calls that may be charged; None without a ledger.
         self.make_recorder: Callable[[], Recorder] | None = None
         #: The API version that returned the last account or balance of this client.

@@ -197,14 +197,14 @@ class Ledger:
                 lambda connection, now: _hold(connection, now, holds, reading, _known(connection, holds))
             )
 
-    def start(self, key: str, lease: float = LEASE_SECONDS) -> bool:
+    def start(self, key: str, *, itemized: bool = False, lease: float = LEASE_SECONDS) -> bool:
         """Take note that the run of a hold begins; False if the hold has ended meanwhile."""
 
         def work(connection: Connection, now: datetime) -> bool:
             change = (
                 spends.update()
                 .where(spends.c.spend_key == key, spends.c.state == HELD)
-                .values(started_at=now, lease_ends_at=now + timedelta(seconds=lease))
+                .values(started_at=now, itemized=itemized, lease_ends_at=now + timedelta(seconds=lease))
             )
             return bool(connection.execute(change).rowcount)
 

@@ -6,6 +6,8 @@ of :data:`DATE`. They may have changed since. This module knows neither Airflow 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 DATE = "2025-08-01"
 SOURCE = "https://platform.stability.ai/pricing"
 
@@ -62,6 +64,20 @@ def price(endpoint: str, model: str | None = None) -> float:
     if (endpoint, model) not in PRICES:
         raise _unknown(f"model of {endpoint}", model, [of for of in models if of])
     return PRICES[endpoint, model]
+
+
+def price_if_known(endpoint: str, model: str | None, own: Mapping[str, float]) -> float | None:
+    """Return what one call costs, in credits; None for an endpoint or a model without a known price.
+
+    :param own: the user's own prices, by ``ENDPOINT MODEL`` or ``ENDPOINT``. They come first.
+    """
+    for name in (f"{endpoint} {model}", endpoint):
+        if name in own:
+            return own[name]
+    try:
+        return price(endpoint, model)
+    except ValueError:
+        return None
 
 
 def _unknown(what: str, name: str | None, known: list[str]) -> ValueError:

@@ -107,18 +107,13 @@ class Recorder(Protocol):
 def recorded(
     recorder: Recorder,
     send: Callable[[], requests.Response],
-    path: str,
-    seconds: float,
+    endpoint: str,
+    model: str | None,
     output: Output | None,
-    request: Mapping[str, Any],
+    seconds: float,
 ) -> requests.Response:
-    """Send a request that may be charged, and record it.
-
-    :param seconds: how long it may take.
-    :param output: what a durable call makes; None for another call.
-    :param request: arguments of ``requests.Request``.
-    """
-    key = recorder.begin(path.removeprefix("/v2beta/"), model_of(request), output, seconds)
+    """Send a request that may be charged, and record it; see :meth:`Recorder.begin` for the arguments."""
+    key = recorder.begin(endpoint, model, output, seconds)
     try:
         response = send()
     except StabilityOutcomeUnknownError as error:

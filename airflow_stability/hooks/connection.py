@@ -5,6 +5,7 @@ The hook uses this module, and so does the feed in a triggerer, which reads conn
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError, field_validator
 
+from airflow_stability import metrics
 from airflow_stability.client.client import DEFAULT_BASE_URL, DEFAULT_CLIENT_ID, StabilityClient
 from airflow_stability.client.recording import LedgerSettings
 from airflow_stability.compat import AirflowNotFoundException
@@ -87,6 +89,7 @@ def client_from_connection(connection: Connection, *, retry_deadline: float | No
             **fields.model_dump(exclude={"ledger_conn_id", "budget", "prices"}),
         )
         client.storage = _storage
+        client.on_paid = functools.partial(_count_credits, connection.conn_id, fields.prices or {})
         if (ledger := _ledger(fields)) is not None:
             client.ledger = ledger
             client.make_recorder = _recorder(connection.conn_id, fields, ledger)
@@ -140,6 +143,15 @@ def _check_type(conn_type: str | None) -> None:
             f"it {has}, so its password is sent nowhere: name a connection of the type "
             f"{StabilityHook.conn_type!r}, or give this one that type if its password is an API key."
         )
+
+
+def _count_credits(conn_id: str, prices: dict[str, float], endpoint: str, model: str | None) -> None:
+    """Count the credits of a call that was paid for, if its price is known."""
+    from airflow_stability.prices import price_if_known
+
+    credits = price_if_known(endpoint, model, prices)
+    if credits is not None:
+        metrics.spent(conn_id, _storage().caller(), endpoint, credits)
 
 
 def _ledger(fields: ConnectionExtra) -> LedgerSettings | None:

@@ -9,12 +9,14 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from airflow_stability import metrics
 from airflow_stability.client.recording import POSTED, UNKNOWN, VOID, LedgerSettings, Output
 from airflow_stability.errors import StabilityError, StabilityTransientError
 from airflow_stability.hooks.ledger import open_ledger
 from airflow_stability.hooks.storage import AirflowStorage
 from airflow_stability.ledger.ledger import LEASE_SECONDS, Call, Hold, HoldResult, Reading, Spender
-from airflow_stability.prices import price
+from airflow_stability.prices import price_if_known
+from airflow_stability.rules.credits import from_microcredits
 from airflow_stability.rules.wording import budget_text, held_text
 
 _log = logging.getLogger(__name__)
@@ -60,10 +62,14 @@ def obstacle_to(hold: Hold, result: HoldResult) -> str | None:
     return held_text(result.reserved[hold.key], hold.credits)
 
 
-def report_soft_limits(result: HoldResult) -> None:
-    """Log which budgets have reached their soft limits by holds."""
-    for reached in result.soft_limits:
-        _log.warning("The soft limit is reached: %s.", reached.text)
+def report_budgets(result: HoldResult) -> None:
+    """Send how much of the budgets is used, and log which have reached their soft limits by holds."""
+    for budget in result.budgets:
+        used, limit = (from_microcredits(each) for each in (budget.used, budget.limit))
+        metrics.budget(budget.name, used, limit)
+    for budget in result.soft_limits:
+        metrics.soft_limit(budget.name)
+        _log.warning("The soft limit is reached: %s.", budget.text)
 
 
 class LedgerRecorder:
@@ -129,7 +135,7 @@ class LedgerRecorder:
     def _hold(self, hold: Hold, balance: tuple[float, float] | None) -> str | None:
         reading = None if balance is None else Reading(*balance)
         result = open_ledger(self.ledger_conn_id).hold([hold], reading)
-        report_soft_limits(result)
+        report_budgets(result)
         return obstacle_to(hold, result)
 
     def end_run(self, *, completed: bool, refused: bool) -> None:
@@ -153,7 +159,7 @@ class LedgerRecorder:
             uuid.uuid4().hex,
             self._spender(None, None) if run is None else run.spender,
             endpoint,
-            self._price(endpoint, model),
+            price_if_known(endpoint, model, self._prices),
             output and output.address,
             output is not None and output.paid_again,
             lease=max(LEASE_SECONDS, seconds),
@@ -204,12 +210,3 @@ class LedgerRecorder:
     def _spender(self, budget: str | None, organization: str | None) -> Spender:
         organization, budget = organization or self._organization, budget or self._budget
         return Spender(self._conn_id, organization, budget, **AirflowStorage().caller())
-
-    def _price(self, endpoint: str, model: str | None) -> float | None:
-        for name in (f"{endpoint} {model}", endpoint):
-            if name in self._prices:
-                return self._prices[name]
-        try:
-            return price(endpoint, model)
-        except ValueError:
-            return None

@@ -113,6 +113,7 @@ class HoldResult:
     :param refused: for the other keys, the budget that has too little left, or None: the balance is too low.
     :param failures: for keys that can never be held, the reason.
     :param reserved: for keys that were refused for the balance, the credits of it that others hold.
+    :param budgets: the budgets of the holds, as they are now.
     :param soft_limits: the budgets that have reached their soft limits by this.
     """
 
@@ -120,6 +121,7 @@ class HoldResult:
     refused: dict[str, Budget | None] = field(default_factory=dict)
     failures: dict[str, StabilityConfigurationError] = field(default_factory=dict)
     reserved: dict[str, float] = field(default_factory=dict)
+    budgets: list[Budget] = field(default_factory=list)
     soft_limits: list[Budget] = field(default_factory=list)
 
 
@@ -307,6 +309,7 @@ def _hold(
             result.held.append(hold.key)
     if new:
         connection.execute(spends.insert(), new)
+    result.budgets = list(locked.values())
     result.soft_limits = _save(connection, locked, before, now)
     return result
 

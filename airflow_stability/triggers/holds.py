@@ -19,7 +19,7 @@ from airflow_stability.daemon_threads import start_in_thread
 from airflow_stability.errors import StabilityError, StabilityLedgerUnavailableError
 from airflow_stability.hooks.connection import reading_failure
 from airflow_stability.hooks.ledger import ledger_of
-from airflow_stability.hooks.recorder import obstacle_to, report_soft_limits
+from airflow_stability.hooks.recorder import obstacle_to, report_budgets
 from airflow_stability.ledger.ledger import START_SECONDS, Hold, HoldResult, Ledger, Reading, Spender
 from airflow_stability.triggers.feed import Observation, loop_state
 
@@ -123,7 +123,7 @@ class HoldQueue:
         age = asyncio.get_running_loop().time() - group[0].requested_at
         call = functools.partial(ledger.hold, holds, Reading(group[0].credits, age))
         result = await self._in_thread(call)
-        report_soft_limits(result)
+        report_budgets(result)
         for each in group:
             if each.held.done():  # its trigger was cancelled: what is held for it goes with its lease
                 continue

@@ -419,10 +419,18 @@ def test_where_metrics_have_tags_the_names_are_short(story):
         "balance",
         "call",
         "polls",
+        "spent",
         "waiting_gates",
     }
     assert "airflow.stability.balance,conn_id=wallet,organization=default" in names
     assert len(senders) > 2  # two triggerers and the workers
+
+
+def test_what_is_spent_is_counted_by_task(story):
+    name = "airflow.stability.spent,conn_id=wallet,dag_id=many,task_id=paint_one_of_many,endpoint="
+    spent = [metric.value for metric in story.metrics.ours if metric.name.startswith(name)]
+
+    assert sum(spent) == MANY * COST
 
 
 def test_no_key_stands_anywhere(story):

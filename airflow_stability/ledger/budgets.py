@@ -17,7 +17,7 @@ from airflow_stability.rules.budget_periods import (
     period_at,
     renewal_text,
 )
-from airflow_stability.rules.credits import from_microcredits, to_microcredits
+from airflow_stability.rules.credits import MOST, from_microcredits, to_microcredits
 from airflow_stability.validation import check_credits, format_number, safe_repr
 
 #: The states of spends that count against a budget.
@@ -84,9 +84,12 @@ def checked(
         if not is_percent or not 1 <= soft_percent <= 100:  # type: ignore[operator]  # it is an int
             raise ValueError(f"soft must be a whole percent from 1 to 100; got {safe_repr(soft_percent)}.")
     every, timezone = check_every(every), check_timezone(timezone)
+    credits = check_credits(limit, argument="limit")
+    if credits > MOST:
+        raise ValueError(f"limit must be at most {MOST} credits; got {safe_repr(limit)}.")
     return Budget(
         check_name(name),
-        to_microcredits(check_credits(limit, argument="limit")),
+        to_microcredits(credits),
         every,
         timezone,
         soft_percent,  # type: ignore[arg-type]  # checked above

@@ -200,7 +200,10 @@ class Database:
                     row = {"version": schema.VERSION, "made_at": made_at}
                     connection.execute(schema.versions.insert().values(row))
 
-        self._try(make)
+        try:
+            self._try(make)
+        except IntegrityError:  # somebody has just made them
+            self._try(make)
         self.check_version()
         return schema.VERSION
 

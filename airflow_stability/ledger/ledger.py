@@ -166,7 +166,10 @@ class Ledger:
             budgets.put(connection, budget, now)
             return budget
 
-        return self.database.run(work)
+        try:
+            return self.database.run(work)
+        except IntegrityError:  # somebody has just made it
+            return self.database.run(work)
 
     def delete_budget(self, name: str) -> bool:
         """Delete a budget, and tell whether there was one. Its spends stay."""

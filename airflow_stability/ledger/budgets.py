@@ -17,7 +17,7 @@ from airflow_stability.rules.budget_periods import (
     period_at,
     renewal_text,
 )
-from airflow_stability.rules.credits import from_microcredits, to_microcredits
+from airflow_stability.rules.credits import MOST, from_microcredits, to_microcredits
 from airflow_stability.validation import check_budget, check_credits, format_number, safe_repr
 
 #: The states of spends that count against a budget.
@@ -86,9 +86,12 @@ def checked(
     name = check_budget("" if name is None else name)
     assert name is not None
     every, timezone = check_every(every), check_timezone(timezone)
+    credits = check_credits(limit, argument="limit")
+    if credits > MOST:
+        raise ValueError(f"limit must be at most {MOST} credits; got {safe_repr(limit)}.")
     return Budget(
         name,
-        to_microcredits(check_credits(limit, argument="limit")),
+        to_microcredits(credits),
         every,
         timezone,
         soft_percent,  # type: ignore[arg-type]  # checked above

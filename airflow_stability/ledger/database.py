@@ -136,6 +136,13 @@ class Database:
         self._clock = clock or DatabaseClock(engine).now
         self._checked = False
 
+    def now(self) -> datetime:
+        """Return the database's time in UTC, without a time zone.
+
+        :raises StabilityLedgerUnavailableError: the database cannot be reached.
+        """
+        return self._try(self._clock)
+
     def run(self, work: Callable[[Connection, datetime], _Result]) -> _Result:
         """Run a transaction.
 
@@ -200,7 +207,10 @@ class Database:
                     row = {"version": schema.VERSION, "made_at": made_at}
                     connection.execute(schema.versions.insert().values(row))
 
-        self._try(make)
+        try:
+            self._try(make)
+        except IntegrityError:  # somebody has just made them
+            self._try(make)
         self.check_version()
         return schema.VERSION
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import and_, func, or_, select
@@ -28,7 +28,8 @@ from airflow_stability.ledger.database import Database
 from airflow_stability.ledger.schema import balances, spends, wallets
 from airflow_stability.rules.credits import from_microcredits, to_microcredits
 from airflow_stability.rules.gate import suffices
-from airflow_stability.validation import format_number
+from airflow_stability.rules.wording import clock_time
+from airflow_stability.validation import format_number, safe_repr
 
 HELD, POSTED, VOID, UNKNOWN = "held", "posted", "void", "unknown"
 DECLARED, LISTED = "declared", "listed"
@@ -46,6 +47,9 @@ _NEXT = {
     POSTED: (VOID,),
     VOID: (POSTED,),
 }
+
+#: Whether a spend that is held may have been paid for. A run whose calls are itemized pays by those only.
+_BEGUN = and_(spends.c.started_at.is_not(None), ~spends.c.itemized)
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,10 @@ class Ledger:
             budgets.put(connection, budget, now)
             return budget
 
-        return self.database.run(work)
+        try:
+            return self.database.run(work)
+        except IntegrityError:  # somebody has just made it
+            return self.database.run(work)
 
     def delete_budget(self, name: str) -> bool:
         """Delete a budget, and tell whether there was one. Its spends stay."""
@@ -256,6 +263,33 @@ class Ledger:
                 _end(connection, now, is_open, POSTED, "Its output was found.")
 
         self.database.run(work)
+
+    def settle(self, key: str, state: str, who: str, reason: str | None = None) -> bool:
+        """Write down what a person has found out about a spend; False if it was known to have ended so.
+
+        What is unknown can be settled, and what is held beyond its lease.
+
+        :param state: ``posted`` if it was paid for, ``void`` if not.
+        :param who: the person's name.
+        :param reason: how the person knows.
+        :raises ValueError: there is no such spend, or its end is known, or its task may still be running.
+        """
+        if state not in (POSTED, VOID):
+            raise ValueError(f"A spend is settled as {POSTED} or {VOID}; got {safe_repr(state)}.")
+        by = f"Settled by {who}: {reason}" if reason else f"Settled by {who}."
+
+        def work(connection: Connection, now: datetime) -> bool:
+            may_be_paid = [] if state == VOID else [_BEGUN]
+            over = and_(spends.c.state == HELD, spends.c.lease_ends_at < now, *may_be_paid)
+            where = [spends.c.spend_key == key, or_(spends.c.state == UNKNOWN, over)]
+            if _end(connection, now, where, state, by):
+                return True
+            row = _lock_spend(connection, key)
+            if row is None or row["state"] != state:
+                raise ValueError(_not_settled_text(key, row, state, now))
+            return False
+
+        return self.database.run(work)
 
     def end_leases(self) -> int:
         """End what is held beyond its lease, and return how many spends became unknown."""
@@ -382,16 +416,15 @@ def _end(connection: Connection, now: datetime, where: Sequence[Any], state: str
 
 def _end_leases(connection: Connection, now: datetime) -> int:
     over = [spends.c.state == HELD, spends.c.lease_ends_at < now]
-    begun = and_(spends.c.started_at.is_not(None), ~spends.c.itemized)
     _end(
         connection,
         now,
-        [*over, ~begun],
+        [*over, ~_BEGUN],
         VOID,
         "Its lease ended. It never ran, or each of its calls is itemized.",
     )
     return _end(
-        connection, now, [*over, begun], UNKNOWN, "Its lease ended, and nobody has said how it ended."
+        connection, now, [*over, _BEGUN], UNKNOWN, "Its lease ended, and nobody has said how it ended."
     )
 
 
@@ -488,6 +521,26 @@ def _too_large_text(budget: Budget, credits: float) -> str:
         f"The task needs {format_number(credits)} credits, and the limit of its budget is less, so it could "
         f"never run: {budget.text}. Raise the limit, or lower the credits."
     )
+
+
+def _not_settled_text(key: str, row: RowMapping | None, state: str, now: datetime) -> str:
+    """Return why a spend cannot be settled.
+
+    :param row: None if there is none.
+    """
+    if row is None:
+        return (
+            f"There is no spend {safe_repr(key)} in the ledger: `airflow stability ledger settle` lists them."
+        )
+    if row["state"] != HELD:
+        reason = f" ({row['reason']})" if row["reason"] else ""
+        return f"Spend {key!r} is {row['state']} already{reason}, so it cannot become {state}."
+    if row["lease_ends_at"] < now:
+        return (
+            f"Spend {key!r} never ran, or each of its calls is a spend of its own: it can only become {VOID}."
+        )
+    until = clock_time(row["lease_ends_at"].replace(tzinfo=UTC))
+    return f"Spend {key!r} is held until {until}, and its task may be running: it cannot be settled before."
 
 
 def _hash(output: str) -> str:

@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from airflow_stability import metrics
@@ -87,7 +86,7 @@ class LedgerRecorder:
         *,
         conn_id: str,
         organization: str | None,
-        prices: Mapping[str, float],
+        prices: dict[str, float],
     ) -> None:
         self.ledger_conn_id, self._budget = ledger
         self._conn_id = conn_id

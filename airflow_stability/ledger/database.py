@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from airflow_stability.errors import StabilityConfigurationError, StabilityLedgerUnavailableError
 from airflow_stability.ledger import schema
+from airflow_stability.ledger.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +34,9 @@ CLOCK_SECONDS = 600.0
 
 #: Seconds for connecting, and for a statement.
 TIMEOUT = 15
+
+#: More seconds, after which a database that should have ended a statement has fallen silent.
+SILENCE = 5
 
 _Result = TypeVar("_Result")
 
@@ -54,7 +58,6 @@ def engine_arguments(dialect: str) -> dict[str, Any]:
         connect = {
             "connect_timeout": TIMEOUT,
             "options": f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}",
-            "tcp_user_timeout": milliseconds,
         }
     elif dialect == "mysql":
         connect = {"connect_timeout": TIMEOUT}
@@ -62,7 +65,8 @@ def engine_arguments(dialect: str) -> dict[str, Any]:
         more = {"isolation_level": "READ COMMITTED"}
     elif dialect == "sqlite":
         connect = {"timeout": TIMEOUT, "check_same_thread": False}
-    return {"future": True, "pool_pre_ping": True, "connect_args": connect, **more}
+    # A pooled connection that has ended costs a try. To ask each one first would cost each transaction more.
+    return {"future": True, "connect_args": connect, **more}
 
 
 def adapt(engine: Engine) -> Engine:
@@ -135,6 +139,7 @@ class Database:
         self._secrets = secrets
         self._clock = clock or DatabaseClock(engine).now
         self._checked = False
+        self._watchdog = Watchdog(engine)
 
     def run(self, work: Callable[[Connection, datetime], _Result]) -> _Result:
         """Run a transaction.
@@ -213,11 +218,12 @@ class Database:
         failure = None
         for number in range(1, TRIES + 1):
             try:
-                return work()
+                with self._watchdog.limit(TIMEOUT + SILENCE) as was_cut:
+                    return work()
             except IntegrityError:
                 raise  # a matter of the work itself
             except SQLAlchemyError as error:
-                failure = self._describe(error)
+                failure = "it does not answer" if was_cut.is_set() else self._describe(error)
                 if number == TRIES or not isinstance(error, DBAPIError):
                     break
             time.sleep(PAUSE * number)

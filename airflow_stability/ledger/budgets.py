@@ -168,6 +168,14 @@ def delete(connection: Connection, name: str) -> bool:
     return bool(connection.execute(budgets.delete().where(budgets.c.name == name)).rowcount)
 
 
+def held_at(budget: Budget | None, now: datetime) -> datetime:
+    """Return when a spend is held: now, but not before the period of its budget, which is locked.
+
+    Clocks are compared, not equal: by that of another process, the period may have begun already.
+    """
+    return now if budget is None else max(now, budget.period.starts_at)
+
+
 def count(budget: Budget | None, held_at: datetime, change: int) -> None:
     """Let a change of a spend count in its budget, which is locked; not if it was held in an earlier period.
 

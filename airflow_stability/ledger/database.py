@@ -73,7 +73,14 @@ def adapt(engine: Engine) -> Engine:
     """Return a new engine after it was adapted to what the ledger needs.
 
     On SQLite, each transaction begins as a writer: one that becomes a writer later may find others before it.
+    On MySQL, the client gives up a server that does not answer; what does so on PostgreSQL is the watchdog.
     """
+    if engine.dialect.name == "mysql" and engine.dialect.driver in ("mysqldb", "pymysql"):
+
+        @event.listens_for(engine, "do_connect")
+        def limit(_dialect: Any, _record: Any, _arguments: Any, more: dict[str, Any]) -> None:
+            more |= {"read_timeout": TIMEOUT, "write_timeout": TIMEOUT}
+
     if engine.dialect.name != "sqlite":
         return engine
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from multiprocessing.synchronize import Barrier
 from typing import Any
 
-from sqlalchemy import create_engine
+from sqlalchemy import Column, Integer, MetaData, Table, create_engine
 from sqlalchemy.engine import Engine
 
 from airflow_stability.errors import StabilityLedgerUnavailableError
@@ -22,6 +22,9 @@ PROCESSES = 20
 
 #: Seconds until all of them must be there: each loads SQLAlchemy first.
 PATIENCE = 120
+
+#: A table with one row, to compare with.
+plain = Table("plain", MetaData(), Column("id", Integer, primary_key=True), Column("used", Integer))
 
 _all_are_there: Barrier
 
@@ -105,6 +108,36 @@ def take_and_end_through_outages(
         if time.monotonic() > until:
             return keys, outages
     raise AssertionError
+
+
+def time_holds(number: int, url: str, name: str, budget: str, seconds: float) -> list[float]:
+    """Take holds on a budget one after another, and return how many seconds each took."""
+    ledger = ledger_at(url)
+    who = spender(budget)
+    return _time(lambda count: ledger.hold([Hold(f"{name}-{number}-{count}", who, 1)]), seconds)
+
+
+def time_updates(_number: int, url: str, seconds: float) -> list[float]:
+    """Update one row of :data:`plain`, each time in a transaction, and return how many seconds each took."""
+    engine = engine_of(url)
+    update = plain.update().where(plain.c.id == 1).values(used=plain.c.used + 1)
+
+    def transaction(_count: int) -> None:
+        with engine.begin() as connection:
+            connection.execute(update)
+
+    return _time(transaction, seconds)
+
+
+def _time(work: Callable[[int], object], seconds: float) -> list[float]:
+    work(-1)  # connects
+    _all_are_there.wait(PATIENCE)
+    took = []
+    until = time.monotonic() + seconds
+    while (began := time.monotonic()) < until:
+        work(len(took))
+        took.append(time.monotonic() - began)
+    return took
 
 
 def _again_until_written(write: Callable[[], object]) -> int:

@@ -225,12 +225,12 @@ class Database:
         failure = None
         for number in range(1, TRIES + 1):
             try:
-                with self._watchdog.limit(TIMEOUT + SILENCE) as was_cut:
+                with self._watchdog.limit(TIMEOUT + SILENCE) as use:
                     return work()
             except IntegrityError:
                 raise  # a matter of the work itself
             except SQLAlchemyError as error:
-                failure = "it does not answer" if was_cut.is_set() else self._describe(error)
+                failure = "it does not answer" if use.was_cut else self._describe(error)
                 if number == TRIES or not isinstance(error, DBAPIError):
                     break
             time.sleep(PAUSE * number)

@@ -11,11 +11,19 @@ import contextlib
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
+
+#: Seconds between two looks at what takes long.
+LOOK_EVERY = 1.0
+
+#: What threads do now, and the one thread of this process that looks at it: a transaction is short.
+_uses: set[_Use] = set()
+_watcher: threading.Thread | None = None
 
 
 class Watchdog:
@@ -33,45 +41,79 @@ class Watchdog:
             event.listen(engine, "checkout", self._note)
 
     @contextlib.contextmanager
-    def limit(self, seconds: float) -> Iterator[threading.Event]:
-        """Cut off what is used within the block, if that takes longer; the event tells whether it was.
+    def limit(self, seconds: float) -> Iterator[_Use]:
+        """Cut off what is used within the block, if that takes longer; what is given tells whether it was.
 
         :param seconds: until then. A connection that is still being made has a limit of its own.
         """
-        was_cut = threading.Event()
+        use = _Use(seconds)
         if not self._is_needed:
-            yield was_cut
+            yield use
             return
-        used: list[Any] = []
-        ended, lock = threading.Event(), threading.Lock()
-
-        def cut() -> None:
-            with lock:
-                if not ended.is_set():
-                    was_cut.set()
-                    for connection in used:
-                        _cut(connection)
-
-        timer = threading.Timer(seconds, cut)
-        timer.daemon = True
-        self._of_thread.used = used
-        timer.start()
+        self._of_thread.use = use
+        _uses.add(use)
+        _watch()
         try:
-            yield was_cut
+            yield use
         finally:
-            with lock:
-                ended.set()
-            timer.cancel()
-            self._of_thread.used = None
+            self._of_thread.use = None
+            _uses.discard(use)
+            use.end()
 
     def _note(self, connection: Any, *_more: object) -> None:
-        used = getattr(self._of_thread, "used", None)
-        if used is not None:
-            used.append(connection)
+        use = getattr(self._of_thread, "use", None)
+        if use is not None:
+            use.connections.append(connection)
+
+
+class _Use:
+    """What a thread does, until it has ended or is cut off."""
+
+    def __init__(self, seconds: float) -> None:
+        self.ends_at = time.monotonic() + seconds
+        #: A process that was forked has a copy, whose connections are this one's.
+        self.process = os.getpid()
+        self.connections: list[Any] = []
+        self.was_cut = False
+        self._has_ended = False
+        self._lock = threading.Lock()
+
+    def end(self) -> None:
+        with self._lock:
+            self._has_ended = True
+
+    def cut(self) -> None:
+        """End the connections. The thread that waits for one of them then gets an error."""
+        with self._lock:
+            if self._has_ended or self.was_cut:
+                return
+            self.was_cut = True
+            for connection in self.connections:
+                # An error means that it has ended already.
+                with (
+                    contextlib.suppress(Exception),
+                    socket.socket(fileno=os.dup(connection.fileno())) as wire,
+                ):
+                    wire.shutdown(socket.SHUT_RDWR)
 
 
 def _cut(connection: Any) -> None:
-    """End a connection from another thread than the one that waits for it, which then gets an error."""
     # An error means that it has ended already.
     with contextlib.suppress(Exception), socket.socket(fileno=os.dup(connection.fileno())) as wire:
         wire.shutdown(socket.SHUT_RDWR)
+
+
+def _watch() -> None:
+    """Start the thread, if there is none in this process."""
+    global _watcher
+    if _watcher is None or not _watcher.is_alive():
+        _watcher = threading.Thread(target=_look, name="stability-ledger-watchdog", daemon=True)
+        _watcher.start()
+
+
+def _look() -> None:
+    never = threading.Event()
+    while not never.wait(LOOK_EVERY):
+        for use in list(_uses):
+            if use.process == os.getpid() and use.ends_at <= time.monotonic():
+                use.cut()

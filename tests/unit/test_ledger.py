@@ -387,6 +387,12 @@ def test_a_smaller_task_behind_a_larger_one_is_held(ledger):
     assert (result.held, result.reserved) == (["b"], {"a": 0})
 
 
+def test_a_budget_and_the_balance_must_both_suffice(ledger):
+    assert ledger.hold([hold("a", 5)], Reading(4, 1)).refused == {"a": None}
+    assert ledger.hold([hold("b", 5), hold("c", 6)], Reading(100, 1)).held == ["b"]
+    assert (state(ledger, "a"), used(ledger)) == (None, 5)
+
+
 def test_a_minimum_must_be_exceeded(ledger):
     result = ledger.hold(
         [hold("a", 1, NOBODYS, minimum=20), hold("b", 1, NOBODYS, minimum=5)], Reading(20, 1)
@@ -449,7 +455,8 @@ def test_a_soft_limit_is_reported_once_in_each_period(ledger, time):
     assert ledger.hold([hold("a", 7.9)]).soft_limits == []
     (reached,) = ledger.hold([hold("b", 0.1)]).soft_limits
     assert (reached.name, reached.soft_reached_at) == ("images", time.now)
-    assert ledger.hold([hold("c", 1)]).soft_limits == []
+    assert ledger.hold([hold("c", 0.5)]).soft_limits == []
+    assert ledger.hold([hold("f", 0.2), hold("g", 0.3)]).soft_limits == []
     ledger.end("a", "void")
     assert ledger.hold([hold("d", 7.9)]).soft_limits == []
 
@@ -459,10 +466,12 @@ def test_a_soft_limit_is_reported_once_in_each_period(ledger, time):
     assert ledger.begin_call(call("call", 9), None) == []
 
 
-def test_a_soft_limit_that_is_changed_is_reported_again(ledger):
+def test_a_soft_limit_that_is_changed_is_reported_again(ledger, time):
     ledger.set_budget("images", 10, "day", soft_percent=50)
-    assert ledger.hold([hold("a", 5)]).soft_limits
-    ledger.set_budget("images", 10, "day", soft_percent=50)
+    (reached,) = ledger.hold([hold("a", 5)]).soft_limits
+    time.pass_(minutes=1)
+    again = ledger.set_budget("images", 10, "day", soft_percent=50)
+    assert again.soft_reached_at == reached.soft_reached_at < time.now
     assert not ledger.hold([hold("b", 1)]).soft_limits
     ledger.set_budget("images", 20, "day", soft_percent=50)
     assert ledger.hold([hold("c", 4)]).soft_limits
@@ -506,8 +515,9 @@ def test_a_budget_that_is_deleted_while_something_is_held_can_be_made_again(ledg
 def test_another_period_counts_what_was_spent_in_it_before(ledger, time):
     ledger.hold([hold("a", 4)])
     time.pass_(days=1)
-    ledger.hold([hold("b", 3)])
-    assert used(ledger) == 3
+    ledger.set_budget("films", 10, "day")
+    ledger.hold([hold("b", 3), hold("c", 5, dataclasses.replace(SPENDER, budget="films"))])
+    assert (used(ledger), used(ledger, "films")) == (3, 5)
 
     assert ledger.set_budget("images", 10, "month").used == 3 * MICRO  # it is December now
     assert ledger.set_budget("images", 10, "week").used == 7 * MICRO

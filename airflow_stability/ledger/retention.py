@@ -21,8 +21,10 @@ from airflow_stability.rules.wording import clock_time
 #: The youngest that may be deleted. A task that comes back must find what it has written.
 YOUNGEST = timedelta(days=1)
 
-#: Rows of one transaction, and seconds between two, in which others get their turn.
+#: Rows of one transaction.
 BATCH = 500
+
+#: The least seconds between two transactions. Others get as much time as the last one took.
 PAUSE = 0.01
 
 
@@ -109,11 +111,12 @@ def _delete_in_batches(database: Database, time_of: Column[Any], where: list[Any
     done_until: datetime | None = None
     while True:
         rest = where if done_until is None else [*where, time_of >= done_until]
+        began = time.monotonic()
         count, done_until = database.run(partial(_delete_batch, time_of, rest))
         deleted += count
         if done_until is None:
             return deleted
-        time.sleep(PAUSE)
+        time.sleep(max(PAUSE, time.monotonic() - began))
 
 
 def _delete_batch(

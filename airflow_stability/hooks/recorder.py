@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from airflow_stability import metrics
@@ -87,7 +86,7 @@ class LedgerRecorder:
         *,
         conn_id: str,
         organization: str | None,
-        prices: Mapping[str, float],
+        prices: dict[str, float],
     ) -> None:
         self.ledger_conn_id, self._budget = ledger
         self._conn_id = conn_id
@@ -111,7 +110,10 @@ class LedgerRecorder:
         """Hold the credits of a run of a task; see the protocol."""
         spender = self._spender(budget, organization)
         key = hold or uuid.uuid4().hex
-        if hold is None or not open_ledger(self.ledger_conn_id).start(hold, itemized=itemized):
+        ledger = open_ledger(self.ledger_conn_id)
+        if (spender.try_number or 0) > 1:
+            ledger.end_earlier_tries(spender)
+        if hold is None or not ledger.start(hold, itemized=itemized):
             wanted = Hold(key, spender, credits, None, itemized, starts=True, lease=LEASE_SECONDS)
             if (obstacle := self._hold(wanted, balance)) is not None:
                 return obstacle

@@ -192,13 +192,22 @@ class Ledger:
     def hold(self, holds: Sequence[Hold], reading: Reading | None = None) -> HoldResult:
         """Hold credits for tasks, the first ones first, as far as their budgets and the balance allow.
 
-        What already is held under its key stays so, whatever is left now.
+        What already is held under its key stays so, whatever is left now. If something is refused, leases
+        that are over end first: what is in the way may be held by those who died before they began.
 
         :param holds: those of one wallet.
         :param reading: the wallet's balance; None to look at budgets only.
         """
         if not holds:
             return HoldResult()
+        result = self._hold(holds, reading)
+        if not result.refused or not self.end_leases():
+            return result
+        again = self._hold(holds, reading)
+        again.soft_limits[:0] = result.soft_limits
+        return again
+
+    def _hold(self, holds: Sequence[Hold], reading: Reading | None) -> HoldResult:
         try:
             return self.database.run(lambda connection, now: _hold(connection, now, holds, reading, {}))
         except IntegrityError:  # one of the keys, or the wallet, is there
@@ -292,8 +301,21 @@ class Ledger:
         return self.database.run(work)
 
     def end_leases(self) -> int:
-        """End what is held beyond its lease, and return how many spends became unknown."""
+        """End what is held beyond its lease, and return how many spends were given back by that."""
         return self.database.run(_end_leases)
+
+    def end_earlier_tries(self, spender: Spender) -> None:
+        """Give back what earlier tries of a task hold and can spend no more: their calls are itemized."""
+        names = ("dag_id", "run_id", "task_id", "map_index")
+        same_task = [spends.c[name] == getattr(spender, name) for name in names]
+        earlier = [spends.c.state == HELD, spends.c.itemized, spends.c.try_number < spender.try_number]
+
+        def work(connection: Connection, now: datetime) -> None:
+            _end(
+                connection, now, [*earlier, *same_task], VOID, "Its try is over, and its calls are itemized."
+            )
+
+        self.database.run(work)
 
 
 def _known(connection: Connection, holds: Sequence[Hold]) -> dict[str, RowMapping]:
@@ -415,17 +437,11 @@ def _end(connection: Connection, now: datetime, where: Sequence[Any], state: str
 
 
 def _end_leases(connection: Connection, now: datetime) -> int:
+    """End what is held beyond its lease, and return how many spends were given back."""
     over = [spends.c.state == HELD, spends.c.lease_ends_at < now]
-    _end(
-        connection,
-        now,
-        [*over, ~_BEGUN],
-        VOID,
-        "Its lease ended. It never ran, or each of its calls is itemized.",
-    )
-    return _end(
-        connection, now, [*over, _BEGUN], UNKNOWN, "Its lease ended, and nobody has said how it ended."
-    )
+    _end(connection, now, [*over, _BEGUN], UNKNOWN, "Its lease ended, and nobody has said how it ended.")
+    reason = "Its lease ended. It never ran, or each of its calls is itemized."
+    return _end(connection, now, [*over, ~_BEGUN], VOID, reason)
 
 
 def _change(

@@ -583,9 +583,8 @@ def _not_settled_text(key: str, row: RowMapping | None, state: str, now: datetim
     :param row: None if there is none.
     """
     if row is None:
-        return (
-            f"There is no spend {safe_repr(key)} in the ledger: `airflow stability ledger settle` lists them."
-        )
+        advice = "`airflow stability ledger settle` lists those to settle"
+        return f"There is no spend {safe_repr(key)} in the ledger; {advice}."
     if row["state"] != HELD:
         reason = f" ({row['reason']})" if row["reason"] else ""
         return f"Spend {key!r} is {row['state']} already{reason}, so it cannot become {state}."

@@ -145,7 +145,8 @@ def test_a_call_takes_nothing_out_of_a_hold_that_has_ended(ledger, ended):
 def test_a_call_takes_from_a_hold_whose_end_is_unknown(ledger, time):
     ledger.hold([hold("hold", 3, starts=True)])
     time.pass_(hours=3)
-    assert ledger.end_leases() == 1
+    ledger.end_leases()
+    assert state(ledger, "hold") == ("unknown", 3)
     ledger.begin_call(call("call", 2), "hold")
 
     assert (state(ledger, "hold"), used(ledger)) == (("unknown", 1), 3)
@@ -286,7 +287,7 @@ def test_the_same_hold_twice_in_a_batch_is_one(ledger):
 def test_a_hold_is_taken_again_after_its_lease_has_ended(ledger, time):
     ledger.hold([hold("a", 3)])
     time.pass_(seconds=901)
-    assert ledger.end_leases() == 0
+    assert ledger.end_leases() == 1
     assert (state(ledger, "a"), used(ledger)) == (("void", 3), 0)
     assert not ledger.start("a")
 
@@ -324,7 +325,7 @@ def test_only_what_certainly_was_not_paid_for_is_given_back(ledger, time, more, 
     ledger.end_leases()
     assert state(ledger, "a") == ("held", 3)  # until its last moment
     time.pass_(seconds=1)
-    assert ledger.end_leases() == (ends == "unknown")
+    assert ledger.end_leases() == (ends == "void")
 
     assert (state(ledger, "a"), used(ledger)) == ((ends, 3), 0 if ends == "void" else 3)
     assert row(ledger, "a").reason == (
@@ -337,8 +338,8 @@ def test_only_what_certainly_was_not_paid_for_is_given_back(ledger, time, more, 
 def test_a_call_whose_lease_ended_counts_until_somebody_settles_it(ledger, time):
     ledger.begin_call(call("call", 3), None)
     time.pass_(hours=2, seconds=1)
-    assert ledger.end_leases() == 1
-    assert used(ledger) == 3
+    assert ledger.end_leases() == 0
+    assert (state(ledger, "call"), used(ledger)) == (("unknown", 3), 3)
 
     assert ledger.end("call", "void", "settled by ann")
     assert (used(ledger), row(ledger, "call").reason) == (0, "settled by ann")
@@ -528,7 +529,7 @@ def test_another_period_counts_what_was_spent_in_it_before(ledger, time):
 
 def test_a_months_end_renews_a_budget(ledger, time):
     ledger.set_budget("images", 10, "month", timezone="Europe/Paris")
-    ledger.hold([hold("a", 10)])
+    ledger.hold([hold("a", 10, lease=1e6)])
     time.now = datetime(2026, 11, 30, 22, 59, 59)
     refused = ledger.hold([hold("b", 1)]).refused["b"]
     assert refused.text == "budget images: 10 of 10 credits used or held, renews 2026-12-01 00:00 CET"
@@ -542,7 +543,7 @@ def test_a_months_end_renews_a_budget(ledger, time):
 def test_a_day_of_25_hours_is_one_day(ledger, time):
     time.now = datetime(2026, 10, 24, 22)
     ledger.set_budget("images", 10, "day", timezone="Europe/Paris")
-    ledger.hold([hold("a", 10)])
+    ledger.hold([hold("a", 10, lease=1e6)])
     time.pass_(hours=24, minutes=59)
     assert ledger.hold([hold("b", 1)]).refused
     time.pass_(minutes=1)
@@ -750,10 +751,7 @@ def test_the_clock_is_compared_now_and_then(clock):
 def test_an_engine_waits_for_nothing_without_end():
     assert engine_arguments("postgresql") == {
         "future": True,
-        "connect_args": {
-            "connect_timeout": 15,
-            "options": "-c statement_timeout=15000 -c lock_timeout=15000",
-        },
+        "connect_args": {"connect_timeout": 15},  # PgBouncer refuses the server's own timeouts
     }
     assert engine_arguments("mysql") == {
         "future": True,

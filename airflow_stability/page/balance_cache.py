@@ -35,6 +35,7 @@ from airflow_stability.errors import (
 )
 from airflow_stability.page.burn_rate import Reading
 from airflow_stability.rules.lockout import Lockout
+from airflow_stability.rules.wording import organization_label
 
 if TYPE_CHECKING:
     from airflow_stability.client import StabilityClient
@@ -95,6 +96,7 @@ class CachedConnection:
     :param balances: by organization, those that were asked for. The key None is the API key's default, unless
         the connection names an organization.
     :param failure: why no client could be made of the connection; ``balances`` are older then.
+    :param skipped: why a balance was not requested, by organization: the request for another one had failed.
     :param locked_until: until when the server allows no call; None without a lock-out.
     :param pending: whether a request is still running.
     """
@@ -102,6 +104,7 @@ class CachedConnection:
     organization: str | None = None
     balances: Mapping[str | None, CachedBalance] = field(default_factory=dict)
     failure: str | None = None
+    skipped: Mapping[str | None, str] = field(default_factory=dict)
     locked_until: datetime | None = None
     pending: bool = False
 
@@ -125,6 +128,7 @@ class _Entry:
     #: The address and the fingerprint of the API key; None before the connection was read.
     key: tuple[str, bytes] | None = None
     balances: dict[str | None, CachedBalance] = field(default_factory=dict)
+    skipped: dict[str | None, str] = field(default_factory=dict)
     running: tuple[Future[None], float] | None = None  # the refresh, and when it started
 
     def balance(self, organization: str | None) -> CachedBalance:
@@ -220,9 +224,12 @@ class BalanceCache:
                 with self._lock:
                     entry.take(client)
                     entry.read_at = self._monotonic()
+                    entry.skipped = {}
                     key = self._keys.setdefault((client.base_url, client.key_fingerprint), _Key())
-                for organization in dict.fromkeys([client.organization, *organizations]):
+                due = list(dict.fromkeys([client.organization, *organizations]))
+                for number, organization in enumerate(due, start=1):
                     if not self._refresh_balance(client, entry, key, organization):
+                        self._skip(entry, due[number:], organization)
                         break
         except StabilityError as error:
             entry.failure = failure_text(error)
@@ -231,6 +238,14 @@ class BalanceCache:
         finally:
             with self._lock:
                 entry.read_at, entry.running = self._monotonic(), None
+
+    def _skip(self, entry: _Entry, organizations: list[str | None], failed: str | None) -> None:
+        """Note why organizations are not requested: the request for another one has failed."""
+        with self._lock:
+            if failure := entry.balance(failed).failure:  # otherwise there is a lock-out
+                whose = organization_label(failed)
+                reason = f"It was not requested, because the request for {whose} failed: {failure}"
+                entry.skipped = dict.fromkeys(organizations, reason)
 
     def _refresh_balance(
         self, client: StabilityClient, entry: _Entry, key: _Key, organization: str | None
@@ -291,6 +306,7 @@ class BalanceCache:
                     if organization in entry.balances
                 },
                 entry.failure,
+                dict(entry.skipped),
                 self._now() + timedelta(seconds=seconds) if seconds else None,
                 pending=entry.running is not None,
             )

@@ -205,10 +205,36 @@ def test_the_number_of_requested_organizations_is_limited(balances, api, url):
 
 def test_after_a_transient_failure_the_other_organizations_are_not_requested(balances, api, url):
     api.get(url, status=503, json={"name": "unavailable", "message": "no", "id": "1"})
-    known = balances.get({"wallet": [None, "org-a", "org-b"]})["wallet"].balances
+    wallet = balances.get({"wallet": [None, "org-a", "org-b"]})["wallet"]
 
     assert requested(api) == [None]
-    assert set(known) == {None}
+    assert set(wallet.balances) == {None}
+    assert set(wallet.skipped) == {"org-a", "org-b"}
+    reason = "the request for the key's default organization failed: The API answered with status 503."
+    assert all(reason in why for why in wallet.skipped.values())
+
+
+def test_a_skipped_organization_is_so_no_more_once_it_was_requested(balances, api, url, time):
+    api.get(url, json={"credits": 40.0})
+    balances.get({"wallet": [None, "org-a"]})
+    time.advance(MAX_AGE_SECONDS)
+    api.replace(responses.GET, url, status=503)
+    wallet = balances.get({"wallet": [None, "org-a"]})["wallet"]
+    assert set(wallet.skipped) == {"org-a"}
+    assert wallet.balances["org-a"].failure is None  # it had none itself
+
+    wallet = balances.get({"wallet": [None, "org-a"]})["wallet"]
+    assert requested(api) == [None, "org-a", None, "org-a"]
+    assert not wallet.skipped
+    assert "status 503" in wallet.balances["org-a"].failure
+
+
+def test_beyond_the_limit_an_organization_is_not_said_to_be_skipped(balances, api, url):
+    api.get(url, status=503)
+    many = [f"org-{number:03}" for number in range(100)]
+    wallet = balances.get({"wallet": many})["wallet"]
+
+    assert set(wallet.skipped) == set(many[:MAX_ORGANIZATIONS])
 
 
 def test_after_a_permanent_failure_the_other_organizations_are_requested(balances, api, url):

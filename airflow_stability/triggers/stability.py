@@ -22,6 +22,7 @@ from airflow_stability.deferral import (
 from airflow_stability.errors import StabilityError, StabilityTransientError
 from airflow_stability.rules.gate import GRACE, Decision, Gate, Verdict
 from airflow_stability.rules.pacing import RESERVATION_SECONDS, Reservation
+from airflow_stability.rules.wording import clock_time
 from airflow_stability.triggers.feed import observations
 from airflow_stability.validation import check_conn_id, safe_repr
 
@@ -191,6 +192,13 @@ class StabilityBalanceTrigger(BaseTrigger):
         # example when many gates open.
         await asyncio.to_thread(self.log.info, "%s", text)
 
+    async def _log_lock_out(self, seconds: float) -> None:
+        # The worker has met none: nothing in this task's log says why there is no poll.
+        until = clock_time(datetime.now(UTC) + timedelta(seconds=seconds))
+        await self._log_in_thread(
+            f"No poll before {until}: the server allows no call with the connection's key."
+        )
+
     async def _follow(self, gate: Gate, deferral: Deferral) -> Decision:
         """Return the decision that ends the wait."""
         feed = observations(
@@ -198,6 +206,8 @@ class StabilityBalanceTrigger(BaseTrigger):
             self.organization,
             self.poke_interval,
             not_before=deferral.began + self.locked_out,
+            deferred_at=deferral.began,
+            on_lock_out=None if self.locked_out else self._log_lock_out,
             ignore_before=None if self.last_credits is None else deferral.began - self.last_credits_age,
             paused_until=deferral.began + self.pause,
             reservation=self._reservation(gate, deferral),

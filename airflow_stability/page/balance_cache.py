@@ -6,6 +6,7 @@ Reloading the page must not lock a key out, and an API that hangs must not hang 
   same API key at the same address.
 - One thread requests all balances of a connection, one after another. A lock-out belongs to the API key, so
   it applies to all connections with the key.
+- A connection whose host hangs delays the others by a moment at most.
 - A page waits a moment and then shows the earlier values. The request goes on in its thread, and a later
   page shows its result. No page waits for a request that hangs, and neither does a process that ends.
 
@@ -17,9 +18,10 @@ This module uses no Airflow. It measures durations by the monotonic clock: the t
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -50,8 +52,10 @@ CONNECTION_MAX_AGE_SECONDS = 5.0
 #: Seconds for which a page waits for requests, from when they started.
 WAIT_SECONDS = 1.5
 
-#: How many connections are read, or called with, at the same time.
+#: How many connections are read, or called with, at the same time, and for how many seconds one waits for its
+#: turn. Then it goes on without: calls that hang must not delay all other connections.
 MAX_CALLS = 8
+TURN_SECONDS = 0.5
 
 #: How many organizations of a connection are requested, beside its own. More would take too long.
 MAX_ORGANIZATIONS = 20
@@ -192,6 +196,16 @@ class BalanceCache:
         wait([future for future, _ in refreshes], timeout=max(left, 0.0))
         return {conn_id: self._snapshot(conn_id, named[conn_id]) for conn_id in named}
 
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait for a turn, but not for long."""
+        is_ours = self._room.acquire(timeout=TURN_SECONDS)
+        try:
+            yield
+        finally:
+            if is_ours:
+                self._room.release()
+
     def _start_refresh(self, conn_id: str, organizations: list[str]) -> tuple[Future[None], float] | None:
         """Start a refresh if one is due; return the one that is running."""
         with self._lock:
@@ -218,7 +232,7 @@ class BalanceCache:
     def _refresh(self, conn_id: str, entry: _Entry, organizations: list[str]) -> None:
         """Read the connection, and request all balances that are due. Runs in a thread."""
         try:
-            with self._room:
+            with self._turn():
                 client = self._connect(conn_id)
             with client:
                 with self._lock:
@@ -263,7 +277,7 @@ class BalanceCache:
         if under_way is not request:
             under_way.wait()
         try:
-            with self._room:
+            with self._turn():
                 return self._request(client, entry, key, organization)
         finally:
             if under_way is request:

@@ -35,6 +35,16 @@ def test_while_the_api_fails_the_last_balance_that_is_known_is_shown_whoever_rea
     assert section(CachedConnection())["last"] is None
 
 
+def test_a_failure_with_a_lock_out_says_until_when_nothing_is_requested():
+    failed = CachedBalance(BY_PAGE, "The API answered with status 503.", 999.0, (BY_PAGE,))
+    locked = CachedConnection(balances={None: failed}, locked_until=NOW + timedelta(days=3))
+
+    assert section(locked)["problem"] == (
+        "The API answered with status 503. The server allows no call with this API key before "
+        "2026-01-04 12:00:00 UTC."
+    )
+
+
 def test_an_organization_that_was_skipped_says_why():
     """It is not said to be new, or one of too many."""
     earlier = CachedBalance(BY_PAGE, None, 500.0, (BY_PAGE,))

@@ -9,9 +9,11 @@ import responses
 
 from airflow_stability.client import StabilityClient
 from airflow_stability.errors import StabilityConfigurationError
+from airflow_stability.page import balance_cache
 from airflow_stability.page.balance_cache import (
     CONNECTION_MAX_AGE_SECONDS,
     MAX_AGE_SECONDS,
+    MAX_CALLS,
     MAX_ORGANIZATIONS,
     BalanceCache,
     CachedBalance,
@@ -133,6 +135,26 @@ def test_no_page_waits_for_a_request_that_has_hung_for_long(balances, api, url, 
         assert balances.get({"wallet": [None]}, wait_seconds=3600)["wallet"].pending
     finally:
         answer.set()
+
+
+def test_connections_that_hang_do_not_delay_another_one(balances, api, url, monkeypatch):
+    monkeypatch.setattr(balance_cache, "TURN_SECONDS", 0.05)
+    answer = threading.Event()
+    hanging = [f"hanging-{number}" for number in range(2 * MAX_CALLS)]
+
+    def respond(request):
+        if "hanging" in request.headers["Authorization"]:
+            answer.wait(10)
+        return (200, {}, '{"credits": 40.0}')
+
+    api.add_callback(responses.GET, url, respond)
+    balances.get({conn_id: [None] for conn_id in hanging}, wait_seconds=0)
+    try:
+        well = balances.get({"well": [None]}, wait_seconds=5)["well"]
+        assert well.balances[None].last.credits == 40.0
+    finally:
+        answer.set()
+    assert not any(each.pending for each in balances.get({each: [None] for each in hanging}).values())
 
 
 def test_the_last_balance_stays_known_through_a_failure(balances, api, url, time):

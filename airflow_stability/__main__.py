@@ -8,8 +8,12 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from typing import TYPE_CHECKING
 
 from airflow_stability.cli import EXIT_FAILURE, get_cli_commands
+
+if TYPE_CHECKING:
+    from airflow.cli.cli_config import GroupCommand
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -26,16 +30,24 @@ def main(arguments: list[str] | None = None) -> None:
     finally:
         logging.disable(logging.NOTSET)
     parser = argparse.ArgumentParser(prog="python -m airflow_stability", description=group.help)
+    _add(group, parser)
+    args = parser.parse_args(arguments)
+    args.func(args)
+
+
+def _add(group: GroupCommand, parser: argparse.ArgumentParser) -> None:
+    """Let a parser know the commands of a group."""
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in group.subcommands:
         subparser = commands.add_parser(
             command.name, help=command.help, description=command.help, epilog=command.epilog
         )
-        for arg in command.args:
-            arg.add_to_parser(subparser)
-        subparser.set_defaults(func=command.func)
-    args = parser.parse_args(arguments)
-    args.func(args)
+        if hasattr(command, "subcommands"):
+            _add(command, subparser)
+        else:
+            for arg in command.args:
+                arg.add_to_parser(subparser)
+            subparser.set_defaults(func=command.func)
 
 
 if __name__ == "__main__":

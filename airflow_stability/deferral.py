@@ -54,6 +54,7 @@ class DeferralEvent:
     :param failure: name of the error class that failed the gate.
     :param memory: what the task had to remember, as plain JSON types.
     :param seconds: how long the task was deferred, by the triggerer's count.
+    :param hold: the key of what the trigger holds in the ledger for the task; None for nothing.
     """
 
     OPEN: ClassVar = "open"
@@ -68,6 +69,7 @@ class DeferralEvent:
     failure: str | None = None
     memory: Mapping[str, Any] | None = None
     seconds: float = 0.0
+    hold: str | None = None
 
     @classmethod
     def from_payload(cls, payload: Mapping[str, Any]) -> DeferralEvent:
@@ -80,6 +82,7 @@ class DeferralEvent:
             failure=get("failure"),
             memory=get("memory"),
             seconds=get("seconds") or 0.0,
+            hold=get("hold"),
         )
 
     def to_payload(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Metrics of balance polls, sent through Airflow: their names, tags and values.
+"""Metrics of balances and of what is spent, sent through Airflow: their names, tags and values.
 
 Backends that support tags get them: OpenTelemetry, Datadog, and StatsD with InfluxDB's syntax. Plain StatsD
 drops tags, so two organizations' balances would overwrite each other. There, the metric names contain the
@@ -13,7 +13,7 @@ import logging
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -53,6 +53,29 @@ def timed_call(stability_conn_id: str, organization: str | None) -> Iterator[Non
 def waiting(gates: int) -> None:
     """Gauge how many gates wait in this process, a triggerer."""
     _send("gauge", "stability.waiting_gates", {"hostname": hostname()}, gates)
+
+
+def spent(stability_conn_id: str, caller: Mapping[str, Any], endpoint: str, credits: float) -> None:
+    """Count the credits of a call that was paid for.
+
+    :param caller: the task that has made the call, by ``dag_id`` and ``task_id``; empty outside of a task.
+    :param endpoint: the path below ``/v2beta/``, or the whole path.
+    :param credits: its price.
+    """
+    tags = {"conn_id": stability_conn_id}
+    tags |= {name: str(caller.get(name) or "none") for name in ("dag_id", "task_id")}
+    _send("incr", "stability.spent", {**tags, "endpoint": endpoint.strip("/")}, credits)
+
+
+def budget(name: str, used: float, limit: float) -> None:
+    """Gauge how many credits of a budget are used or held, and how many it has."""
+    _send("gauge", "stability.budget_used", {"budget": name}, used)
+    _send("gauge", "stability.budget_limit", {"budget": name}, limit)
+
+
+def soft_limit(name: str) -> None:
+    """Count that a budget has reached its soft limit."""
+    _send("incr", "stability.budget_soft_limit", {"budget": name})
 
 
 @functools.cache

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from airflow_stability import errors, metrics
 from airflow_stability.compat import Context, task_state_store
 from airflow_stability.hooks.stability import StabilityHook
-from airflow_stability.rules.gate import Decision, Gate
-from airflow_stability.rules.wording import clock_time
+from airflow_stability.rules.gate import Decision, Gate, Verdict
+from airflow_stability.rules.wording import clock_time, no_ledger_text
 
 #: The name under which a task's page shows why the task waits, or why it waited last.
 LAST_WAIT = "last_wait"
@@ -51,6 +51,42 @@ def _read_balance(gate: Gate, hook: StabilityHook, organization: str | None) -> 
     gate.organization = organization or client.organization
     with metrics.timed_call(hook.stability_conn_id, gate.organization):
         return client.get_balance(organization).credits
+
+
+def hold_expected_credits(
+    gate: Gate, hook: StabilityHook, decision: Decision, *, budget: str | None, seconds: float
+) -> Decision:
+    """Hold the credits that the run behind an open gate will spend, if there is a ledger.
+
+    :param decision: that the gate opens.
+    :param budget: the gate's own; None for the connection's.
+    :param seconds: how long the credits are held.
+    :returns: what follows: the gate opens, waits or fails.
+    """
+    recorder = hook.get_conn().recorder
+    if recorder is None:
+        if budget is None:
+            return decision
+        text = no_ledger_text(budget, hook.stability_conn_id)
+        return Decision(Verdict.FAIL, text, True, failure=errors.StabilityConfigurationError.__name__)
+    if not gate.expected_credits or gate.last_balance is None:
+        return decision
+    credits, read_at = gate.last_balance
+    now = datetime.now(UTC)
+    try:
+        obstacle = recorder.reserve(
+            gate.expected_credits,
+            minimum=gate.minimum_credits,
+            budget=budget,
+            organization=gate.organization,
+            balance=(credits, (now - read_at).total_seconds()),
+            seconds=seconds,
+        )
+    except errors.StabilityPermanentError as error:
+        return Decision(Verdict.FAIL, str(error), True, failure=type(error).__name__)
+    except errors.StabilityError as error:  # unknown is not poor: the gate waits
+        obstacle = str(error)
+    return decision if obstacle is None else gate.observe_obstacle(obstacle, now)
 
 
 def show_wait(context: Context, text: str) -> None:

@@ -64,6 +64,20 @@ def price(endpoint: str, model: str | None = None) -> float:
     return PRICES[endpoint, model]
 
 
+def price_if_known(endpoint: str, model: str | None, own: dict[str, float]) -> float | None:
+    """Return what one call costs, in credits; None for an endpoint or a model without a known price.
+
+    :param own: the user's own prices, by ``ENDPOINT MODEL`` or ``ENDPOINT``. They come first.
+    """
+    for name in (f"{endpoint} {model}", endpoint):
+        if name in own:
+            return own[name]
+    try:
+        return price(endpoint, model)
+    except ValueError:
+        return None
+
+
 def _unknown(what: str, name: str | None, known: list[str]) -> ValueError:
     from difflib import get_close_matches
 

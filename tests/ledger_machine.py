@@ -17,6 +17,7 @@ from airflow_stability.errors import StabilityBudgetExhaustedError
 from airflow_stability.ledger.budgets import COUNTING
 from airflow_stability.ledger.database import Database
 from airflow_stability.ledger.ledger import Call, Hold, Ledger, Reading, Spender
+from airflow_stability.ledger.retention import prune
 from airflow_stability.ledger.schema import budgets, metadata, spends
 from airflow_stability.rules.credits import MICRO, to_microcredits
 
@@ -121,7 +122,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def start(self, run):
         """Begin to run, or go on."""
         if run.alive:
-            run.alive = self.ledger.start(run.key, lease=3600)
+            run.alive = self.ledger.start(run.key, itemized=run.itemized, lease=3600)
 
     @rule(run=consumes(runs))
     def end_run(self, run):
@@ -202,6 +203,16 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.books[other.call.key] = self.row(other.call.key).microcredits
                 self.ledger.end(other.call.key, "posted")
 
+    @rule(sent=consumes(calls))
+    def settle(self, sent):
+        """Somebody finds out what became of a call that nobody has heard of."""
+        row = self.row(sent.call.key)
+        if row is not None and row.state == "unknown":
+            state = "posted" if sent.charged else "void"
+            assert self.ledger.settle(sent.call.key, state, "ann")
+            assert not self.ledger.settle(sent.call.key, state, "ann")
+            sent.ended = True
+
     # The rest of the world
 
     @rule(hours=st.sampled_from([0.1, 1, 3, 24, 24 * 7]))
@@ -211,6 +222,14 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule()
     def end_leases(self):
         self.ledger.end_leases()
+
+    @rule(days=st.sampled_from([1, 3, 10]))
+    def prune(self, days):
+        is_open = spends.c.state.in_(("held", "unknown"))
+        before = self.sum(is_open)
+        prune(self.ledger.database, timedelta(days=days))
+        assert self.sum(is_open) == before
+        self.books = {key: credits for key, credits in self.books.items() if self.row(key) is not None}
 
     @rule(name=st.sampled_from(list(LIMITS)), factor=st.sampled_from([0.85, 1, 1.5]))
     def change_limit(self, name, factor):

@@ -17,7 +17,7 @@ from airflow_stability.client.api_key import check_api_key, fingerprint
 from airflow_stability.client.api_versions import call_versions
 from airflow_stability.client.attempt import ANY_ENDPOINT, SAFE_METHODS, USER_ENDPOINT, RequestSender
 from airflow_stability.client.models import Account, Balance
-from airflow_stability.client.recording import Output, Recorder, recorded
+from airflow_stability.client.recording import LedgerSettings, Output, Recorder, model_of, recorded
 from airflow_stability.client.responses import parse_response
 from airflow_stability.client.retry import build_retrying
 from airflow_stability.errors import StabilityConfigurationError
@@ -94,6 +94,10 @@ class StabilityClient:
         self.key_fingerprint = fingerprint(api_key)
         #: Makes what ``generate`` opens URLs with; None for a client without Airflow.
         self.storage: Callable[[], Storage] | None = None
+        #: Called with the endpoint and the model of a call that was paid for.
+        self.on_paid: Callable[[str, str | None], None] | None = None
+        #: What the connection says about its ledger; None without one.
+        self.ledger: LedgerSettings | None = None
         #: Makes what writes down the calls that may be charged; None without a ledger.
         self.make_recorder: Callable[[], Recorder] | None = None
         #: The API version that returned the last account or balance of this client.
@@ -253,9 +257,16 @@ class StabilityClient:
         )
         if method == "GET":
             return build_retrying(self.retry_deadline)(send)
-        if self.recorder is None or method in SAFE_METHODS:
+        if method in SAFE_METHODS:
             return send()
-        return recorded(self.recorder, send, path, 2 * seconds, output, kwargs)
+        endpoint, model = path.removeprefix("/v2beta/"), model_of(kwargs)
+        if self.recorder is None:
+            response = send()
+        else:
+            response = recorded(self.recorder, send, endpoint, model, output, 2 * seconds)
+        if self.on_paid is not None:
+            self.on_paid(endpoint, model)
+        return response
 
     def generate(
         self,

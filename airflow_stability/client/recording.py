@@ -16,6 +16,17 @@ from airflow_stability.errors import StabilityError, StabilityOutcomeUnknownErro
 POSTED, VOID, UNKNOWN = "posted", "void", "unknown"
 
 
+class LedgerSettings(NamedTuple):
+    """What a connection says about its ledger.
+
+    :param conn_id: the connection to the ledger's database.
+    :param budget: the budget for tasks that name none; None for none.
+    """
+
+    conn_id: str
+    budget: str | None
+
+
 class Output(NamedTuple):
     """The output of a durable call.
 
@@ -51,6 +62,7 @@ class Recorder(Protocol):
         organization: str | None,
         itemized: bool,
         balance: tuple[float, float] | None,
+        hold: str | None,
     ) -> str | None:
         """Hold the credits of a run of a task, which begins at once; return why it must wait, or None.
 
@@ -59,8 +71,26 @@ class Recorder(Protocol):
         :param organization: whose balance was read.
         :param itemized: whether every payment of the run is a call of this client.
         :param balance: the balance and its age in seconds; None if none was read.
+        :param hold: the key of what a trigger has held for the run; None if none has.
         :raises StabilityLedgerUnavailableError: the ledger is out of reach.
         :raises StabilityConfigurationError: there is no such budget, or the run can never fit into it.
+        """
+
+    def reserve(
+        self,
+        credits: float,
+        *,
+        minimum: float | None,
+        budget: str | None,
+        organization: str | None,
+        balance: tuple[float, float],
+        seconds: float,
+    ) -> str | None:
+        """Hold credits for the run behind a gate for some time; return why the gate must wait, or None.
+
+        :param minimum: credits of the balance that must be exceeded.
+        :param seconds: how long they are held.
+        :raises StabilityError: see :meth:`begin_run`, which has the other arguments.
         """
 
     def end_run(self, *, completed: bool, refused: bool) -> None:
@@ -77,18 +107,13 @@ class Recorder(Protocol):
 def recorded(
     recorder: Recorder,
     send: Callable[[], requests.Response],
-    path: str,
-    seconds: float,
+    endpoint: str,
+    model: str | None,
     output: Output | None,
-    request: Mapping[str, Any],
+    seconds: float,
 ) -> requests.Response:
-    """Send a request that may be charged, and record it.
-
-    :param seconds: how long it may take.
-    :param output: what a durable call makes; None for another call.
-    :param request: arguments of ``requests.Request``.
-    """
-    key = recorder.begin(path.removeprefix("/v2beta/"), model_of(request), output, seconds)
+    """Send a request that may be charged, and record it; see :meth:`Recorder.begin` for the arguments."""
+    key = recorder.begin(endpoint, model, output, seconds)
     try:
         response = send()
     except StabilityOutcomeUnknownError as error:

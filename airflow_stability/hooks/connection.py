@@ -5,6 +5,7 @@ The hook uses this module, and so does the feed in a triggerer, which reads conn
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,9 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError, field_validator
 
+from airflow_stability import metrics
 from airflow_stability.client.client import DEFAULT_BASE_URL, DEFAULT_CLIENT_ID, StabilityClient
+from airflow_stability.client.recording import LedgerSettings
 from airflow_stability.compat import AirflowNotFoundException
 from airflow_stability.errors import (
     StabilityConfigurationError,
@@ -86,7 +89,10 @@ def client_from_connection(connection: Connection, *, retry_deadline: float | No
             **fields.model_dump(exclude={"ledger_conn_id", "budget", "prices"}),
         )
         client.storage = _storage
-        client.make_recorder = _recorder(connection.conn_id, fields)
+        client.on_paid = functools.partial(_count_credits, connection.conn_id, fields.prices or {})
+        if (ledger := _ledger(fields)) is not None:
+            client.ledger = ledger
+            client.make_recorder = _recorder(connection.conn_id, fields, ledger)
         return client
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
@@ -139,24 +145,34 @@ def _check_type(conn_type: str | None) -> None:
         )
 
 
-def _recorder(conn_id: str, fields: ConnectionExtra) -> Callable[[], Recorder] | None:
-    ledger_conn_id = fields.ledger_conn_id
-    if ledger_conn_id is None:
-        if fields.budget is not None:
-            raise StabilityConfigurationError(
-                f"extra.budget is {safe_repr(fields.budget)}, and a budget needs a ledger: set "
-                "extra.ledger_conn_id to a connection to its database, or leave budget out."
-            )
-        return None
+def _count_credits(conn_id: str, prices: dict[str, float], endpoint: str, model: str | None) -> None:
+    """Count the credits of a call that was paid for, if its price is known."""
+    from airflow_stability.prices import price_if_known
 
+    credits = price_if_known(endpoint, model, prices)
+    if credits is not None:
+        metrics.spent(conn_id, _storage().caller(), endpoint, credits)
+
+
+def _ledger(fields: ConnectionExtra) -> LedgerSettings | None:
+    if fields.ledger_conn_id is not None:
+        return LedgerSettings(fields.ledger_conn_id, fields.budget)
+    if fields.budget is not None:
+        raise StabilityConfigurationError(
+            f"extra.budget is {safe_repr(fields.budget)}, and a budget needs a ledger: set "
+            "extra.ledger_conn_id to a connection to its database, or leave budget out."
+        )
+    return None
+
+
+def _recorder(conn_id: str, fields: ConnectionExtra, ledger: LedgerSettings) -> Callable[[], Recorder]:
     def make() -> Recorder:
         from airflow_stability.hooks.recorder import LedgerRecorder
 
         return LedgerRecorder(
-            ledger_conn_id,
+            ledger,
             conn_id=conn_id,
             organization=fields.organization,
-            budget=fields.budget,
             prices=fields.prices or {},
         )
 

@@ -6,6 +6,7 @@ with Airflow.
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from airflow_stability.compat import BaseHook
@@ -24,6 +25,28 @@ DIALECTS = {"postgres": "postgresql", "mysql": "mysql", "sqlite": "sqlite"}
 _open: dict[str, tuple[tuple[object, ...], Ledger]] = {}
 
 
+def ledger_conn_id_of(stability_conn_id: str) -> str:
+    """Return the id of the ledger's connection, which the extra of a Stability connection names.
+
+    :param stability_conn_id: a connection of type ``stability``.
+    :raises StabilityConnectionNotFoundError: there is no such connection.
+    :raises StabilityConfigurationError: its extra names no connection.
+    :raises StabilityTransientError: the connection could not be read just now.
+    """
+    found = _read(stability_conn_id)
+    try:
+        extra = json.loads(found.extra or "{}")
+    except ValueError:
+        extra = None
+    conn_id = extra.get("ledger_conn_id") if isinstance(extra, dict) else None
+    if isinstance(conn_id, str) and conn_id:
+        return conn_id
+    raise StabilityConfigurationError(
+        f"Connection {stability_conn_id!r} names no ledger: set ledger_conn_id in its extra to the id of a "
+        "connection to a database, or name that connection with --ledger-conn-id."
+    )
+
+
 def open_ledger(conn_id: str) -> Ledger:
     """Return the ledger of a connection. The connection is read each time, the engine is kept.
 
@@ -32,13 +55,7 @@ def open_ledger(conn_id: str) -> Ledger:
     :raises StabilityConfigurationError: the connection is to no such database, or its provider is missing.
     :raises StabilityTransientError: the connection could not be read just now.
     """
-    try:
-        connection = BaseHook.get_connection(conn_id)
-    except Exception as error:
-        failure = reading_failure(conn_id, error)
-    else:
-        return ledger_of(connection)
-    raise failure
+    return ledger_of(_read(conn_id))
 
 
 def ledger_of(connection: Connection) -> Ledger:
@@ -55,6 +72,14 @@ def ledger_of(connection: Connection) -> Ledger:
     if known is not None:
         known[1].database.engine.dispose()
     return ledger
+
+
+def _read(conn_id: str) -> Connection:
+    try:
+        return BaseHook.get_connection(conn_id)
+    except Exception as error:
+        failure = reading_failure(conn_id, error)
+    raise failure
 
 
 def _make(connection: Connection) -> Ledger:

@@ -6,15 +6,18 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-from airflow_stability.client.recording import POSTED, UNKNOWN, VOID, Output
+from airflow_stability import metrics
+from airflow_stability.client.recording import POSTED, UNKNOWN, VOID, LedgerSettings, Output
 from airflow_stability.errors import StabilityError, StabilityTransientError
 from airflow_stability.hooks.ledger import open_ledger
 from airflow_stability.hooks.storage import AirflowStorage
-from airflow_stability.ledger.ledger import LEASE_SECONDS, Call, Hold, Reading, Spender
-from airflow_stability.prices import price
+from airflow_stability.ledger.budgets import Budget
+from airflow_stability.ledger.ledger import LEASE_SECONDS, Call, Hold, HoldResult, Reading, Spender
+from airflow_stability.prices import price_if_known
+from airflow_stability.rules.credits import from_microcredits
 from airflow_stability.rules.wording import budget_text, held_text
 
 _log = logging.getLogger(__name__)
@@ -45,28 +48,53 @@ class Run:
 _runs: dict[str, Run] = {}
 
 
+def obstacle_to(hold: Hold, result: HoldResult) -> str | None:
+    """Return why a hold was refused, or None if it is held.
+
+    :raises StabilityConfigurationError: it can never be held.
+    """
+    if hold.key in result.failures:
+        raise result.failures[hold.key]
+    if hold.key not in result.refused:
+        return None
+    exhausted = result.refused[hold.key]
+    if exhausted is not None:
+        return budget_text(exhausted.text, hold.credits)
+    return held_text(result.reserved[hold.key], hold.credits)
+
+
+def report_budgets(result: HoldResult) -> None:
+    """Send how much of the budgets is used, and log which have reached their soft limits by holds."""
+    for budget in result.budgets:
+        used, limit = (from_microcredits(each) for each in (budget.used, budget.limit))
+        metrics.budget(budget.name, used, limit)
+    _report_soft_limits(result.soft_limits)
+
+
+def _report_soft_limits(reached: Iterable[Budget]) -> None:
+    for budget in reached:
+        metrics.soft_limit(budget.name)
+        _log.warning("The soft limit is reached: %s.", budget.text)
+
+
 class LedgerRecorder:
     """Writes down the calls of a client: a :class:`~airflow_stability.client.recording.Recorder`.
 
-    :param ledger_conn_id: the connection to the ledger's database. It is opened when there is something to
-        write.
+    :param ledger: the ledger, which is opened when there is something to write.
     :param conn_id: the Stability connection.
     :param organization: the connection's.
-    :param budget: the budget of calls outside of a spending task; None for none.
     :param prices: the user's own prices in credits, by endpoint, or endpoint and model.
     """
 
     def __init__(
         self,
-        ledger_conn_id: str,
+        ledger: LedgerSettings,
         *,
         conn_id: str,
         organization: str | None,
-        budget: str | None,
-        prices: Mapping[str, float],
+        prices: dict[str, float],
     ) -> None:
-        self.ledger_conn_id = ledger_conn_id
-        self.budget = budget
+        self.ledger_conn_id, self._budget = ledger
         self._conn_id = conn_id
         self._organization = organization
         self._prices = prices
@@ -83,26 +111,40 @@ class LedgerRecorder:
         organization: str | None,
         itemized: bool,
         balance: tuple[float, float] | None,
+        hold: str | None,
     ) -> str | None:
         """Hold the credits of a run of a task; see the protocol."""
-        spender = replace(self._spender(), budget=budget or self.budget)
-        if organization is not None:
-            spender = replace(spender, organization=organization)
-        key = uuid.uuid4().hex
-        hold = Hold(key, spender, credits, None, itemized, starts=True, lease=LEASE_SECONDS)
-        reading = None if balance is None else Reading(*balance)
-        result = open_ledger(self.ledger_conn_id).hold([hold], reading)
-        for reached in result.soft_limits:
-            _log.warning("The soft limit is reached: %s.", reached.text)
-        if key in result.failures:
-            raise result.failures[key]
-        if key in result.refused:
-            exhausted = result.refused[key]
-            if exhausted is not None:
-                return budget_text(exhausted.text, credits)
-            return held_text(result.reserved[key], credits)
+        spender = self._spender(budget, organization)
+        key = hold or uuid.uuid4().hex
+        ledger = open_ledger(self.ledger_conn_id)
+        if (spender.try_number or 0) > 1:
+            ledger.end_earlier_tries(spender)
+        if hold is None or not ledger.start(hold, itemized=itemized):
+            wanted = Hold(key, spender, credits, None, itemized, starts=True, lease=LEASE_SECONDS)
+            if (obstacle := self._hold(wanted, balance)) is not None:
+                return obstacle
         _runs[self.ledger_conn_id] = Run(key, spender, itemized)
         return None
+
+    def reserve(
+        self,
+        credits: float,
+        *,
+        minimum: float | None,
+        budget: str | None,
+        organization: str | None,
+        balance: tuple[float, float],
+        seconds: float,
+    ) -> str | None:
+        """Hold credits for the run behind a gate; see the protocol."""
+        spender = self._spender(budget, organization)
+        return self._hold(Hold(uuid.uuid4().hex, spender, credits, minimum, lease=seconds), balance)
+
+    def _hold(self, hold: Hold, balance: tuple[float, float] | None) -> str | None:
+        reading = None if balance is None else Reading(*balance)
+        result = open_ledger(self.ledger_conn_id).hold([hold], reading)
+        report_budgets(result)
+        return obstacle_to(hold, result)
 
     def end_run(self, *, completed: bool, refused: bool) -> None:
         """Give back what a run has not spent, and wait a while for the ledger if it is out of reach."""
@@ -123,14 +165,14 @@ class LedgerRecorder:
         run = _runs.get(self.ledger_conn_id)
         call = Call(
             uuid.uuid4().hex,
-            self._spender() if run is None else run.spender,
+            self._spender(None, None) if run is None else run.spender,
             endpoint,
-            self._price(endpoint, model),
+            price_if_known(endpoint, model, self._prices),
             output and output.address,
             output is not None and output.paid_again,
             lease=max(LEASE_SECONDS, seconds),
         )
-        open_ledger(self.ledger_conn_id).begin_call(call, None if run is None else run.hold)
+        _report_soft_limits(open_ledger(self.ledger_conn_id).begin_call(call, run.hold if run else None))
         if run is not None:
             run.calls += 1
         return call.key
@@ -173,14 +215,6 @@ class LedgerRecorder:
                 _log.error(text, key, outcome, failure)
             self._unwritten.clear()
 
-    def _spender(self) -> Spender:
-        return Spender(self._conn_id, self._organization, self.budget, **AirflowStorage().caller())
-
-    def _price(self, endpoint: str, model: str | None) -> float | None:
-        for name in (f"{endpoint} {model}", endpoint):
-            if name in self._prices:
-                return self._prices[name]
-        try:
-            return price(endpoint, model)
-        except ValueError:
-            return None
+    def _spender(self, budget: str | None, organization: str | None) -> Spender:
+        organization, budget = organization or self._organization, budget or self._budget
+        return Spender(self._conn_id, organization, budget, **AirflowStorage().caller())

@@ -308,19 +308,17 @@ class StabilitySpendOperator(PythonOperator):
         if client.recorder is None:
             if budget is None:
                 return None
-            raise AirflowFailException(
-                f"budget is {safe_repr(budget)}, but the connection {self.stability_conn_id!r} has no "
-                "ledger: set extra.ledger_conn_id, or leave budget out."
-            )
+            raise AirflowFailException(wording.no_ledger_text(budget, self.stability_conn_id))
         last = spending.gate.last_balance
         balance = None if last is None else (last[0], (datetime.now(UTC) - last[1]).total_seconds())
         try:
             return client.recorder.begin_run(
-                spending.credits,
+                spending.gate.expected_credits,
                 budget=budget,
                 organization=spending.gate.organization,
                 itemized=takes_client(self.python_callable),
                 balance=balance,
+                hold=self._event.hold if self._event else None,
             )
         except StabilityPermanentError as error:
             failure = deferral.failure_exception(str(error), type(error).__name__)
@@ -485,6 +483,8 @@ class StabilitySpendOperator(PythonOperator):
             organization=self.organization,
             minimum_credits=gate.minimum_credits,
             expected_credits=gate.expected_credits,
+            budget=self.budget,
+            is_of_task=True,
             poke_interval=self.poke_interval,
             reservation_seconds=self.reservation_seconds,
             timeout=self.wait_timeout,

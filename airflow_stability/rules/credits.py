@@ -25,11 +25,18 @@ def total(*credits: float) -> float:
 #: The ledger counts in millionths of a credit, as whole numbers: they are exact in every database.
 MICRO = 1_000_000
 
+#: The most credits that the ledger counts. A few times as much fits into a whole number of a database.
+MOST = 10**12
+
 
 def to_microcredits(credits: float) -> int:
-    """Return credits in millionths. What is finer is rounded up, so that nobody holds less than is spent."""
+    """Return credits in millionths. What is finer is rounded up, so that nobody holds less than is spent.
+
+    More than :data:`MOST` are taken for that many.
+    """
     exact = _CONTEXT.multiply(Decimal(repr(float(credits))), MICRO)
-    return int(exact.to_integral_value(ROUND_CEILING, context=_CONTEXT))
+    whole = int(exact.to_integral_value(ROUND_CEILING, context=_CONTEXT))
+    return max(-MOST * MICRO, min(whole, MOST * MICRO))
 
 
 def from_microcredits(microcredits: int) -> float:

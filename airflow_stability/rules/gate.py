@@ -103,6 +103,7 @@ class Gate:
         self.last_failure: StabilityError | None = None
         self._failures = 0
         self._reserved = 0.0
+        self._obstacle: str | None = None
         self._lockout = Lockout()
         self._key_has_worked = False
         self._refused_since: datetime | None = None
@@ -153,7 +154,7 @@ class Gate:
         :param now: aware time at which it was read.
         :param reserved: credits of it that are reserved for others, who may not have spent them yet.
         """
-        self.last_balance, self._reserved = (credits, now), reserved
+        self.last_balance, self._reserved, self._obstacle = (credits, now), reserved, None
         self._key_has_worked = True
         self._refused_since = self.last_failure = None
         self._failures = 0
@@ -161,6 +162,15 @@ class Gate:
         if suffices(credits, self.minimum_credits, self.expected_credits, reserved=reserved):
             return Decision(Verdict.OPEN, wording.opens_text(self._balance_text(credits)), True, credits)
         return self._wait(f"{self._balance_text(credits)}.", ("low", credits, reserved > 0), now)
+
+    def observe_obstacle(self, text: str, now: datetime) -> Decision:
+        """Decide on a balance that is enough, where the ledger holds no credits for the task.
+
+        :param text: the reason.
+        :param now: aware time.
+        """
+        self._obstacle = text
+        return self._wait(text, ("obstacle", text), now)
 
     def observe_failure(self, error: StabilityError, now: datetime) -> Decision:
         """Decide on a failure to read the balance.
@@ -189,6 +199,8 @@ class Gate:
         """
         if self.last_failure is not None:
             reason = self._failure_text()
+        elif self._obstacle is not None:
+            reason = self._obstacle
         elif self.last_balance is None:
             reason = f"the balance was never polled, {self._needs()}."
         else:

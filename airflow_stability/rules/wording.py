@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from airflow_stability.errors import CREDITS_URL
-from airflow_stability.validation import format_number
+from airflow_stability.validation import format_number, safe_repr
 
 BUY_CREDITS = f"Buy credits at {CREDITS_URL}; a top-up takes 1 to 15 minutes to show."
 
@@ -63,6 +63,14 @@ def held_text(held: float, credits: float) -> str:
     return (
         f"the ledger holds {format_number(held)} credits of the balance for other tasks, and this one needs "
         f"{format_number(credits)}."
+    )
+
+
+def no_ledger_text(budget: str, conn_id: str) -> str:
+    """Return why a task with a budget fails if its connection has no ledger."""
+    return (
+        f"budget is {safe_repr(budget)}, but the connection {conn_id!r} has no ledger: set "
+        "extra.ledger_conn_id, or leave budget out."
     )
 
 

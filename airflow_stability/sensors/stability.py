@@ -30,12 +30,14 @@ from airflow_stability.hooks.stability import StabilityHook
 from airflow_stability.rules.gate import Decision, Gate, Verdict
 from airflow_stability.rules.pacing import RESERVATION_SECONDS
 from airflow_stability.validation import (
+    check_budget,
     check_conn_id,
     check_credits,
     check_credits_as_given,
     check_organization,
     check_seconds,
     is_template,
+    safe_repr,
 )
 
 #: The names that a template may use if it is rendered in the triggerer. The rest of a task's context is
@@ -86,6 +88,10 @@ class StabilityBalanceSensor(SensorBase):
         to spend, so that they do not all open on credit for one. None: it opens on the balance alone.
     :param reservation_seconds: seconds, or a timedelta, for which a triggerer reserves the expected credits
         once the gate has opened; default 60.
+    :param budget: the budget of the ledger that the expected credits are taken from (templated); None for the
+        connection's. It needs ``expected_credits``, and ``extra.ledger_conn_id`` in the connection. The gate
+        waits until the budget has that much left. With a ledger, the expected credits are held in it for
+        ``reservation_seconds``, in every mode.
     :param deferrable: wait in a triggerer after a first poll on the worker. All gates there on one connection
         and organization share one poll. Default: Airflow's ``[operators] default_deferrable``.
     :param start_from_trigger: with ``deferrable``, start in the triggerer, without a first poll on a worker.
@@ -105,6 +111,7 @@ class StabilityBalanceSensor(SensorBase):
         "expected_credits",
         "organization",
         "stability_conn_id",
+        "budget",
     )
     ui_color = "#d9d2f2"
 
@@ -116,6 +123,7 @@ class StabilityBalanceSensor(SensorBase):
         stability_conn_id: str = StabilityHook.default_conn_name,
         expected_credits: float | str | None = None,
         reservation_seconds: float | timedelta = RESERVATION_SECONDS,
+        budget: str | None = None,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         start_from_trigger: bool = False,
         end_from_trigger: bool = False,
@@ -137,11 +145,19 @@ class StabilityBalanceSensor(SensorBase):
             check_organization(organization)
         if not is_template(stability_conn_id):
             check_conn_id(stability_conn_id)
+        if not is_template(budget):
+            check_budget(budget)
+        if budget is not None and expected_credits is None:
+            raise ValueError(
+                f"budget is {safe_repr(budget)}, and expected_credits is missing: say how many credits the "
+                "run behind the gate will take from the budget."
+            )
         self.minimum_credits = minimum_credits
         self.expected_credits = expected_credits
         self.reservation_seconds = check_seconds(reservation_seconds, argument="reservation_seconds")
         self.organization = organization
         self.stability_conn_id = stability_conn_id
+        self.budget = budget
         # With a timeout of 0, the first poll is the only one.
         self._skips_first_poll = deferrable and start_from_trigger and self.timeout > 0
         if self._skips_first_poll and self._can_start_in_triggerer():
@@ -290,11 +306,12 @@ class StabilityBalanceSensor(SensorBase):
     ) -> dict[str, Any]:
         """Return the trigger's arguments that are known before the task runs."""
         return {
-            # Airflow renders these four in the triggerer if they have the names of the template fields.
+            # Airflow renders these five in the triggerer if they have the names of the template fields.
             "minimum_credits": minimum_credits,
             "expected_credits": expected_credits,
             "organization": self.organization,
             "stability_conn_id": self.stability_conn_id,
+            "budget": self.budget,
             "poke_interval": self.poke_interval,
             "timeout": self.timeout,
             "reservation_seconds": self.reservation_seconds,
@@ -358,13 +375,19 @@ class StabilityBalanceSensor(SensorBase):
             organization=self.organization,
             stateful=not self.reschedule,
         )
+        check_budget(self.budget)
         self._hook = StabilityHook(check_conn_id(self.stability_conn_id), retry_deadline=0)
 
     def _poll(self, context: Context) -> Decision:
         """Poll the balance, log a decision that is news, show it on the task's page, and raise a failure."""
-        from airflow_stability.polling import read_and_decide, show_wait  # a DAG file needs none of it
+        # A DAG file needs none of it.
+        from airflow_stability.polling import hold_expected_credits, read_and_decide, show_wait
 
         decision = read_and_decide(self._gate, self._hook, self.organization)
+        if decision.verdict is Verdict.OPEN:
+            decision = hold_expected_credits(
+                self._gate, self._hook, decision, budget=self.budget, seconds=self.reservation_seconds
+            )
         if decision.verdict is Verdict.FAIL:
             raise _GateFailed(decision.text, decision.failure)
         if decision.should_log:

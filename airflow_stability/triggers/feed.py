@@ -61,6 +61,8 @@ from airflow_stability.triggers.shared_connection import (
 if TYPE_CHECKING:
     # At run time it is loaded in a thread, with the first feed.
     from airflow_stability.client import StabilityClient
+    from airflow_stability.client.recording import LedgerSettings
+    from airflow_stability.triggers.holds import HoldQueue
     from airflow_stability.triggers.jobs import JobPolls
 
 #: Followers that are served in one turn of the loop, over all feeds of the process. A follower that goes on
@@ -77,6 +79,8 @@ class Observation:
     :param organization: whose balance; None for the key's default.
     :param key: a number for the API key; another key has another number.
     :param key_has_worked: whether this key has read a balance for this feed before.
+    :param requested_at: when the balance was requested, in the loop's time.
+    :param ledger: the connection's ledger; None if it has none, and for a failure.
     :param wallet: whose credits a balance counts, for asset watchers; None for a failure.
     :param reserved: credits of the balance that are reserved for others; 0.0 without a reservation.
     :param shares: the reserved credits for each follower with a reservation, of all feeds of the wallet.
@@ -87,6 +91,8 @@ class Observation:
     organization: str | None
     key: int
     key_has_worked: bool
+    requested_at: float = 0.0
+    ledger: LedgerSettings | None = None
     wallet: WatchedWallet | None = None
     reserved: float = 0.0
     shares: Mapping[_Follower, float] = field(default_factory=dict, repr=False)
@@ -173,6 +179,8 @@ class LoopState:
         self.jobs: dict[str, JobPolls] = {}
         #: Held while followers are served, because the polls of many feeds may end together.
         self.serving = asyncio.Lock()
+        #: The credits to hold in ledgers, by the connection of the ledger.
+        self.holds: dict[str, HoldQueue] = {}
         self._late_calls = asyncio.Semaphore(calls.MAX_LATE_CALLS)
         self._prepared: Future[None] | None = None
 
@@ -435,7 +443,15 @@ class Feed:
         metrics.waiting(len(self._state.gates))
         now = datetime.now(UTC)
         return Observation(
-            now, outcome, self._observed_organization, self._client.key, had_worked, wallet, shares=shares
+            now,
+            outcome,
+            self._observed_organization,
+            self._client.key,
+            had_worked,
+            requested_at=self._requested_at or 0.0,
+            ledger=None if isinstance(outcome, StabilityError) else self._client.get().ledger,
+            wallet=wallet,
+            shares=shares,
         )
 
     def _withhold(self) -> None:

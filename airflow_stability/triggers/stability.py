@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -19,12 +20,17 @@ from airflow_stability.deferral import (
     DeferralEvent,
     seconds_since_deferral,
 )
-from airflow_stability.errors import StabilityError, StabilityTransientError
+from airflow_stability.errors import (
+    StabilityConfigurationError,
+    StabilityError,
+    StabilityPermanentError,
+    StabilityTransientError,
+)
+from airflow_stability.rules import wording
 from airflow_stability.rules.gate import GRACE, Decision, Gate, Verdict
 from airflow_stability.rules.pacing import RESERVATION_SECONDS, Reservation
-from airflow_stability.rules.wording import clock_time
-from airflow_stability.triggers.feed import observations
-from airflow_stability.validation import check_conn_id, safe_repr
+from airflow_stability.triggers.feed import Observation, observations
+from airflow_stability.validation import check_budget, check_conn_id, safe_repr
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -65,6 +71,11 @@ class StabilityBalanceTrigger(BaseTrigger):
         :func:`~airflow_stability.deferral.seconds_since_deferral`. None for a task that started in the
         triggerer. Its time begins with the trigger. If a triggerer is killed, Airflow's own timeout limits
         such a task.
+    :param budget: the budget of the ledger that the expected credits are taken from; None for the
+        connection's. Without a ledger, the gate fails if it names one.
+    :param hold: the key of what is held in the ledger for the run behind the gate; None for a new one.
+    :param is_of_task: whether that run is the task's own, which goes on with the hold on a worker. If not, it
+        is held for ``reservation_seconds``.
     :param memory: what the task has to remember, as plain JSON types: the event hands it back.
     :param unknown_arguments: arguments of another release. They are kept, handed on and ignored.
     """
@@ -90,6 +101,9 @@ class StabilityBalanceTrigger(BaseTrigger):
         waited: float = 0.0,
         pause: float = 0.0,
         deferral_timeout: float | None = None,
+        budget: str | None = None,
+        hold: str | None = None,
+        is_of_task: bool = False,
         memory: dict[str, Any] | None = None,
         **unknown_arguments: Any,
     ) -> None:
@@ -112,9 +126,13 @@ class StabilityBalanceTrigger(BaseTrigger):
         self.waited = waited
         self.pause = pause
         self.deferral_timeout = deferral_timeout
+        self.budget = budget
+        self.hold = hold or uuid.uuid4().hex
+        self.is_of_task = is_of_task
         self.memory = memory
         self.unknown_arguments = unknown_arguments
         self._unrendered: str | None = None
+        self._holds = False
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class and its arguments, as Airflow stores them."""
@@ -140,6 +158,8 @@ class StabilityBalanceTrigger(BaseTrigger):
         """Wait until the gate opens, fails or times out."""
         deferral = Deferral(self)
         event = replace(await self._wait_for_gate(deferral), memory=self.memory)
+        if self._holds:
+            event = replace(event, hold=self.hold)
         if (success := await self._end_task(event)) is not None:
             yield success
             return
@@ -163,6 +183,7 @@ class StabilityBalanceTrigger(BaseTrigger):
             return DeferralEvent(DeferralEvent.UNUSABLE, self._unrendered)
         try:
             check_conn_id(self.stability_conn_id)
+            check_budget(self.budget)
             gate = Gate(
                 self.minimum_credits,
                 expected_credits=self.expected_credits,
@@ -194,7 +215,7 @@ class StabilityBalanceTrigger(BaseTrigger):
 
     async def _log_lock_out(self, seconds: float) -> None:
         # The worker has met none: nothing in this task's log says why there is no poll.
-        until = clock_time(datetime.now(UTC) + timedelta(seconds=seconds))
+        until = wording.clock_time(datetime.now(UTC) + timedelta(seconds=seconds))
         await self._log_in_thread(
             f"No poll before {until}: the server allows no call with the connection's key."
         )
@@ -225,12 +246,40 @@ class StabilityBalanceTrigger(BaseTrigger):
                         gate.key_has_worked()
                     decision = gate.observe_failure(outcome, observation.at)
                 else:
-                    decision = gate.observe_balance(outcome, observation.at, reserved=observation.reserved)
+                    # The ledger knows better what is reserved, for all triggerers together.
+                    reserved = 0.0 if observation.ledger else observation.reserved
+                    decision = gate.observe_balance(outcome, observation.at, reserved=reserved)
+                    if decision.verdict is Verdict.OPEN:
+                        decision = await self._hold(gate, observation, decision, deferral)
                 if decision.verdict is not Verdict.WAIT:
                     return decision
                 if decision.should_log:
                     await self._log_in_thread(decision.text)
         raise AssertionError("a feed does not end before its followers")
+
+    async def _hold(
+        self, gate: Gate, observation: Observation, decision: Decision, deferral: Deferral
+    ) -> Decision:
+        """Hold the expected credits in the ledger, if there is one; return what follows."""
+        if observation.ledger is None:
+            if self.budget is None:
+                return decision
+            text = wording.no_ledger_text(self.budget, self.stability_conn_id)
+            return Decision(Verdict.FAIL, text, True, failure=StabilityConfigurationError.__name__)
+        if self.expected_credits is None:
+            return decision
+        from airflow_stability.triggers.holds import hold_credits
+
+        try:
+            obstacle = await hold_credits(self, gate, observation, since=deferral.began - self.waited)
+        except StabilityPermanentError as error:
+            return Decision(Verdict.FAIL, str(error), True, failure=type(error).__name__)
+        except StabilityError as error:  # unknown is not poor: the gate waits
+            obstacle = str(error)
+        if obstacle is not None:
+            return gate.observe_obstacle(obstacle, observation.at)
+        self._holds = True
+        return decision
 
     def _reservation(self, gate: Gate, deferral: Deferral) -> Reservation | None:
         if self.expected_credits is None:

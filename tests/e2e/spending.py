@@ -22,6 +22,8 @@ RETRIES, RETRY_DELAY = 2, 0.5
 TIMEOUT = 900.0
 #: The folder for the images of the many: one of its own for each run of the test.
 IMAGES = "SPENDING_IMAGES"
+#: The folder for when those of the pool began and ended, how many there are, and how many slots the pool has.
+POOLED, POOLED_TASKS, POOL_SLOTS = "SPENDING_POOLED", 5, 7
 
 #: The many: how many tasks on one wallet, and for how many of them there is credit at first, after a first
 #: top-up, and after another one once a triggerer was killed. The last top-up is for all that are left.

@@ -30,7 +30,11 @@ from tests.e2e.spending import (
     MANY,
     MAPPED,
     POKE_INTERVAL,
+    POOL_SLOTS,
+    POOLED,
+    POOLED_TASKS,
     POOR,
+    RICH,
     THEN,
     TOP_UP,
 )
@@ -115,7 +119,9 @@ class Story:
         airflow.start(*(name for name in COMPONENTS if name != "triggerer"))
         airflow.start("triggerer", options=("--capacity", str(FULL)))
         airflow.wait_for("all components are healthy", airflow.healthy)
-        airflow.wait_for("all DAGs are there", lambda: len(airflow.query("SELECT * FROM dag")) == 2)
+        airflow.wait_for("all DAGs are there", lambda: len(airflow.query("SELECT * FROM dag")) == 3)
+        airflow.run("pools", "set", "stability", str(POOL_SLOTS), "credits in flight")
+        airflow.run("dags", "unpause", "pooled")
         airflow.run("dags", "unpause", "outcomes")
         stopped = {
             what: [case.task_id for case in CASES if case.outcome.meanwhile == what]
@@ -155,9 +161,9 @@ class Story:
     def _open_wallets(self) -> dict[str, str]:
         """Give each task of the table an organization, an account and a key; return the connections."""
         uris = {"wallet": f"{self.wallet.connection_uri()}?api_version=v1"}
-        for name in (*(case.task_id for case in CASES), MAPPED):
+        for name in (*(case.task_id for case in CASES), MAPPED, "pooled"):
             outcome = next((case.outcome for case in CASES if case.task_id == name), None)
-            self.given[name] = POOR if outcome is None else outcome.credits
+            self.given[name] = RICH if name == "pooled" else POOR if outcome is None else outcome.credits
             self.wallets.add_organization(name, credits=self.given[name])
             self.wallets.add_account(name, "someone@example.org", [name])
             key = self.wallets.add_key(account=name)
@@ -290,7 +296,7 @@ class Story:
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     folder = tmp_path_factory.mktemp("airflow")
-    for name in ("dags", "images"):
+    for name in ("dags", "images", "pooled"):
         (folder / name).mkdir()
     # Alone: Airflow would watch the assets of the others, paused or not.
     shutil.copy(Path(__file__).parent / "dags" / "spend.py", folder / "dags")
@@ -301,6 +307,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         settings = SETTINGS | metrics.settings(statsd_influxdb_enabled=True)
         airflow = RealAirflow(folder, folder / "dags", settings=settings, seconds=LIMIT)
         airflow.environment |= {"PYTHONPATH": str(ROOT), IMAGES: str(folder / "images")}
+        airflow.environment[POOLED] = str(folder / "pooled")
         try:
             story = Story(airflow, wallet, wallets, metrics)
             story.play()
@@ -411,6 +418,15 @@ def test_a_task_that_waits_by_reschedule_looks_once_an_interval(name, story):
     assert len(looks) <= tasks * ((looks[-1] - looks[0]) / POKE_INTERVAL + 2)
 
 
+def test_a_pool_limits_the_credits_in_flight(story):
+    folder = Path(story.airflow.environment[POOLED])
+    times = [[float(time) for time in file.read_text().split()] for file in folder.iterdir()]
+    most = max(sum(COST for began, ended in times if began <= now < ended) for now, _ in times)
+
+    assert len(times) == POOLED_TASKS
+    assert most == POOL_SLOTS // COST * COST
+
+
 def test_where_metrics_have_tags_the_names_are_short(story):
     names = {metric.name for metric in story.metrics.ours}
     senders = {metric.sender for metric in story.metrics.ours if "stability.balance" in metric.name}
@@ -419,10 +435,18 @@ def test_where_metrics_have_tags_the_names_are_short(story):
         "balance",
         "call",
         "polls",
+        "spent",
         "waiting_gates",
     }
     assert "airflow.stability.balance,conn_id=wallet,organization=default" in names
     assert len(senders) > 2  # two triggerers and the workers
+
+
+def test_what_is_spent_is_counted_by_task(story):
+    name = "airflow.stability.spent,conn_id=wallet,dag_id=many,task_id=paint_one_of_many,endpoint="
+    spent = [metric.value for metric in story.metrics.ours if metric.name.startswith(name)]
+
+    assert sum(spent) == MANY * COST
 
 
 def test_no_key_stands_anywhere(story):

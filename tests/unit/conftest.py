@@ -90,3 +90,13 @@ def connection(monkeypatch, base_url) -> None:
         "extra": {"api_version": "v1"},
     }
     monkeypatch.setenv("AIRFLOW_CONN_STABILITY_DEFAULT", json.dumps(connection))
+
+
+@pytest.fixture
+def ledger():
+    """Return a ledger in memory."""
+    from tests.ledgers import LedgerForTests
+
+    made = LedgerForTests()
+    yield made
+    made.database.engine.dispose()

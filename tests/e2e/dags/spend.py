@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from tests.e2e.spending import (
     MAPPED,
     MODES,
     POKE_INTERVAL,
+    POOLED,
+    POOLED_TASKS,
     RESERVATION_SECONDS,
     RETRIES,
     RETRY_DELAY,
@@ -126,6 +129,18 @@ with DAG("many", **ONCE):
             file.write(image)
 
     paint_one_of_many.expand(prompt=[f"boat {number}" for number in range(MANY)])
+
+# A slot of the pool stands for a credit.
+with DAG("pooled", **ONCE):
+
+    @task.stability(stability_conn_id="pooled", pool="stability", pool_slots=COST, **COMMON)
+    def paint_in_a_pool(number, client):
+        began = time.time()
+        post(client, f"fish {number}")
+        time.sleep(2)
+        Path(os.environ[POOLED], str(number)).write_text(f"{began} {time.time()}")
+
+    paint_in_a_pool.expand(number=list(range(POOLED_TASKS)))
 
 # They need not wait for a worker till all of the many have begun.
 with DAG("outcomes", default_args={"priority_weight": 10}, **ONCE):

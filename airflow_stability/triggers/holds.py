@@ -1,0 +1,167 @@
+"""What the triggers of a process hold in a ledger: one transaction for all that are let go by one balance.
+
+A thousand gates see one balance at once. Their holds are collected until no more come, and then are asked for
+in one transaction, in the order in which the tasks began to wait. So the oldest task goes first, and the
+ledger gets one question per balance.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from asgiref.sync import sync_to_async
+
+from airflow_stability.compat import read_connection
+from airflow_stability.daemon_threads import start_in_thread
+from airflow_stability.errors import StabilityError, StabilityLedgerUnavailableError
+from airflow_stability.hooks.connection import reading_failure
+from airflow_stability.hooks.ledger import ledger_of
+from airflow_stability.hooks.recorder import obstacle_to, report_budgets
+from airflow_stability.ledger.ledger import START_SECONDS, Hold, HoldResult, Ledger, Reading, Spender
+from airflow_stability.triggers.feed import Observation, loop_state
+
+if TYPE_CHECKING:
+    from airflow_stability.rules.gate import Gate
+    from airflow_stability.triggers.stability import StabilityBalanceTrigger
+
+#: Seconds without another hold after which those that came are asked for.
+QUIET_SECONDS = 0.1
+
+#: Seconds after which they are asked for in any case.
+MOST_SECONDS = 2.0
+
+#: Seconds after which nobody waits for the ledger's answer any more.
+ANSWER_SECONDS = 60.0
+
+
+class _Wanted(NamedTuple):
+    since: float
+    hold: Hold
+    credits: float
+    requested_at: float
+    held: asyncio.Future[str | None]
+
+
+async def hold_credits(
+    trigger: StabilityBalanceTrigger, gate: Gate, observation: Observation, *, since: float
+) -> str | None:
+    """Hold the credits that a gate expects to be spent; return why it must wait, or None.
+
+    :param observation: a balance, of a connection with a ledger.
+    :param since: when the task began to wait, in the loop's time.
+    :raises StabilityLedgerUnavailableError: the ledger is out of reach.
+    :raises StabilityConfigurationError: there is no such budget, or the credits can never fit into it.
+    """
+    assert observation.ledger is not None
+    conn_id, budget = observation.ledger
+    task: Any = getattr(trigger, "task_instance", None)
+    names = ("dag_id", "run_id", "task_id", "map_index", "try_number")
+    spender = Spender(
+        trigger.stability_conn_id,
+        observation.organization,
+        trigger.budget or budget,
+        **{name: getattr(task, name, None) for name in names},
+    )
+    lease = trigger.reservation_seconds
+    if trigger.is_of_task:
+        lease = max(lease, START_SECONDS)
+    hold = Hold(trigger.hold, spender, gate.expected_credits, gate.minimum_credits, lease=lease)
+    holds = loop_state().holds
+    if conn_id not in holds:
+        holds[conn_id] = HoldQueue(conn_id)
+    return await holds[conn_id].hold(hold, since, gate.last_credits or 0.0, observation.requested_at)
+
+
+class HoldQueue:
+    """The holds that are wanted in one ledger, by all triggers of an event loop.
+
+    :param conn_id: the connection to the ledger's database.
+    """
+
+    def __init__(self, conn_id: str) -> None:
+        self._conn_id = conn_id
+        self._wanted: list[_Wanted] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def hold(self, hold: Hold, since: float, credits: float, requested_at: float) -> str | None:
+        """Hold credits; see :func:`hold_credits`."""
+        loop = asyncio.get_running_loop()
+        wanted = _Wanted(since, hold, credits, requested_at, loop.create_future())
+        self._wanted.append(wanted)
+        if self._task is None or self._task.done():
+            # With the caller's context, it would log into the caller's task log.
+            self._task = loop.create_task(self._run(), context=contextvars.Context())
+        return await wanted.held
+
+    async def _run(self) -> None:
+        while self._wanted:
+            await self._collect()
+            wanted, self._wanted = self._wanted, []
+            try:
+                for group in _groups(wanted):
+                    await self._ask(group)
+            except StabilityError as error:
+                _fail(wanted, error)
+            except Exception as error:  # it must never fail: all gates of the ledger would hang
+                text = f"The ledger in connection {self._conn_id!r} cannot be asked ({type(error).__name__})."
+                _fail(wanted, StabilityLedgerUnavailableError(text))
+
+    async def _collect(self) -> None:
+        loop = asyncio.get_running_loop()
+        began, count = loop.time(), 0
+        while len(self._wanted) > count and loop.time() < began + MOST_SECONDS:
+            count = len(self._wanted)
+            await asyncio.sleep(QUIET_SECONDS)
+
+    async def _ask(self, group: list[_Wanted]) -> None:
+        """Ask for the holds of one wallet, on one balance of it."""
+        ledger = await self._open()
+        holds = [each.hold for each in group]
+        age = asyncio.get_running_loop().time() - group[0].requested_at
+        call = functools.partial(ledger.hold, holds, Reading(group[0].credits, age))
+        result = await self._in_thread(call)
+        report_budgets(result)
+        for each in group:
+            if each.held.done():  # its trigger was cancelled: what is held for it goes with its lease
+                continue
+            try:
+                each.held.set_result(obstacle_to(each.hold, result))
+            except StabilityError as error:
+                each.held.set_exception(error)
+
+    async def _open(self) -> Ledger:
+        try:
+            connection = await read_connection(self._conn_id)
+        except Exception as error:
+            failure = reading_failure(self._conn_id, error)
+        else:
+            # The database's own hook asks Airflow for masks, which must not happen in a thread of ours.
+            return await sync_to_async(ledger_of)(connection)
+        raise failure
+
+    async def _in_thread(self, call: functools.partial[HoldResult]) -> HoldResult:
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return await asyncio.wrap_future(start_in_thread(call))
+        except TimeoutError:
+            raise StabilityLedgerUnavailableError(
+                f"The ledger in connection {self._conn_id!r} has not answered within {ANSWER_SECONDS:g} s. "
+                f"{StabilityLedgerUnavailableError.advice}"
+            ) from None
+
+
+def _groups(wanted: list[_Wanted]) -> list[list[_Wanted]]:
+    """Return the holds of each wallet and balance, those who have waited longest first."""
+    groups: dict[tuple[str, float], list[_Wanted]] = {}
+    for each in sorted(wanted, key=lambda each: each.since):
+        groups.setdefault((each.hold.spender.wallet, each.requested_at), []).append(each)
+    return list(groups.values())
+
+
+def _fail(wanted: list[_Wanted], error: StabilityError) -> None:
+    for each in wanted:
+        if not each.held.done():
+            each.held.set_exception(error)

@@ -392,6 +392,7 @@ def _begin_call(connection: Connection, now: datetime, call: Call, hold_key: str
         "output_hash": call.output and _hash(call.output),
         "itemized": False,
         "held_at": now,
+        "held_on": now.date(),
         "started_at": now,
         "lease_ends_at": now + timedelta(seconds=call.lease),
     }
@@ -501,6 +502,7 @@ def _hold_values(hold: Hold, microcredits: int, now: datetime) -> dict[str, Any]
         "known": DECLARED,
         "itemized": hold.itemized,
         "held_at": now,
+        "held_on": now.date(),
         "started_at": now if hold.starts else None,
         "lease_ends_at": now + timedelta(seconds=hold.lease),
         "ended_at": None,

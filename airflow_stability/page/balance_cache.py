@@ -38,6 +38,7 @@ from airflow_stability.rules.lockout import Lockout
 
 if TYPE_CHECKING:
     from airflow_stability.client import StabilityClient
+    from airflow_stability.client.recording import LedgerSettings
 
 #: A balance is not requested again before it is this old.
 MAX_AGE_SECONDS = 60.0
@@ -97,6 +98,7 @@ class CachedConnection:
     :param failure: why no client could be made of the connection; ``balances`` are older then.
     :param locked_until: until when the server allows no call; None without a lock-out.
     :param pending: whether a request is still running.
+    :param ledger: what the connection says about its ledger; None without one.
     """
 
     organization: str | None = None
@@ -104,6 +106,7 @@ class CachedConnection:
     failure: str | None = None
     locked_until: datetime | None = None
     pending: bool = False
+    ledger: LedgerSettings | None = None
 
 
 @dataclass
@@ -120,6 +123,7 @@ class _Key:
 @dataclass
 class _Entry:
     organization: str | None = None
+    ledger: LedgerSettings | None = None
     failure: str | None = None
     read_at: float | None = None
     #: The address and the fingerprint of the API key; None before the connection was read.
@@ -132,7 +136,7 @@ class _Entry:
 
     def take(self, client: StabilityClient) -> None:
         """Take over what the connection says now. Balances that another key has read are asked for anew."""
-        self.organization, self.failure = client.organization, None
+        self.organization, self.ledger, self.failure = client.organization, client.ledger, None
         key = client.base_url, client.key_fingerprint
         if self.key is not None and key != self.key:
             same_address = key[0] == self.key[0]
@@ -293,6 +297,7 @@ class BalanceCache:
                 entry.failure,
                 self._now() + timedelta(seconds=seconds) if seconds else None,
                 pending=entry.running is not None,
+                ledger=entry.ledger,
             )
 
 

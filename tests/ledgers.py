@@ -13,11 +13,14 @@ from airflow_stability.ledger.schema import spends
 
 
 class LedgerInMemory(Ledger):
-    """A ledger with tables, whose time is what ``time`` says."""
+    """A ledger with tables, whose time is what ``time`` says.
 
-    def __init__(self) -> None:
+    :param url: another SQLite database.
+    """
+
+    def __init__(self, url: str = "sqlite://") -> None:
         self.time = datetime(2026, 11, 18, 12)
-        engine = adapt(create_engine("sqlite://", poolclass=StaticPool, **engine_arguments("sqlite")))
+        engine = adapt(create_engine(url, poolclass=StaticPool, **engine_arguments("sqlite")))
         super().__init__(Database(engine, "connection 'ledger'", clock=lambda: self.time))
         self.database.init()
 

@@ -39,6 +39,9 @@ PERIODS = (1, 7, 30)
 MAX_SHOWN_DAGS = 50
 MAX_WALLETS = 20
 
+#: How many DAGs, those that spent most, the auth manager is asked about at most. Some ask a server for each.
+MAX_ASKED_DAGS = 200
+
 #: How many ledgers are read at the same time.
 MAX_READS = 4
 
@@ -87,6 +90,12 @@ class Spent:
                 self.periods[number] += each.used
         self.held += each.held
         self.unknown += each.unknown
+
+    def take(self, other: Spent) -> None:
+        """Add what another one has spent."""
+        self.periods = [sum(both) for both in zip(self.periods, other.periods, strict=True)]
+        self.held += other.held
+        self.unknown += other.unknown
 
     def content(self, name: str | None = None) -> dict[str, Any]:
         """Return what the template shows, in credits."""
@@ -202,6 +211,19 @@ class LedgerPart:
         self._connections = connections
         self._read = read
         self._read_at = read_at
+        self._total = Spent()
+        self._by_dag: dict[str | None, Spent] = defaultdict(Spent)
+        self._by_budget: dict[str | None, Spent] = defaultdict(Spent)
+        if read is not None:
+            self._add(read)
+
+    def _add(self, read: LedgerRead) -> None:
+        for each in read.sums:
+            group: Any = each.group
+            day, dag_id, budget = group
+            days_ago = (read.today - day).days
+            for spent in (self._total, self._by_dag[dag_id], self._by_budget[budget]):
+                spent.add(each, days_ago)
 
     @property
     def pending(self) -> bool:
@@ -209,9 +231,10 @@ class LedgerPart:
         return self._read is None or self._read_at is not None
 
     @property
-    def dag_ids(self) -> set[str]:
-        """The DAGs that have spent credits."""
-        return set() if self._read is None else {str(dag_id) for dag_id in _dags(self._read.sums)}
+    def dag_ids(self) -> list[str]:
+        """The DAGs that have spent credits, as far as they may be shown."""
+        dags = ((each.periods[-1], dag_id) for dag_id, each in self._by_dag.items() if dag_id is not None)
+        return [dag_id for _, dag_id in sorted(dags, reverse=True)[:MAX_ASKED_DAGS]]
 
     def content(self, tasks: Iterable[WaitingTask], dag_ids: Collection[str]) -> dict[str, Any]:
         """Return what the template shows.
@@ -231,39 +254,53 @@ class LedgerPart:
             return head
         assert read.held is not None
         assert read.unknown is not None
-        total, by_dag, by_budget = Spent(), defaultdict[Any, Spent](Spent), defaultdict[Any, Spent](Spent)
-        for each in read.sums:
-            day, dag_id, budget = each.group
-            days_ago = (read.today - day).days  # type: ignore[operator]  # it is a date
-            for spent in (total, by_dag[dag_id], by_budget[budget]):
-                spent.add(each, days_ago)
         return head | {
             "since": [_first_day(read.today, days) for days in PERIODS],
-            "total": total.content(),
-            "dags": _dag_rows(by_dag, dag_ids),
-            "budgets": self._budget_rows(read.budgets, by_budget, tasks, dag_ids),
+            "total": self._total.content(),
+            "dags": self._dag_rows(dag_ids),
+            "budgets": self._budget_rows(read.budgets, tasks, dag_ids),
             "held": {"credits": from_microcredits(read.held.held), "spends": read.held.spends},
             "unknown": {"credits": from_microcredits(read.unknown.unknown), "spends": read.unknown.spends},
             "remainders": self._remainder_rows(read.remainders),
             **_days(read),
         }
 
+    def _dag_rows(self, dag_ids: Collection[str]) -> dict[str, Any]:
+        """Return the DAGs that have spent most, and the sums of those that are left out or hidden."""
+        asked, readable = {None, *self.dag_ids}, {None, *dag_ids}
+        shown: list[dict[str, Any]] = []
+        more, hidden = Spent(), Spent()
+        counts = {"more": 0, "hidden": 0}
+        for dag_id, each in sorted(
+            self._by_dag.items(), key=lambda item: (-item[1].periods[-1], item[0] or "")
+        ):
+            if dag_id in asked and dag_id not in readable:
+                rest, name = hidden, "hidden"
+            elif dag_id not in asked or len(shown) == MAX_SHOWN_DAGS:
+                rest, name = more, "more"
+            else:
+                shown.append(each.content(dag_id))
+                continue
+            counts[name] += 1
+            rest.take(each)
+        return {
+            "shown": shown,
+            "more": more.content() | {"count": counts["more"]},
+            "hidden": hidden.content() | {"count": counts["hidden"]},
+        }
+
     def _budget_rows(
-        self,
-        budgets: Iterable[Budget],
-        spent: Mapping[Any, Spent],
-        tasks: Iterable[WaitingTask],
-        dag_ids: Collection[str],
+        self, budgets: Iterable[Budget], tasks: Iterable[WaitingTask], dag_ids: Collection[str]
     ) -> list[dict[str, Any]]:
         """Return the budgets, then what was spent with others, and without any."""
         waiting: dict[str | None, list[WaitingTask]] = defaultdict(list)
         for task in tasks:
             waiting[self._budget_of(task)].append(task)
         known = {budget.name: budget for budget in budgets}
-        gone = sorted(name for name in spent if name is not None and name not in known)
+        gone = sorted(name for name in self._by_budget if name is not None and name not in known)
         rows = []
-        for name in [*known, *gone, *([None] if None in spent else [])]:
-            row = spent.get(name, Spent()).content(name)
+        for name in [*known, *gone, *([None] if None in self._by_budget else [])]:
+            row = self._by_budget.get(name, Spent()).content(name)
             row["tasks"] = task_list([] if name is None else waiting[name], dag_ids)
             row["budget"] = _budget_content(known[name]) if name in known else None
             rows.append(row)
@@ -301,34 +338,6 @@ class LedgerPart:
             if organization is not None
         }
         return organizations | {f"connection {conn_id}" for conn_id in self._connections}
-
-
-def _dags(sums: Iterable[Sum]) -> set[Any]:
-    return {each.group[1] for each in sums} - {None}
-
-
-def _dag_rows(spent: Mapping[Any, Spent], dag_ids: Collection[str]) -> dict[str, Any]:
-    """Return the DAGs that have spent most, and the sums of those that are left out or hidden."""
-    readable: list[dict[str, Any]] = []
-    more, hidden = Spent(), Spent()
-    counts = {"more": 0, "hidden": 0}
-    for dag_id, each in sorted(spent.items(), key=lambda item: (-item[1].periods[-1], item[0] or "")):
-        if dag_id is not None and dag_id not in dag_ids:
-            rest, name = hidden, "hidden"
-        elif len(readable) == MAX_SHOWN_DAGS:
-            rest, name = more, "more"
-        else:
-            readable.append(each.content(dag_id))
-            continue
-        counts[name] += 1
-        rest.periods = [sum(both) for both in zip(rest.periods, each.periods, strict=True)]
-        rest.held += each.held
-        rest.unknown += each.unknown
-    return {
-        "shown": readable,
-        "more": more.content() | {"count": counts["more"]},
-        "hidden": hidden.content() | {"count": counts["hidden"]},
-    }
 
 
 def _budget_content(budget: Budget) -> dict[str, Any]:

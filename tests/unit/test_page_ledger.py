@@ -123,6 +123,19 @@ def test_dags_that_spent_less_are_summed_up_and_so_are_those_that_she_may_not_re
     )
 
 
+def test_the_auth_manager_is_asked_about_the_dags_that_spent_most(ledger, monkeypatch):
+    monkeypatch.setattr(ledger_part, "MAX_ASKED_DAGS", 3)
+    for number, dag_id in enumerate("abcde", 1):
+        ledger.spend(str(number), number, dag_id=dag_id)
+    part = LedgerPart("ledger", CONNECTIONS, read_all(ledger), None)
+    assert part.dag_ids == ["e", "d", "c"]
+    dags = part.content([], {"a", "d", "c"})["dags"]
+
+    assert [row["name"] for row in dags["shown"]] == ["d", "c"]
+    assert (dags["more"]["count"], dags["more"]["periods"]) == (2, [3, 3, 3])
+    assert (dags["hidden"]["count"], dags["hidden"]["periods"]) == (1, [5, 5, 5])
+
+
 def test_a_day_is_a_bar_from_the_bottom():
     assert bars([0, 0]) is None
     assert bars([0.5, 0, 2]).path == "M33.3 200V150.0H300.0V200ZM700.0 200V0.0H966.7V200Z"
@@ -133,10 +146,10 @@ def test_before_anything_is_read_and_after_a_failure_there_is_nothing_to_show():
     unread = LedgerPart("ledger", CONNECTIONS, None, None)
     failed = LedgerPart("ledger", CONNECTIONS, LedgerRead("It is out of reach."), None)
 
-    assert (unread.pending, unread.dag_ids, unread.content([], [])["pending"]) == (True, set(), True)
+    assert (unread.pending, unread.dag_ids, unread.content([], [])["pending"]) == (True, [], True)
     assert (failed.pending, failed.dag_ids, failed.content([], [])["failure"]) == (
         False,
-        set(),
+        [],
         "It is out of reach.",
     )
 

@@ -57,6 +57,7 @@ help:
 	@echo "make bench               measure the waiting gates beside Airflow's HttpSensor, and write docs/benchmark.md"
 	@echo "make bench ARGS='--gates 1 20 --window 20'   a quick look, which writes nothing; --help lists the options"
 	@echo "make bench ARGS=--load-only   5000 gates on one triggerer, which make bench ends with; writes docs/load.md"
+	@echo "make bench ARGS=--ledger-only   the ledger on PostgreSQL; writes docs/ledger-benchmark.md"
 	@echo "make test                unit and integration tests, on Airflow $(AIRFLOW)"
 	@echo "make test AIRFLOW=2.11   the same, on another Airflow: $(AIRFLOWS)"
 	@echo "make test AIRFLOW=lowest the same, on the lowest versions of all that pyproject.toml asks for"

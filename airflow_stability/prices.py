@@ -6,8 +6,6 @@ of :data:`DATE`. They may have changed since. This module knows neither Airflow 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 DATE = "2025-08-01"
 SOURCE = "https://platform.stability.ai/pricing"
 
@@ -66,7 +64,7 @@ def price(endpoint: str, model: str | None = None) -> float:
     return PRICES[endpoint, model]
 
 
-def price_if_known(endpoint: str, model: str | None, own: Mapping[str, float]) -> float | None:
+def price_if_known(endpoint: str, model: str | None, own: dict[str, float]) -> float | None:
     """Return what one call costs, in credits; None for an endpoint or a model without a known price.
 
     :param own: the user's own prices, by ``ENDPOINT MODEL`` or ``ENDPOINT``. They come first.

@@ -19,6 +19,7 @@ class DeadHost:
     def __init__(self, drip: float | None = None) -> None:
         self._drip = drip
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self.port: int = self._listener.getsockname()[1]
         self._lock = threading.Lock()
         self._calls: set[socket.socket] = set()
         self._ended = threading.Event()
@@ -38,7 +39,7 @@ class DeadHost:
 
         :param extra: more of the connection's extra.
         """
-        url = quote(f"http://127.0.0.1:{self._listener.getsockname()[1]}", safe="")
+        url = quote(f"http://127.0.0.1:{self.port}", safe="")
         return f"stability://:sk-dead-host@{url}?{urlencode({'api_version': 'v1', **extra})}"
 
     def __enter__(self) -> Self:

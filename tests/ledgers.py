@@ -1,4 +1,4 @@
-"""Ledgers for tests: one in memory, whose time a test sets."""
+"""Ledgers whose time a test sets, on SQLite: in memory, or in a file that commands can read."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from airflow_stability.ledger.ledger import HELD, Hold, Ledger, Spender
 from airflow_stability.ledger.schema import spends
 
 
-class LedgerInMemory(Ledger):
-    """A ledger with tables, whose time is what ``time`` says.
+class LedgerForTests(Ledger):
+    """A ledger with tables.
 
-    :param url: another SQLite database.
+    :param url: the database; default: one in memory.
+    :param time: the ledger's time, until somebody sets ``time``.
     """
 
-    def __init__(self, url: str = "sqlite://") -> None:
-        self.time = datetime(2026, 11, 18, 12)
+    def __init__(self, url: str = "sqlite://", time: datetime = datetime(2026, 11, 18, 12)) -> None:
+        self.time = time
         engine = adapt(create_engine(url, poolclass=StaticPool, **engine_arguments("sqlite")))
         super().__init__(Database(engine, "connection 'ledger'", clock=lambda: self.time))
         self.database.init()

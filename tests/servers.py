@@ -21,6 +21,8 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Self
 
+import psutil
+
 from tests.real_airflow import free_port, last_lines
 
 #: Where distributions install PostgreSQL's server programs. Only its clients are on the PATH.
@@ -147,6 +149,20 @@ class PostgreSQL(Server):
     def url(self) -> str:
         """The database's URL for SQLAlchemy."""
         return f"postgresql+psycopg2://airflow:{self.password}@127.0.0.1:{self.port}/postgres"
+
+    def kill(self) -> None:
+        """Kill all its processes, as a machine that loses its power would."""
+        assert self._process is not None
+        server = psutil.Process(self._process.pid)
+        server.suspend()  # it would start others
+        family = [*server.children(recursive=True), server]
+        for each in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        self._process.wait()
+        psutil.wait_procs(family, PATIENCE)
+        self._process = None
+        (self.folder / "data" / "postmaster.pid").unlink(missing_ok=True)  # it says that the server is ready
 
     def _prepare(self) -> None:
         password = self.folder / "password"

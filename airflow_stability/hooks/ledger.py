@@ -6,12 +6,11 @@ with Airflow.
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from airflow_stability.compat import BaseHook
 from airflow_stability.errors import StabilityConfigurationError, StabilityError
-from airflow_stability.hooks.connection import reading_failure
+from airflow_stability.hooks.connection import client_from_connection, reading_failure
 from airflow_stability.ledger.database import Database, adapt, engine_arguments
 from airflow_stability.ledger.ledger import Ledger
 
@@ -30,17 +29,12 @@ def ledger_conn_id_of(stability_conn_id: str) -> str:
 
     :param stability_conn_id: a connection of type ``stability``.
     :raises StabilityConnectionNotFoundError: there is no such connection.
-    :raises StabilityConfigurationError: its extra names no connection.
+    :raises StabilityConfigurationError: its extra names no ledger, or the connection is unusable.
     :raises StabilityTransientError: the connection could not be read just now.
     """
-    found = _read(stability_conn_id)
-    try:
-        extra = json.loads(found.extra or "{}")
-    except ValueError:
-        extra = None
-    conn_id = extra.get("ledger_conn_id") if isinstance(extra, dict) else None
-    if isinstance(conn_id, str) and conn_id:
-        return conn_id
+    with client_from_connection(_read(stability_conn_id)) as client:
+        if client.ledger is not None:
+            return client.ledger.conn_id
     raise StabilityConfigurationError(
         f"Connection {stability_conn_id!r} names no ledger: set ledger_conn_id in its extra to the id of a "
         "connection to a database, or name that connection with --ledger-conn-id."

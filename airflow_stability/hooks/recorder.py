@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from airflow_stability import metrics
@@ -14,6 +14,7 @@ from airflow_stability.client.recording import POSTED, UNKNOWN, VOID, LedgerSett
 from airflow_stability.errors import StabilityError, StabilityTransientError
 from airflow_stability.hooks.ledger import open_ledger
 from airflow_stability.hooks.storage import AirflowStorage
+from airflow_stability.ledger.budgets import Budget
 from airflow_stability.ledger.ledger import LEASE_SECONDS, Call, Hold, HoldResult, Reading, Spender
 from airflow_stability.prices import price_if_known
 from airflow_stability.rules.credits import from_microcredits
@@ -67,7 +68,11 @@ def report_budgets(result: HoldResult) -> None:
     for budget in result.budgets:
         used, limit = (from_microcredits(each) for each in (budget.used, budget.limit))
         metrics.budget(budget.name, used, limit)
-    for budget in result.soft_limits:
+    _report_soft_limits(result.soft_limits)
+
+
+def _report_soft_limits(reached: Iterable[Budget]) -> None:
+    for budget in reached:
         metrics.soft_limit(budget.name)
         _log.warning("The soft limit is reached: %s.", budget.text)
 
@@ -87,7 +92,7 @@ class LedgerRecorder:
         *,
         conn_id: str,
         organization: str | None,
-        prices: Mapping[str, float],
+        prices: dict[str, float],
     ) -> None:
         self.ledger_conn_id, self._budget = ledger
         self._conn_id = conn_id
@@ -111,7 +116,10 @@ class LedgerRecorder:
         """Hold the credits of a run of a task; see the protocol."""
         spender = self._spender(budget, organization)
         key = hold or uuid.uuid4().hex
-        if hold is None or not open_ledger(self.ledger_conn_id).start(hold, itemized=itemized):
+        ledger = open_ledger(self.ledger_conn_id)
+        if (spender.try_number or 0) > 1:
+            ledger.end_earlier_tries(spender)
+        if hold is None or not ledger.start(hold, itemized=itemized):
             wanted = Hold(key, spender, credits, None, itemized, starts=True, lease=LEASE_SECONDS)
             if (obstacle := self._hold(wanted, balance)) is not None:
                 return obstacle
@@ -164,7 +172,7 @@ class LedgerRecorder:
             output is not None and output.paid_again,
             lease=max(LEASE_SECONDS, seconds),
         )
-        open_ledger(self.ledger_conn_id).begin_call(call, None if run is None else run.hold)
+        _report_soft_limits(open_ledger(self.ledger_conn_id).begin_call(call, run.hold if run else None))
         if run is not None:
             run.calls += 1
         return call.key

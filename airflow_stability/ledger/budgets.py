@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from sqlalchemy import func, select
+from sqlalchemy import bindparam, func, or_, select
 from sqlalchemy.engine import Connection
 
 from airflow_stability.ledger.schema import budgets, spends
@@ -22,6 +22,26 @@ from airflow_stability.validation import check_budget, check_credits, format_num
 
 #: The states of spends that count against a budget.
 COUNTING = ("held", "posted", "unknown")
+
+
+# A statement that is made once is compiled once, and its key in the cache of compiled ones is known.
+_LOCK = select(budgets).where(budgets.c.name == bindparam("name")).with_for_update()
+_SAVE = (
+    budgets.update()
+    .where(budgets.c.name == bindparam("its_name"))
+    .values({column.name: bindparam(column.name) for column in budgets.c if column.name != "name"})
+)
+_TAKE = (
+    budgets.update()
+    .where(
+        budgets.c.name == bindparam("its_name"),
+        budgets.c.starts_at <= bindparam("now"),
+        budgets.c.ends_at > bindparam("now"),
+        budgets.c.used_microcredits + bindparam("more") <= budgets.c.limit_microcredits,
+        or_(budgets.c.soft_percent.is_(None), budgets.c.soft_reached_at.is_not(None)),
+    )
+    .values(used_microcredits=budgets.c.used_microcredits + bindparam("more"))
+)
 
 
 @dataclass
@@ -108,12 +128,23 @@ def lock(connection: Connection, names: Iterable[str], now: datetime) -> dict[st
     """
     found = {}
     for name in sorted(set(names)):
-        query = select(budgets).where(budgets.c.name == name).with_for_update()
-        if (row := connection.execute(query).first()) is not None:
+        if (row := connection.execute(_LOCK, {"name": name}).first()) is not None:
             found[name] = budget = _from_row(row)
             if _renew(connection, budget, now):
                 save(connection, budget, now)
     return found
+
+
+def take(connection: Connection, name: str, microcredits: int, now: datetime) -> bool:
+    """Lock a budget and take credits out of it in one statement; False if that is not all there is to do.
+
+    It is not if too little is left, if there is no such budget, if its period has ended, or if it may reach
+    its soft limit.
+
+    :param now: the database's time.
+    """
+    values = {"its_name": name, "more": microcredits, "now": now}
+    return bool(connection.execute(_TAKE, values).rowcount)
 
 
 def look(connection: Connection, now: datetime) -> list[Budget]:
@@ -134,8 +165,7 @@ def save(connection: Connection, budget: Budget, now: datetime) -> bool:
     reached = budget.is_nearly_used_up and budget.soft_reached_at is None
     if reached:
         budget.soft_reached_at = now
-    values = _values(budget)
-    connection.execute(budgets.update().where(budgets.c.name == budget.name).values(values))
+    connection.execute(_SAVE, {"its_name": budget.name, **_values(budget)})
     return reached
 
 
@@ -158,6 +188,14 @@ def put(connection: Connection, budget: Budget, now: datetime) -> bool:
 def delete(connection: Connection, name: str) -> bool:
     """Delete a budget, and tell whether there was one."""
     return bool(connection.execute(budgets.delete().where(budgets.c.name == name)).rowcount)
+
+
+def held_at(budget: Budget | None, now: datetime) -> datetime:
+    """Return when a spend is held: now, but not before the period of its budget, which is locked.
+
+    Clocks are compared, not equal: by that of another process, the period may have begun already.
+    """
+    return now if budget is None else max(now, budget.period.starts_at)
 
 
 def count(budget: Budget | None, held_at: datetime, change: int) -> None:

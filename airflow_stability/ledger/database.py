@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from airflow_stability.errors import StabilityConfigurationError, StabilityLedgerUnavailableError
 from airflow_stability.ledger import schema
+from airflow_stability.ledger.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +34,9 @@ CLOCK_SECONDS = 600.0
 
 #: Seconds for connecting, and for a statement.
 TIMEOUT = 15
+
+#: More seconds, after which a database that should have ended a statement has fallen silent.
+SILENCE = 5
 
 _Result = TypeVar("_Result")
 
@@ -50,26 +54,30 @@ def engine_arguments(dialect: str) -> dict[str, Any]:
     connect: dict[str, Any] = {}
     more: dict[str, Any] = {}
     if dialect == "postgresql":
-        milliseconds = TIMEOUT * 1000
-        connect = {
-            "connect_timeout": TIMEOUT,
-            "options": f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}",
-            "tcp_user_timeout": milliseconds,
-        }
+        # No timeouts of the server's own: PgBouncer refuses a connection with such options.
+        connect = {"connect_timeout": TIMEOUT}
     elif dialect == "mysql":
         connect = {"connect_timeout": TIMEOUT}
         # Otherwise a transaction would read what was there when it began, not what others have held since.
         more = {"isolation_level": "READ COMMITTED"}
     elif dialect == "sqlite":
         connect = {"timeout": TIMEOUT, "check_same_thread": False}
-    return {"future": True, "pool_pre_ping": True, "connect_args": connect, **more}
+    # A pooled connection that has ended costs a try. To ask each one first would cost each transaction more.
+    return {"future": True, "connect_args": connect, **more}
 
 
 def adapt(engine: Engine) -> Engine:
     """Return a new engine after it was adapted to what the ledger needs.
 
     On SQLite, each transaction begins as a writer: one that becomes a writer later may find others before it.
+    On MySQL, the client gives up a server that does not answer; what does so on PostgreSQL is the watchdog.
     """
+    if engine.dialect.name == "mysql" and engine.dialect.driver in ("mysqldb", "pymysql"):
+
+        @event.listens_for(engine, "do_connect")
+        def limit(_dialect: Any, _record: Any, _arguments: Any, more: dict[str, Any]) -> None:
+            more |= {"read_timeout": TIMEOUT, "write_timeout": TIMEOUT}
+
     if engine.dialect.name != "sqlite":
         return engine
 
@@ -135,6 +143,7 @@ class Database:
         self._secrets = secrets
         self._clock = clock or DatabaseClock(engine).now
         self._checked = False
+        self._watchdog = Watchdog(engine)
 
     def now(self) -> datetime:
         """Return the database's time in UTC, without a time zone.
@@ -223,11 +232,12 @@ class Database:
         failure = None
         for number in range(1, TRIES + 1):
             try:
-                return work()
+                with self._watchdog.limit(TIMEOUT + SILENCE) as use:
+                    return work()
             except IntegrityError:
                 raise  # a matter of the work itself
             except SQLAlchemyError as error:
-                failure = self._describe(error)
+                failure = "it does not answer" if use.was_cut else self._describe(error)
                 if number == TRIES or not isinstance(error, DBAPIError):
                     break
             time.sleep(PAUSE * number)

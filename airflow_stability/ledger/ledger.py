@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import and_, bindparam, func, or_, select
 from sqlalchemy.engine import Connection, RowMapping
 from sqlalchemy.exc import IntegrityError
 
@@ -50,6 +50,11 @@ _NEXT = {
 
 #: Whether a spend that is held may have been paid for. A run whose calls are itemized pays by those only.
 _BEGUN = and_(spends.c.started_at.is_not(None), ~spends.c.itemized)
+
+
+# A statement that is made once is compiled once, and its key in the cache of compiled ones is known.
+_INSERT = spends.insert()
+_LOCK = select(spends).where(spends.c.spend_key == bindparam("key")).with_for_update()
 
 
 @dataclass(frozen=True)
@@ -192,18 +197,32 @@ class Ledger:
     def hold(self, holds: Sequence[Hold], reading: Reading | None = None) -> HoldResult:
         """Hold credits for tasks, the first ones first, as far as their budgets and the balance allow.
 
-        What already is held under its key stays so, whatever is left now.
+        What already is held under its key stays so, whatever is left now. If something is refused, leases
+        that are over end first: what is in the way may be held by those who died before they began.
 
         :param holds: those of one wallet.
         :param reading: the wallet's balance; None to look at budgets only.
         """
         if not holds:
             return HoldResult()
+        holds = list({each.key: each for each in holds}.values())
+        result = self._hold(holds, reading)
+        if not result.refused or not self.end_leases():
+            return result
+        again = self._hold(holds, reading)
+        again.soft_limits[:0] = result.soft_limits
+        return again
+
+    def _hold(self, holds: Sequence[Hold], reading: Reading | None) -> HoldResult:
         try:
-            return self.database.run(lambda connection, now: _hold(connection, now, holds, reading, {}))
+            return self.database.run(
+                lambda connection, now: (
+                    _hold_at_once(connection, now, holds, reading) or _hold(connection, now, holds, reading)
+                )
+            )
         except IntegrityError:  # one of the keys, or the wallet, is there
             return self.database.run(
-                lambda connection, now: _hold(connection, now, holds, reading, _known(connection, holds))
+                lambda connection, now: _hold(connection, now, holds, reading, look_first=True)
             )
 
     def start(self, key: str, *, itemized: bool = False, lease: float = LEASE_SECONDS) -> bool:
@@ -219,18 +238,19 @@ class Ledger:
 
         return self.database.run(work)
 
-    def begin_call(self, call: Call, hold: str | None) -> None:
+    def begin_call(self, call: Call, hold: str | None) -> list[Budget]:
         """Write down a call before it is sent. It takes its credits out of the hold of its run.
 
         :param hold: the key of that hold; None for a call outside of one. What the hold does not cover is
             taken from the budget.
+        :return: the budgets that have reached their soft limits by this.
         :raises StabilityBudgetExhaustedError: the budget has too little left. The call must not be sent.
         :raises StabilityBudgetNotFoundError: there is no such budget.
         """
         try:
-            self.database.run(lambda connection, now: _begin_call(connection, now, call, hold))
-        except IntegrityError:  # committed by an earlier try of this transaction
-            return
+            return self.database.run(lambda connection, now: _begin_call(connection, now, call, hold))
+        except (IntegrityError, _WrittenError):  # committed by an earlier try of this transaction
+            return []
 
     def end(self, key: str, state: str, reason: str | None = None) -> bool:
         """Write down how a spend ended; False if it has ended so before, or there is none.
@@ -292,14 +312,45 @@ class Ledger:
         return self.database.run(work)
 
     def end_leases(self) -> int:
-        """End what is held beyond its lease, and return how many spends became unknown."""
+        """End what is held beyond its lease, and return how many spends were given back by that."""
         return self.database.run(_end_leases)
 
+    def end_earlier_tries(self, spender: Spender) -> None:
+        """Give back what earlier tries of a task hold and can spend no more: their calls are itemized."""
+        names = ("dag_id", "run_id", "task_id", "map_index")
+        same_task = [spends.c[name] == getattr(spender, name) for name in names]
+        earlier = [spends.c.state == HELD, spends.c.itemized, spends.c.try_number < spender.try_number]
 
-def _known(connection: Connection, holds: Sequence[Hold]) -> dict[str, RowMapping]:
-    keys = [each.key for each in holds]
-    rows = connection.execute(select(spends).where(spends.c.spend_key.in_(keys))).mappings()
-    return {row["spend_key"]: row for row in rows}
+        def work(connection: Connection, now: datetime) -> None:
+            _end(
+                connection, now, [*earlier, *same_task], VOID, "Its try is over, and its calls are itemized."
+            )
+
+        self.database.run(work)
+
+
+class _WrittenError(Exception):
+    """The call is written down already. It ends the transaction without a change."""
+
+
+def _known(connection: Connection, keys: Iterable[str]) -> dict[str, RowMapping]:
+    """Lock the spends that have one of the keys, and return them by key."""
+    query = select(spends).where(spends.c.spend_key.in_(list(keys))).order_by(spends.c.spend_key)
+    return {row["spend_key"]: row for row in connection.execute(query.with_for_update()).mappings()}
+
+
+def _hold_at_once(
+    connection: Connection, now: datetime, holds: Sequence[Hold], reading: Reading | None
+) -> HoldResult | None:
+    """Do what :func:`_hold` does for a single hold that is new and fits, with fewer questions; or nothing."""
+    hold = holds[0]
+    microcredits, name = to_microcredits(hold.credits), hold.spender.budget
+    if len(holds) > 1 or reading is not None or name is None:
+        return None
+    if not budgets.take(connection, name, microcredits, now):
+        return None
+    connection.execute(_INSERT, _hold_values(hold, microcredits, now))
+    return HoldResult([hold.key])
 
 
 def _hold(
@@ -307,7 +358,8 @@ def _hold(
     now: datetime,
     holds: Sequence[Hold],
     reading: Reading | None,
-    known: Mapping[str, RowMapping],
+    *,
+    look_first: bool = False,
 ) -> HoldResult:
     result = HoldResult()
     spoken_for = 0
@@ -317,6 +369,7 @@ def _hold(
         spoken_for = _spoken_for(connection, wallet, now - timedelta(seconds=reading.age))
     locked = _lock(connection, (each.spender.budget for each in holds), now)
     before = {name: budget.used for name, budget in locked.items()}
+    known = _known(connection, (each.key for each in holds)) if look_first else {}
     new = []
     for hold in holds:
         row, name, microcredits = known.get(hold.key), hold.spender.budget, to_microcredits(hold.credits)
@@ -333,22 +386,25 @@ def _hold(
         elif budget is not None and microcredits > budget.left:
             result.refused[hold.key] = budget
         else:
-            values = _hold_values(hold, microcredits, now)
+            values = _hold_values(hold, microcredits, budgets.held_at(budget, now))
             if row is None:
                 new.append(values)
             else:
                 connection.execute(spends.update().where(spends.c.spend_key == hold.key).values(values))
-            budgets.count(budget, now, microcredits)
+            budgets.count(budget, values["held_at"], microcredits)
             spoken_for += microcredits
             result.held.append(hold.key)
+    if not look_first and len(result.held) < len(holds):
+        # What leaves too little may be the holds themselves, if an earlier try was committed.
+        return _hold(connection, now, holds, reading, look_first=True)
     if new:
-        connection.execute(spends.insert(), new)
+        connection.execute(_INSERT, new if len(new) > 1 else new[0])
     result.budgets = list(locked.values())
     result.soft_limits = _save(connection, locked, before, now)
     return result
 
 
-def _begin_call(connection: Connection, now: datetime, call: Call, hold_key: str | None) -> None:
+def _begin_call(connection: Connection, now: datetime, call: Call, hold_key: str | None) -> list[Budget]:
     name = call.spender.budget
     earlier = [] if call.output is None or call.paid_again else _open_calls_for(connection, call.output)
     locked = _lock(connection, [name, *(row["budget"] for row in earlier)], now)
@@ -362,7 +418,7 @@ def _begin_call(connection: Connection, now: datetime, call: Call, hold_key: str
         if row is not None and row["state"] in (HELD, UNKNOWN):
             _change(connection, now, row, locked, VOID, "Neither an output nor a marker of it was found.")
     hold = None if hold_key is None else _lock_spend(connection, hold_key)
-    held = hold["microcredits"] if hold is not None and hold["state"] in COUNTING else 0
+    held = hold["microcredits"] if hold is not None and hold["state"] in (HELD, UNKNOWN) else 0
     if call.credits is None:
         # The task's own figure, for the first call without a known price; more than that nobody knows.
         microcredits, how = held, DECLARED if held else UNKNOWN
@@ -374,8 +430,11 @@ def _begin_call(connection: Connection, now: datetime, call: Call, hold_key: str
         rest = {"microcredits": held - taken}
         connection.execute(spends.update().where(spends.c.spend_key == hold_key).values(rest))
         budgets.count(budget, hold["held_at"], -taken)
-    budgets.count(budget, now, microcredits)
+    held_at = budgets.held_at(budget, now)
+    budgets.count(budget, held_at, microcredits)
     if budget is not None and budget.used > max(budget.limit, used):
+        if _known(connection, [call.key]):  # an earlier try was committed
+            raise _WrittenError
         budget.used = used
         needs = format_number(from_microcredits(microcredits))
         raise StabilityBudgetExhaustedError(
@@ -391,13 +450,13 @@ def _begin_call(connection: Connection, now: datetime, call: Call, hold_key: str
         "output": call.output and call.output[:1000],
         "output_hash": call.output and _hash(call.output),
         "itemized": False,
-        "held_at": now,
-        "held_on": now.date(),
+        "held_at": held_at,
+        "held_on": held_at.date(),
         "started_at": now,
         "lease_ends_at": now + timedelta(seconds=call.lease),
     }
-    connection.execute(spends.insert().values(values))
-    _save(connection, locked, before, now)
+    connection.execute(_INSERT, values)
+    return _save(connection, locked, before, now)
 
 
 def _end(connection: Connection, now: datetime, where: Sequence[Any], state: str, reason: str | None) -> int:
@@ -416,17 +475,11 @@ def _end(connection: Connection, now: datetime, where: Sequence[Any], state: str
 
 
 def _end_leases(connection: Connection, now: datetime) -> int:
+    """End what is held beyond its lease, and return how many spends were given back."""
     over = [spends.c.state == HELD, spends.c.lease_ends_at < now]
-    _end(
-        connection,
-        now,
-        [*over, ~_BEGUN],
-        VOID,
-        "Its lease ended. It never ran, or each of its calls is itemized.",
-    )
-    return _end(
-        connection, now, [*over, _BEGUN], UNKNOWN, "Its lease ended, and nobody has said how it ended."
-    )
+    _end(connection, now, [*over, _BEGUN], UNKNOWN, "Its lease ended, and nobody has said how it ended.")
+    reason = "Its lease ended. It never ran, or each of its calls is itemized."
+    return _end(connection, now, [*over, ~_BEGUN], VOID, reason)
 
 
 def _change(
@@ -457,8 +510,8 @@ def _save(
 
 def _lock_spend(connection: Connection, key: str, *where: Any) -> RowMapping | None:
     """Lock a spend, and return it as it is now; None if something is not true of it any more."""
-    query = select(spends).where(spends.c.spend_key == key, *where).with_for_update()
-    return connection.execute(query).mappings().first()
+    query = _LOCK.where(*where) if where else _LOCK
+    return connection.execute(query, {"key": key}).mappings().first()
 
 
 def _open_calls_for(connection: Connection, output: str) -> list[RowMapping]:
@@ -482,9 +535,10 @@ def _take_reading(connection: Connection, now: datetime, wallet: str, reading: R
 
 
 def _spoken_for(connection: Connection, wallet: str, read_at: datetime) -> int:
-    """Return what a balance is to be used for: what is held, and what was paid for after it was read."""
+    """Return what a balance is for: what is held, and what may have been paid for after it was read."""
     not_in_the_balance = or_(
-        spends.c.state == HELD, and_(spends.c.state == POSTED, spends.c.ended_at >= read_at)
+        spends.c.state == HELD,
+        and_(spends.c.state.in_((POSTED, UNKNOWN)), spends.c.ended_at >= read_at),
     )
     query = select(func.sum(spends.c.microcredits)).where(spends.c.wallet == wallet, not_in_the_balance)
     return int(connection.execute(query).scalar() or 0)
@@ -494,24 +548,24 @@ def _suffices(hold: Hold, reading: Reading, spoken_for: int) -> bool:
     return suffices(reading.credits, hold.minimum, hold.credits, reserved=from_microcredits(spoken_for))
 
 
-def _hold_values(hold: Hold, microcredits: int, now: datetime) -> dict[str, Any]:
+def _hold_values(hold: Hold, microcredits: int, held_at: datetime) -> dict[str, Any]:
     return _values(hold.spender) | {
         "spend_key": hold.key,
         "state": HELD,
         "microcredits": microcredits,
         "known": DECLARED,
         "itemized": hold.itemized,
-        "held_at": now,
-        "held_on": now.date(),
-        "started_at": now if hold.starts else None,
-        "lease_ends_at": now + timedelta(seconds=hold.lease),
+        "held_at": held_at,
+        "held_on": held_at.date(),
+        "started_at": held_at if hold.starts else None,
+        "lease_ends_at": held_at + timedelta(seconds=hold.lease),
         "ended_at": None,
         "reason": None,
     }
 
 
 def _values(spender: Spender) -> dict[str, Any]:
-    return {**asdict(spender), "wallet": spender.wallet}
+    return {**vars(spender), "wallet": spender.wallet}
 
 
 def _no_budget_text(name: str) -> str:
@@ -531,9 +585,8 @@ def _not_settled_text(key: str, row: RowMapping | None, state: str, now: datetim
     :param row: None if there is none.
     """
     if row is None:
-        return (
-            f"There is no spend {safe_repr(key)} in the ledger: `airflow stability ledger settle` lists them."
-        )
+        advice = "`airflow stability ledger settle` lists those to settle"
+        return f"There is no spend {safe_repr(key)} in the ledger; {advice}."
     if row["state"] != HELD:
         reason = f" ({row['reason']})" if row["reason"] else ""
         return f"Spend {key!r} is {row['state']} already{reason}, so it cannot become {state}."

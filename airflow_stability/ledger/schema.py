@@ -18,13 +18,20 @@ from sqlalchemy import (
     String,
     Table,
 )
-from sqlalchemy.dialects.mysql import DATETIME
+from sqlalchemy.dialects.mysql import DATETIME, VARCHAR
+from sqlalchemy.types import TypeEngine
 
 #: The version of the tables. A release refuses tables of a later version, and ``ledger init`` upgrades older.
 VERSION = 1
 
+
+def _text(length: int) -> TypeEngine[str]:
+    """Return a type for text whose case counts, in MySQL, too."""
+    return String(length).with_variant(VARCHAR(length, charset="utf8mb4", collation="utf8mb4_bin"), "mysql")
+
+
 #: Airflow's own longest ids.
-_ID = String(250)
+_ID = _text(250)
 
 _TIME = DateTime().with_variant(DATETIME(fsp=6), "mysql")
 
@@ -40,11 +47,11 @@ versions = Table(
 budgets = Table(
     "stability_budgets",
     metadata,
-    Column("name", String(100), primary_key=True),
+    Column("name", _text(100), primary_key=True),
     Column("limit_microcredits", BigInteger, nullable=False),
     #: ``day``, ``week``, ``month`` or ``total``.
-    Column("every", String(5), nullable=False),
-    Column("timezone", String(64), nullable=False),
+    Column("every", _text(5), nullable=False),
+    Column("timezone", _text(64), nullable=False),
     #: Percent of the limit at which the budget is reported; None for never.
     Column("soft_percent", Integer),
     #: The period that the next column belongs to.
@@ -59,27 +66,27 @@ budgets = Table(
 spends = Table(
     "stability_spends",
     metadata,
-    Column("spend_key", String(64), primary_key=True),
+    Column("spend_key", _text(64), primary_key=True),
     #: ``held``, ``posted``, ``void`` or ``unknown``.
-    Column("state", String(7), nullable=False),
+    Column("state", _text(7), nullable=False),
     Column("microcredits", BigInteger, nullable=False),
     #: How the credits are known: ``declared`` by the task, ``listed`` price, or ``unknown``.
-    Column("known", String(8), nullable=False),
+    Column("known", _text(8), nullable=False),
     #: Whose credits: the organization, or the connection where it is not known.
-    Column("wallet", String(300), nullable=False),
+    Column("wallet", _text(300), nullable=False),
     Column("conn_id", _ID, nullable=False),
-    Column("organization", String(256)),
-    Column("budget", String(100)),
+    Column("organization", _text(256)),
+    Column("budget", _text(100)),
     Column("dag_id", _ID),
     Column("run_id", _ID),
     Column("task_id", _ID),
     Column("map_index", Integer),
     Column("try_number", Integer),
     #: The path below ``/v2beta/``, or the whole path; None for credits that a task holds beyond its calls.
-    Column("endpoint", String(250)),
+    Column("endpoint", _text(250)),
     #: Where the output of a durable call is, and a hash of that.
-    Column("output", String(1000)),
-    Column("output_hash", String(64)),
+    Column("output", _text(1000)),
+    Column("output_hash", _text(64)),
     #: Whether every payment of the run has a spend of its own, so that nothing else can have been paid for.
     Column("itemized", Boolean, nullable=False),
     Column("held_at", _TIME, nullable=False),
@@ -90,7 +97,7 @@ spends = Table(
     Column("lease_ends_at", _TIME, nullable=False),
     Column("ended_at", _TIME),
     #: Why the spend is void or unknown, or who settled it.
-    Column("reason", String(500)),
+    Column("reason", _text(500)),
     Index("stability_spends_by_state", "state", "lease_ends_at"),
     Index(
         "stability_spends_by_wallet", "wallet", "state", "ended_at", "started_at", "itemized", "microcredits"
@@ -105,7 +112,7 @@ spends = Table(
 wallets = Table(
     "stability_wallets",
     metadata,
-    Column("wallet", String(300), primary_key=True),
+    Column("wallet", _text(300), primary_key=True),
     Column("microcredits", BigInteger, nullable=False),
     Column("read_at", _TIME, nullable=False),
 )
@@ -114,7 +121,7 @@ wallets = Table(
 balances = Table(
     "stability_balances",
     metadata,
-    Column("wallet", String(300), primary_key=True),
+    Column("wallet", _text(300), primary_key=True),
     Column("read_at", _TIME, primary_key=True),
     Column("microcredits", BigInteger, nullable=False),
 )

@@ -1,6 +1,7 @@
 """The command line of the benchmarks: `make bench`.
 
-The pages docs/benchmark.md and docs/load.md say what is measured, and how. Only a full run writes its page.
+The pages docs/benchmark.md, docs/load.md and docs/ledger-benchmark.md say what is measured, and how. Only a
+full run writes its page.
 `make bench ARGS="--gates 1 20 --window 20"` is a quick comparison, and
 `make bench ARGS="--load-only --load-gates 300 --load-organizations 10 --window 20"` a quick load test.
 
@@ -20,7 +21,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.benchmarks import generate, load_report, report
+from tests.benchmarks import generate, ledger, ledger_report, load_report, report
 from tests.benchmarks.contenders import CONTENDERS
 from tests.benchmarks.load import LoadTest
 from tests.benchmarks.measure import Comparison
@@ -29,7 +30,7 @@ from tests.real_airflow import AirflowError
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / ".bench"
 PAGES = ROOT / "docs"
-RESULT, LOAD_RESULT = FOLDER / "result.json", FOLDER / "load.json"
+RESULT, LOAD_RESULT, LEDGER_RESULT = (FOLDER / f"{name}.json" for name in ("result", "load", "ledger"))
 GATES, WINDOW = [1, 100, 500], 60.0
 LOAD_GATES, LOAD_ORGANIZATIONS = 5000, 50
 
@@ -72,6 +73,9 @@ def arguments() -> argparse.Namespace:
         "--generate-only", action="store_true", help="measure only what a durable call adds to a plain one"
     )
     parser.add_argument(
+        "--ledger-only", action="store_true", help="measure only the ledger, on PostgreSQL: about two minutes"
+    )
+    parser.add_argument(
         "--page", action="store_true", help="measure nothing, and write the pages of the last full runs again"
     )
     options = parser.parse_args()
@@ -84,6 +88,9 @@ def bench(options: argparse.Namespace) -> None:
     full = (options.gates, options.window, len(options.only)) == (GATES, WINDOW, len(CONTENDERS))
     if options.generate_only:
         say(generate.measure())
+        return
+    if options.ledger_only:
+        measure_ledger()
         return
     if not options.load_only:
         compare(options, full)
@@ -126,6 +133,13 @@ def load(options: argparse.Namespace) -> None:
         say("this was not a full load test: the page is unchanged")
 
 
+def measure_ledger() -> None:
+    result = ledger.measure(say)
+    save(LEDGER_RESULT, result)
+    print(ledger_report.text(result))
+    say_written(ledger_report.write(result, PAGES))
+
+
 def use_postgres(options: argparse.Namespace) -> bool | None:
     return None if options.database is None else options.database == "postgresql"
 
@@ -145,7 +159,11 @@ def say_written(written: list[Path]) -> None:
 
 
 def write_again() -> None:
-    for path, write in ((RESULT, report.write), (LOAD_RESULT, load_report.write)):
+    for path, write in (
+        (RESULT, report.write),
+        (LOAD_RESULT, load_report.write),
+        (LEDGER_RESULT, ledger_report.write),
+    ):
         if path.exists():
             say_written(write(json.loads(path.read_text()), PAGES))
 

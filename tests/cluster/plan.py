@@ -17,6 +17,8 @@ INTERVALS = {"deferrable": 5.0, "poke": 5.0, "reschedule": 20.0}
 #: How many tasks spend, by how they wait.
 SPENDING = {"deferrable": 15, "reschedule": 5}
 SPENDING_INTERVAL = 10.0
+#: The budgets of the tasks that spend, in turn. Each has as much as its tasks need.
+BUDGETS = ("books", "games", "maps")
 #: Seconds for which a triggerer counts the credits of a task as spent.
 RESERVATION_SECONDS = 15.0
 
@@ -63,6 +65,12 @@ ALL_GATES = [Gate(mode, number) for mode, count in GATES.items() for number in r
 def balance(number: int) -> float:
     """Return the credits after the top-up of a round, just enough for its gates; of -1, those at first."""
     return 10 * (number + 1) + 5.5
+
+
+def tasks_of(budget: str) -> int:
+    """Return how many tasks spend from a budget."""
+    numbers = [number for count in SPENDING.values() for number in range(count)]
+    return sum(BUDGETS[number % len(BUDGETS)] == budget for number in numbers)
 
 
 def images(mode: str, number: int) -> int:

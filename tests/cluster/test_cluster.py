@@ -25,6 +25,7 @@ from airflow_stability.simulator import RateLimit, RequestRecord, StabilitySimul
 from tests.cluster.conftest import FIGURES
 from tests.cluster.plan import (
     ALL_GATES,
+    BUDGETS,
     DISTURBANCES,
     GATES,
     IMAGES,
@@ -34,10 +35,12 @@ from tests.cluster.plan import (
     SPENDING_INTERVAL,
     balance,
     images,
+    tasks_of,
 )
 from tests.conftest import ROOT
 from tests.e2e.killed_tasks import DAG_FILE, KilledTasks
 from tests.e2e.killing import tasks
+from tests.e2e.ledgers import LedgerOfTasks
 from tests.e2e.spending import COST
 from tests.leaks import Search
 from tests.real_airflow import RealAirflow
@@ -90,10 +93,12 @@ class Cluster:
         self,
         airflow: RealAirflow,
         database: PostgreSQL,
+        ledger_database: PostgreSQL,
         simulator: StabilitySimulator,
         metrics: StatsdListener,
     ) -> None:
-        self.airflow, self.database = airflow, database
+        self.airflow, self.database, self.ledger_database = airflow, database, ledger_database
+        self.ledger = LedgerOfTasks(ledger_database.url)
         self.simulator, self.metrics = simulator, metrics
         #: Tasks whose workers are killed in the middle of a call, after all else.
         self.killed_tasks: KilledTasks
@@ -120,6 +125,8 @@ class Cluster:
             self._open_wallet(f"gates_{mode}", balance(-1))
         for mode in SPENDING:
             self._open_wallet(f"spending_{mode}", COST - 0.5)
+        for budget in BUDGETS:
+            self.ledger.ledger.set_budget(budget, tasks_of(budget) * COST, "total")
         self._connect()
         airflow.start(*COMPONENTS)
         airflow.wait_for("all components are healthy", airflow.healthy)
@@ -165,7 +172,9 @@ class Cluster:
             name: f"{self.simulator.connection_uri(key)}?api_version=v1&organization={name}"
             for name, key in self.keys.items()
         }
-        self.airflow.connect(uris)
+        for mode in SPENDING:
+            uris[f"spending_{mode}"] += "&ledger_conn_id=ledger"
+        self.airflow.connect({**uris, "ledger": self.ledger.connection})
 
     # What goes wrong
 
@@ -178,8 +187,9 @@ class Cluster:
             case "rotation":
                 self._rotate()
             case "database":
-                self.database.stop()
-                self.database.start()
+                for database in (self.database, self.ledger_database):
+                    database.stop()
+                    database.start()
             case _:
                 name = f"{what}-{self.random.randint(1, 2)}" if what in TWO_EACH else what
                 self.airflow.kill(name)
@@ -311,6 +321,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     assert not missing, f"not on this machine: {', '.join(missing)}"
     with ExitStack() as stack:
         database = stack.enter_context(PostgreSQL(programs[PostgreSQL]))
+        ledger_database = stack.enter_context(PostgreSQL(programs[PostgreSQL]))
         broker = stack.enter_context(Redis(programs[Redis]))
         simulator = stack.enter_context(StabilitySimulator(rate_limit=RateLimit(requests=1000)))
         metrics = stack.enter_context(StatsdListener())
@@ -330,7 +341,7 @@ def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         airflow.environment |= {"PYTHONPATH": str(ROOT), IMAGES: str(folder / "images")}
         airflow.environment |= killed_tasks.environment()
         stack.callback(airflow.end)
-        cluster = Cluster(airflow, database, simulator, metrics)
+        cluster = Cluster(airflow, database, ledger_database, simulator, metrics)
         cluster.killed_tasks = killed_tasks
         cluster.play()
         request.config.stash[FIGURES] = cluster.figures()
@@ -375,6 +386,16 @@ def test_none_is_paid_twice(cluster):
         assert statuses.keys() <= {200, 402}
         assert statuses[200] == count
         assert cluster.simulator.credits(f"spending_{mode}") == COST - 0.5
+
+
+def test_the_ledger_and_the_books_agree(cluster):
+    for mode, count in SPENDING.items():
+        conn_id = f"spending_{mode}"
+        assert cluster.ledger.credits("posted", conn_id=conn_id) == count * COST
+        assert cluster.ledger.credits("held", "unknown", conn_id=conn_id) == 0
+    assert {budget.name: budget.used / 1e6 for budget in cluster.ledger.ledger.budgets()} == {
+        budget: tasks_of(budget) * COST for budget in BUDGETS
+    }
 
 
 def most_polls(seconds: float, interval: float, feeds: int) -> float:

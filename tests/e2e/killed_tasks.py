@@ -20,6 +20,7 @@ from tests.e2e.killing import (
     Killed,
     tasks,
 )
+from tests.e2e.ledgers import LedgerOfTasks
 from tests.leaks import Search
 from tests.real_airflow import TASK_INSTANCE, RealAirflow
 
@@ -39,6 +40,7 @@ class KilledTasks:
         self.simulator, self.s3 = simulator, s3
         self.keys: list[str] = []
         self.all = tasks(("local", "s3") if s3 else ("local",))
+        self.ledger = LedgerOfTasks(f"sqlite:///{folder / 'ledger.db'}")
         self._outputs, self._notes = folder / "outputs", folder / "notes"
         for each in (self._outputs, self._notes):
             each.mkdir()
@@ -76,6 +78,8 @@ class KilledTasks:
         assert self._states(airflow)[JOB] == "success"
         assert self._tries(airflow, JOB) == 1
         assert GIVEN - self.simulator.credits(JOB) == JOB_CREDITS
+        assert self.ledger.credits("posted", task_id=JOB) == JOB_CREDITS
+        assert self.ledger.credits("held", "unknown", task_id=JOB) == 0
         assert {file.name for file in self._outputs.glob(f"{JOB}.*")} == {f"{JOB}.png", f"{JOB}.png.json"}
         asked = [record for record in self.simulator.requests if "/results/" in record.path]
         # The worker has asked at first. Then a triggerer and the worker have found it finished, or also a
@@ -92,6 +96,7 @@ class KilledTasks:
         """
         boundary, files = killed.boundary, self._files(killed)
         assert (GIVEN - self.simulator.credits(killed.name)) / COST == boundary.images_paid
+        self._check_ledger(killed)
         assert self._states(airflow)[killed.name] == ("success" if boundary.succeeds else "failed")
         # Airflow's executor may report the dead worker when the second try has begun: then a third one begins
         # beside it, and both must pay once.
@@ -110,15 +115,24 @@ class KilledTasks:
         search = Search(self.keys)
         assert not [name for name, content in files.items() if search.find(content)]
 
+    def _check_ledger(self, killed: Killed) -> None:
+        """Check that the ledger counts what was paid for, once, and has posted nothing else."""
+        posted = self.ledger.credits("posted", task_id=killed.name)
+        # A call that was cut off keeps counting. It is called unknown when its lease ends.
+        counted = posted + self.ledger.credits("held", "unknown", task_id=killed.name)
+        assert posted <= killed.boundary.images_paid * COST <= counted <= COST
+        assert posted == COST or not killed.boundary.succeeds
+
     def _open_wallets(self) -> dict[str, str]:
         """Give each task an organization and a key, and tell who kills it; return the connections."""
-        uris = {}
+        uris = {"ledger": self.ledger.connection}
         self.simulator.job_seconds = JOB_SECONDS
         for name in (JOB, *(killed.name for killed in self.all)):
             self.simulator.add_organization(name, credits=GIVEN)
             self.simulator.add_account(name, "someone@example.org", [name])
             self.keys.append(self.simulator.add_key(account=name))
-            uris[name] = f"{self.simulator.connection_uri(self.keys[-1])}?api_version=v1"
+            address = self.simulator.connection_uri(self.keys[-1])
+            uris[name] = f"{address}?api_version=v1&ledger_conn_id=ledger"
         for killed, key in zip(self.all, self.keys[1:], strict=True):
             if killed.boundary.hangs:
                 fault = Fault.hang(after_work=killed.boundary.bills)

@@ -45,6 +45,28 @@ def connection(simulator: StabilitySimulator, monkeypatch: pytest.MonkeyPatch) -
     return connect
 
 
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Return a function that runs a command in this process: its exit status, stdout and stderr."""
+    from airflow_stability.__main__ import main
+
+    # A command marks its process as one that may read Airflow's database. Undo that afterwards.
+    monkeypatch.setenv("_AIRFLOW_PROCESS_CONTEXT", "")
+    monkeypatch.delenv("_AIRFLOW_PROCESS_CONTEXT")
+    # The simulator runs in this process too, and would log into the command's output.
+    for name in ("airflow_stability.simulator", "uvicorn.error"):
+        monkeypatch.setattr(logging.getLogger(name), "disabled", True)
+
+    def run(*arguments: str) -> tuple[Any, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+        out, err = capsys.readouterr()
+        return ended.value.code, out, err
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def airflow_database(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Make Airflow's database, and a folder of DAGs: the examples and those of the tests.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -13,7 +12,6 @@ import time
 import pytest
 import yaml
 
-from airflow_stability.__main__ import main
 from airflow_stability.compat import AIRFLOW_VERSION
 from airflow_stability.prices import DATE, PRICES, SOURCE
 from airflow_stability.simulator import Fault
@@ -25,26 +23,6 @@ OURS = [sys.executable, "-m", "airflow_stability"]
 def key(simulator, connection):
     """Make the default connection, and return its API key."""
     return simulator.api_key
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Return a function that runs a command in this process."""
-    # A command marks its process as one that may read Airflow's database. Undo that afterwards.
-    monkeypatch.setenv("_AIRFLOW_PROCESS_CONTEXT", "")
-    monkeypatch.delenv("_AIRFLOW_PROCESS_CONTEXT")
-    # The simulator runs in this process too, and would log into the command's output.
-    for name in ("airflow_stability.simulator", "uvicorn.error"):
-        monkeypatch.setattr(logging.getLogger(name), "disabled", True)
-
-    def run(*arguments):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main(list(arguments))
-        out, err = capsys.readouterr()
-        return ended.value.code, out, err
-
-    return run
 
 
 @pytest.mark.parametrize(("output", "parse"), [("json", json.loads), ("yaml", yaml.safe_load)])
@@ -120,7 +98,7 @@ def test_an_argument_that_cannot_work_is_an_error_before_anything_is_asked(
 
 
 def test_what_the_parser_refuses_is_status_2(run):
-    for arguments in ([], ["spend"], ["balance", "--output", "xml"], ["account", "--minimum", "1"]):
+    for arguments in ([], ["buy"], ["ledger"], ["balance", "--output", "xml"], ["account", "--minimum", "1"]):
         status, out, err = run(*arguments)
 
         assert (status, out) == (2, "")

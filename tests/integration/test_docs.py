@@ -137,11 +137,28 @@ def shell(airflow_database, simulator, tmp_path):
     }
 
 
+def ledger_for(block: Block, simulator, folder: Path) -> dict[str, str]:
+    """Return the environment of a ledger, in which the spend that a block settles is unknown."""
+    from tests.ledgers import LedgerForTests
+
+    file = folder / "ledger.db"
+    ledger = LedgerForTests(f"sqlite:///{file}")
+    for key in re.findall(r"ledger settle (\w+)", block.text):
+        ledger.spend(key, state="unknown")
+    ledger.database.engine.dispose()
+    return {
+        "AIRFLOW_CONN_STABILITY_DEFAULT": f"{simulator.connection_uri()}?ledger_conn_id=stability_ledger",
+        "AIRFLOW_CONN_STABILITY_LEDGER": f"sqlite:///{file}",
+    }
+
+
 @pytest.mark.parametrize("block", blocks(*SHELL))
 @pytest.mark.skipif(not OLDEST_OR_NEWEST, reason="commands take seconds: the oldest and newest Airflow do")
 def test_a_block_of_shell_runs(block, simulator, shell, tmp_path):
     if AIRFLOW_VERSION < (3, 2) and re.search(r"\bairflow stability\b", block.text):
         pytest.skip("Airflow reads a provider's commands from 3.2 on")
+    if re.search(r"\bstability (ledger|budget|spend)\b", block.text):
+        shell |= ledger_for(block, simulator, tmp_path)
     said = tmp_path / "said"
     script = block.text.replace(PORT, str(simulator.port))
     if block.serves:

@@ -23,7 +23,7 @@ from airflow_stability.compat import AIRFLOW_VERSION
 from airflow_stability.ledger.ledger import Hold, Reading, Spender
 from airflow_stability.simulator import StabilitySimulator
 from tests.conftest import ROOT
-from tests.ledgers import LedgerInMemory
+from tests.ledgers import LedgerForTests
 from tests.real_airflow import RealAirflow
 from tests.servers import Nginx
 from tests.ui.users import USERS
@@ -127,8 +127,8 @@ class Site:
 
 def fill_ledger(url: str) -> None:
     """Make a ledger with budgets, spends and balances."""
-    ledger, now = LedgerInMemory(url), datetime.now(UTC).replace(tzinfo=None)
-    ledger.time = now
+    now = datetime.now(UTC).replace(tzinfo=None)
+    ledger = LedgerForTests(url, now)
     for name, (limit, soft) in BUDGETS.items():
         ledger.set_budget(name, limit, "total", soft_percent=soft)
     for number, (dag_id, budget, credits, day) in enumerate(SPENDS):

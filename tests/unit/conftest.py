@@ -95,8 +95,8 @@ def connection(monkeypatch, base_url) -> None:
 @pytest.fixture
 def ledger():
     """Return a ledger in memory."""
-    from tests.ledgers import LedgerInMemory
+    from tests.ledgers import LedgerForTests
 
-    made = LedgerInMemory()
+    made = LedgerForTests()
     yield made
     made.database.engine.dispose()

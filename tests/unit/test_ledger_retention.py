@@ -3,7 +3,7 @@
 from datetime import datetime, timedelta
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import event, func, select
 
 from airflow_stability.ledger import retention
 from airflow_stability.ledger.ledger import Hold, Reading, Spender
@@ -112,3 +112,20 @@ def test_each_transaction_deletes_a_few_rows_also_of_one_time(batch, ledger, mon
     assert len(clock.waits) == {1: 3, 2: 3, 3: 3, 7: 1, 100: 0}[batch]
     with ledger.database.engine.connect() as connection:
         assert connection.execute(select(func.count()).select_from(spends)).scalar() == 12
+
+
+def test_a_batch_reads_only_what_is_old(ledger):
+    ledger.spend("old", at=OLD)
+    statements = []
+
+    @event.listens_for(ledger.database.engine, "before_cursor_execute")
+    def note(connection, cursor, statement, parameters, *_):
+        if "stability_spends.ended_at < " in statement:
+            cursor.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            statements.append(" ".join(row[3] for row in cursor.fetchall()))
+
+    prune(ledger.database, BEFORE)
+
+    assert len(statements) == 2
+    assert all("INDEX stability_spends_by_time (held_at<?)" in plan for plan in statements)
+    assert not any("TEMP B-TREE" in plan for plan in statements)

@@ -111,6 +111,7 @@ def test_the_arguments_that_are_templates():
         "expected_credits",
         "organization",
         "stability_conn_id",
+        "budget",
     )
     assert StabilityBalanceOperator.template_fields == ("organization", "stability_conn_id")
     assert StabilityAccountOperator.template_fields == ("stability_conn_id",)

@@ -12,6 +12,7 @@ from airflow.sdk import DAG, task
 from airflow_stability.sensors.stability import StabilityBalanceSensor
 from tests.cluster.plan import (
     ALL_GATES,
+    BUDGETS,
     IMAGES,
     INTERVALS,
     RESERVATION_SECONDS,
@@ -60,6 +61,7 @@ with DAG("spending", default_args=TRIES, **ONCE):
                 task_id=f"{mode}_{number:02}",
                 credits=COST,
                 stability_conn_id=f"spending_{mode}",
+                budget=BUDGETS[number % len(BUDGETS)],
                 deferrable=mode == "deferrable",
                 poke_interval=SPENDING_INTERVAL,
                 wait_timeout=TIMEOUT,

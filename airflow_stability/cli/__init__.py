@@ -44,6 +44,10 @@ _PRUNE_EPILOG = (
     "What is held or unknown stays, and so does what counts in the current period of a budget. Other tasks "
     "can use the ledger meanwhile."
 )
+_SPEND_EPILOG = (
+    "With --by wallet, the remainder is what a balance fell by beyond all records: somebody else must have "
+    "spent it, or calls cost more than their prices in the ledger."
+)
 _TIMES = "7d, 24h, 30m before now, or a date such as 2026-11-30 or 2026-11-30T12:00+01:00 (default zone: UTC)"
 
 
@@ -107,7 +111,7 @@ def _ledger_commands() -> list[ActionCommand | GroupCommand]:
     common = (_conn_id(), ledger_conn_id, ARG_OUTPUT)
     by = _arg(
         "--by",
-        choices=("dag", "task", "run", "budget", "day"),
+        choices=("dag", "task", "run", "budget", "wallet", "day"),
         default="dag",
         help="What credits are summed up by; days are those of UTC (default: %(default)s)",
     )
@@ -141,7 +145,12 @@ def _ledger_commands() -> list[ActionCommand | GroupCommand]:
     reason = _arg("--reason", metavar="TEXT", help="How you know; it is kept, with the name of your user")
     before = _arg("--before", metavar="TIME", required=True, help=f"Before when: {_TIMES}")
     return [
-        _command("ledger.spend", "Show who has spent how many credits", by, since, *common),
+        _command(
+            "ledger.spend",
+            "Show who has spent how many credits",
+            *(by, since, *common),
+            epilog=_SPEND_EPILOG,
+        ),
         GroupCommand(
             name="budget",
             help="Set, list and delete budgets",

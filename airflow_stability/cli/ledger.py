@@ -142,11 +142,12 @@ def delete_budget(args: Namespace) -> int:
 
 def spend(args: Namespace) -> int:
     """Show who has spent how many credits."""
-    from airflow_stability.ledger.report import BY, sums
+    from airflow_stability.ledger.report import BY, remainders, sums
 
     since = time_of(args.since, argument="--since")
     with _ledger(args) as ledger:
         found = sums(ledger.database, args.by, since)
+        rest = remainders(ledger.database, since) if args.by == "wallet" else []
     data = [
         {name: value and str(value) for name, value in zip(BY[args.by], each.group, strict=True)}
         | {
@@ -157,8 +158,19 @@ def spend(args: Namespace) -> int:
         }
         for each in found
     ]
+    if args.by == "wallet":
+        _add_remainders(data, {each.wallet: _credits(each.microcredits) for each in rest})
     print_output(args.output, data, [_texts(row) for row in data])
     return 0
+
+
+def _add_remainders(data: list[dict[str, Any]], remainders: dict[str, float]) -> None:
+    """Add what somebody else must have spent from each wallet; None where too little is known."""
+    for row in data:
+        row["remainder"] = remainders.pop(row["wallet"], None)
+    for wallet, credits in remainders.items():
+        nothing = {"posted": 0.0, "held": 0.0, "unknown": 0.0, "spends": 0}
+        data.append({"wallet": wallet, **nothing, "remainder": credits})
 
 
 @contextlib.contextmanager

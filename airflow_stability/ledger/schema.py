@@ -10,6 +10,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Date,
     DateTime,
     Index,
     Integer,
@@ -89,6 +90,8 @@ spends = Table(
     #: Whether every payment of the run has a spend of its own, so that nothing else can have been paid for.
     Column("itemized", Boolean, nullable=False),
     Column("held_at", _TIME, nullable=False),
+    #: The day of that, in UTC: sums by day, DAG and budget are read from one index, in its order.
+    Column("held_on", Date, nullable=False),
     #: When the function began to run, or the call was sent; None if neither happened.
     Column("started_at", _TIME),
     Column("lease_ends_at", _TIME, nullable=False),
@@ -96,9 +99,12 @@ spends = Table(
     #: Why the spend is void or unknown, or who settled it.
     Column("reason", _text(500)),
     Index("stability_spends_by_state", "state", "lease_ends_at"),
-    Index("stability_spends_by_wallet", "wallet", "state", "ended_at"),
+    Index(
+        "stability_spends_by_wallet", "wallet", "state", "ended_at", "started_at", "itemized", "microcredits"
+    ),
     Index("stability_spends_by_budget", "budget", "held_at"),
-    Index("stability_spends_by_time", "held_at", "dag_id"),
+    Index("stability_spends_by_time", "held_at"),
+    Index("stability_spends_by_day", "held_on", "dag_id", "budget", "state", "known", "microcredits"),
     Index("stability_spends_by_output", "output_hash"),
 )
 

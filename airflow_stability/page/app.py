@@ -9,9 +9,7 @@ A request that comes too early gets a page that says so and reloads itself.
 from __future__ import annotations
 
 import secrets
-import threading
 import time
-from concurrent.futures import Future, wait
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -25,7 +23,6 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from airflow_stability.compat import conf
-from airflow_stability.daemon_threads import start_in_thread
 from airflow_stability.errors import CREDITS_URL
 from airflow_stability.hooks.stability import StabilityHook
 from airflow_stability.page.background import BackgroundPages
@@ -37,9 +34,12 @@ from airflow_stability.page.balance_cache import (
     CachedConnection,
 )
 from airflow_stability.page.burn_rate import downsample, estimate_burn_rate, merge_readings
+from airflow_stability.page.ledger_part import Ledgers
 from airflow_stability.page.permissions import visible_connections, visible_dags
 from airflow_stability.page.plot import plot
-from airflow_stability.page.queries import HISTORY, QueryResult, WaitingTask, Wallet, query_database
+from airflow_stability.page.queries import HISTORY, QueryResult, query_database
+from airflow_stability.page.shared_read import SharedRead
+from airflow_stability.page.waiting_tasks import WaitingTask, Wallet, task_list
 from airflow_stability.rules.wording import organization_label
 from airflow_stability.validation import format_number
 
@@ -54,55 +54,16 @@ URL_PREFIX = "/stability"
 #: Seconds after which a page that is not complete reloads itself.
 RELOAD_SECONDS = 3
 
-#: The database is not queried again before the result is this old, however often the page is reloaded.
-QUERY_MAX_AGE_SECONDS = 15.0
-
 #: The longest request timeout of the page, in seconds.
 MAX_REQUEST_TIMEOUT = 10.0
 
-#: How many tasks and readings a section shows at most.
-MAX_SHOWN_TASKS = 50
+#: How many readings a section shows at most.
 MAX_SHOWN_READINGS = 40
 
 
-class _QueryCache:
-    """The result of the database queries, shared by all requests."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._running: Future[None] | None = None
-        self._latest: tuple[QueryResult, datetime] | None = None
-        self._fresh_until = 0.0  # by the monotonic clock, as no other time here
-
-    def get(self) -> tuple[QueryResult, datetime | None]:
-        """Return the result. If it is an earlier one because the queries take long, return its time, too.
-
-        Without an earlier one, wait for the queries.
-        """
-        with self._lock:
-            earlier = self._latest
-            if self._running is None and (earlier is None or time.monotonic() >= self._fresh_until):
-                self._running = start_in_thread(self._refresh)
-            running = self._running
-        if running is not None:
-            wait([running], timeout=WAIT_SECONDS if earlier else None)
-            if earlier and not running.done():
-                return earlier
-            running.result()  # raises what has failed
-        assert self._latest is not None
-        return self._latest[0], None
-
-    def _refresh(self) -> None:
-        now, began = datetime.now(UTC), time.monotonic()
-        try:
-            with create_session() as session:
-                self._latest = query_database(session, now), now
-            # Slow queries run more rarely, so that reloads take at most a tenth of a large database's time.
-            took = time.monotonic() - began
-            self._fresh_until = began + max(QUERY_MAX_AGE_SECONDS, 10 * took)
-        finally:
-            with self._lock:
-                self._running = None
+def _read_database(now: datetime) -> QueryResult:
+    with create_session() as session:
+        return query_database(session, now)
 
 
 def connect(conn_id: str) -> StabilityClient:
@@ -117,10 +78,10 @@ def connect(conn_id: str) -> StabilityClient:
 
 
 def create_app() -> FastAPI:
-    """Return the app. It caches balances and query results as long as it lives."""
+    """Return the app. It caches balances, ledgers and query results as long as it lives."""
     # Without an OpenAPI document, FastAPI serves no documentation either.
     app = FastAPI(dependencies=[Depends(requires_authenticated())], openapi_url=None)
-    balances, queries = BalanceCache(connect), _QueryCache()
+    balances, queries, ledgers = BalanceCache(connect), SharedRead(_read_database), Ledgers()
     pages: BackgroundPages[tuple[str, str]] = BackgroundPages()
     template = _templates().get_template("credits.html")
 
@@ -138,7 +99,7 @@ def create_app() -> FastAPI:
         return html, nonce
 
     def make(user: BaseUser) -> tuple[str, str]:
-        return render(_content(queries, balances, user))
+        return render(_content(queries, balances, ledgers, user))
 
     @app.get("/", response_class=HTMLResponse)
     async def page(user: GetUserDep) -> HTMLResponse:
@@ -181,11 +142,13 @@ def _templates() -> Environment:
     return environment
 
 
-def _content(queries: _QueryCache, balances: BalanceCache, user: BaseUser) -> dict[str, Any]:
+def _content(
+    queries: SharedRead[QueryResult], balances: BalanceCache, ledgers: Ledgers, user: BaseUser
+) -> dict[str, Any]:
     """Return what the template shows to this user."""
-    result, queried_at = queries.get()
+    result, queried_at = queries.get(WAIT_SECONDS, wait_for_first=True)
+    assert result is not None
     conn_ids = visible_connections({wallet.conn_id for wallet in result.wallets}, user)
-    dag_ids = visible_dags((task.dag_id for task in result.tasks), user)
     wanted: dict[str, set[str]] = {conn_id: set() for conn_id in conn_ids}
     for wallet in result.wallets:
         if wallet.organization and wallet.conn_id in wanted:
@@ -193,6 +156,12 @@ def _content(queries: _QueryCache, balances: BalanceCache, user: BaseUser) -> di
     # Taken before the wait: a balance that is fresh now is not requested.
     now, began = datetime.now(UTC), time.monotonic()
     connections = balances.get(wanted)
+    ledger_parts = ledgers.get(connections, WAIT_SECONDS - (time.monotonic() - began))
+    named = [
+        *(task.dag_id for task in result.tasks),
+        *(each for part in ledger_parts for each in part.dag_ids),
+    ]
+    dag_ids = visible_dags(named, user)
     sections = []
     for conn_id, connection in connections.items():
         own = connection.organization
@@ -202,9 +171,14 @@ def _content(queries: _QueryCache, balances: BalanceCache, user: BaseUser) -> di
     return {
         "reading": False,
         "queried_at": queried_at,
-        "pending": queried_at is not None or any(each.pending for each in connections.values()),
+        "pending": (
+            queried_at is not None
+            or any(each.pending for each in connections.values())
+            or any(part.pending for part in ledger_parts)
+        ),
         "sections": sections,
-        "others": _task_list(others, dag_ids),
+        "ledgers": [part.content(result.tasks, dag_ids) for part in ledger_parts],
+        "others": task_list(others, dag_ids),
         "complete": result.complete,
         "unread": result.unread,
     }
@@ -244,7 +218,7 @@ def _section(
         "plot": plot(readings),
         "readings": readings,
         "table": downsample(readings, MAX_SHOWN_READINGS)[::-1],
-        "tasks": _task_list([task for task in result.tasks if task.wallet in wallets], dag_ids),
+        "tasks": task_list([task for task in result.tasks if task.wallet in wallets], dag_ids),
     }
 
 
@@ -272,13 +246,6 @@ def _problem(
         "This balance was not requested: either the organization is new, or tasks name more than "
         f"{MAX_ORGANIZATIONS} organizations."
     )
-
-
-def _task_list(tasks: list[WaitingTask], dag_ids: set[str]) -> dict[str, Any]:
-    """Return the tasks to show, how many more the user may read, and how many the user may not read."""
-    readable = [task for task in tasks if task.dag_id in dag_ids]
-    shown = readable[:MAX_SHOWN_TASKS]
-    return {"shown": shown, "more": len(readable) - len(shown), "hidden": len(tasks) - len(readable)}
 
 
 def task_url(task: WaitingTask) -> str:

@@ -41,6 +41,7 @@ from airflow_stability.rules.wording import organization_label
 
 if TYPE_CHECKING:
     from airflow_stability.client import StabilityClient
+    from airflow_stability.client.recording import LedgerSettings
 
 #: A balance is not requested again before it is this old.
 MAX_AGE_SECONDS = 60.0
@@ -103,6 +104,7 @@ class CachedConnection:
     :param skipped: why a balance was not requested, by organization: the request for another one had failed.
     :param locked_until: until when the server allows no call; None without a lock-out.
     :param pending: whether a request is still running.
+    :param ledger: what the connection says about its ledger; None without one.
     """
 
     organization: str | None = None
@@ -111,6 +113,7 @@ class CachedConnection:
     skipped: Mapping[str | None, str] = field(default_factory=dict)
     locked_until: datetime | None = None
     pending: bool = False
+    ledger: LedgerSettings | None = None
 
 
 @dataclass
@@ -127,6 +130,7 @@ class _Key:
 @dataclass
 class _Entry:
     organization: str | None = None
+    ledger: LedgerSettings | None = None
     failure: str | None = None
     read_at: float | None = None
     #: The address and the fingerprint of the API key; None before the connection was read.
@@ -140,7 +144,7 @@ class _Entry:
 
     def take(self, client: StabilityClient) -> None:
         """Take over what the connection says now. Balances that another key has read are asked for anew."""
-        self.organization, self.failure = client.organization, None
+        self.organization, self.ledger, self.failure = client.organization, client.ledger, None
         key = client.base_url, client.key_fingerprint
         if self.key is not None and key != self.key:
             same_address = key[0] == self.key[0]
@@ -323,6 +327,7 @@ class BalanceCache:
                 dict(entry.skipped),
                 self._now() + timedelta(seconds=seconds) if seconds else None,
                 pending=entry.running is not None,
+                ledger=entry.ledger,
             )
 
 

@@ -1,4 +1,4 @@
-"""Readings as an SVG path. This module uses no HTTP and no Airflow.
+"""Readings, and sums, as an SVG path. This module uses no HTTP and no Airflow.
 
 The picture holds no text. The page places the labels around it, so that they stay readable on a phone.
 """
@@ -73,3 +73,32 @@ def round_up(credits: float) -> float:
         return 1.0
     magnitude = 10.0 ** math.floor(math.log10(credits))
     return next(step * magnitude for step in (1, 2, 5, 10) if step * magnitude >= credits)
+
+
+@dataclass(frozen=True)
+class Bars:
+    """The parts of a picture of numbers, one bar each.
+
+    :param path: the SVG path of all bars.
+    :param top: the credits at the upper edge. Those at the lower edge are 0.
+    """
+
+    path: str
+    top: float
+
+
+def bars(credits: Sequence[float]) -> Bars | None:
+    """Return the picture of credits; None if all are 0.
+
+    :param credits: none is negative.
+    """
+    if not any(credits):
+        return None
+    top, width = round_up(max(credits)), WIDTH / len(credits)
+    path = "".join(
+        f"M{width * (number + 0.1):.1f} {HEIGHT:g}V{HEIGHT * (1 - each / top):.1f}"
+        f"H{width * (number + 0.9):.1f}V{HEIGHT:g}Z"
+        for number, each in enumerate(credits)
+        if each
+    )
+    return Bars(path, top)

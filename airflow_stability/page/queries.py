@@ -21,6 +21,7 @@ from airflow_stability import compat
 from airflow_stability.compat import RENDERED_FIELDS_MODELS, XCOM_MODELS
 from airflow_stability.deferral import TRIGGER_PATH
 from airflow_stability.page.burn_rate import Reading
+from airflow_stability.page.waiting_tasks import WaitingTask, Wallet
 from airflow_stability.rules.wording import credits_needed
 from airflow_stability.validation import check_credits, check_organization, in_utc, is_template
 
@@ -50,39 +51,6 @@ MAX_DAGS = 25
 SENSOR = "StabilityBalanceSensor"
 BALANCE_OPERATOR = "StabilityBalanceOperator"
 SPENDING_OPERATORS = ("StabilitySpendOperator", "StabilityDecoratedOperator")
-
-
-@dataclass(frozen=True)
-class Wallet:
-    """The connection and organization whose credits a task uses.
-
-    :param organization: None for the connection's own.
-    """
-
-    conn_id: str
-    organization: str | None
-
-
-@dataclass(frozen=True)
-class WaitingTask:
-    """A task that waits for credits, or one that may spend them and runs.
-
-    :param wallet: None if it is unknown until the task runs.
-    :param needs: how many credits it waits for, as text.
-    :param since: when the wait began.
-    :param until: when it gives up; None if that is unknown.
-    :param where: where it waits, as text.
-    """
-
-    dag_id: str
-    run_id: str
-    task_id: str
-    map_index: int
-    wallet: Wallet | None
-    needs: str
-    since: datetime | None
-    until: datetime | None
-    where: str
 
 
 @dataclass(frozen=True)
@@ -309,22 +277,25 @@ def _deferred_task(
         _before(deferred_at, arguments.get("waited")),
         _until(row.trigger_timeout, arguments),
         "in a triggerer",
+        _budget(arguments),
+        _is_set(arguments.get("expected_credits")),
     )
 
 
 def _other_task(row: Any, rescheduled: datetime | None, fields: Mapping[str, Any]) -> WaitingTask:
     if row.operator == SENSOR:
         where = "on a worker"
-        needs = _needs(fields.get("minimum_credits"), fields.get("expected_credits"))
+        expected = fields.get("expected_credits")
+        needs = _needs(fields.get("minimum_credits"), expected)
     else:
         where = "no, it is running"
-        needs = _needs(None, fields.get("credits"))
+        expected = fields.get("credits")
+        needs = _needs(None, expected)
     if row.state == "up_for_reschedule":
         where = "by reschedule"
     since = rescheduled or row.start_date
-    return WaitingTask(
-        row.dag_id, row.run_id, row.task_id, row.map_index, _wallet(fields), needs, since, None, where
-    )
+    key = (row.dag_id, row.run_id, row.task_id, row.map_index)
+    return WaitingTask(*key, _wallet(fields), needs, since, None, where, _budget(fields), _is_set(expected))
 
 
 def _add_reading(
@@ -348,6 +319,17 @@ def _wallet(fields: Mapping[str, Any]) -> Wallet | None:
         return Wallet(conn_id, check_organization(organization))
     except ValueError:
         return None
+
+
+def _budget(fields: Mapping[str, Any]) -> str | None:
+    """Return the budget that a task names; None if it names none, or a template, or what is no name."""
+    budget = fields.get("budget")
+    return budget if isinstance(budget, str) and _is_set(budget) and not is_template(budget) else None
+
+
+def _is_set(value: object) -> bool:
+    """Tell whether an argument is set. Some versions of Airflow keep None as text when they render it."""
+    return value not in (None, "", "None")
 
 
 def _decoded(value: object) -> object:
@@ -395,7 +377,7 @@ def _number(value: object) -> float:
 def _needs(minimum: object, expected: object) -> str:
     """Return how many credits a task waits for, as its log says it."""
     try:
-        has_expected = expected not in (None, "None")
+        has_expected = _is_set(expected)
         # A task that spends has no minimum; a row that cannot be read has no expected credits, either.
         checked = None if minimum is None and has_expected else check_credits(minimum)
         return credits_needed(checked, check_credits(expected) if has_expected else 0.0)

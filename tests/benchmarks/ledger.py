@@ -41,10 +41,10 @@ SUMS = 5
 _SPENDS = f"""
 INSERT INTO stability_spends (
     spend_key, state, microcredits, known, wallet, conn_id, organization, budget, dag_id, run_id, task_id,
-    map_index, try_number, endpoint, itemized, held_at, started_at, lease_ends_at, ended_at)
+    map_index, try_number, endpoint, itemized, held_at, held_on, started_at, lease_ends_at, ended_at)
 SELECT 'spend-' || n, 'posted', 1000000 * (1 + n % 8), 'listed', 'org-1', 'stability_default', 'org-1',
     'budget-' || n % 10, 'dag-' || n % {DAGS}, 'scheduled__' || n / 100, 'task', n % 100, 1,
-    'stable-image/generate/core', false, at, at, at + interval '2 hours', at + interval '5 seconds'
+    'stable-image/generate/core', false, at, at::date, at, at + interval '2 hours', at + interval '5 seconds'
 FROM (
     SELECT n, now() AT TIME ZONE 'UTC' - n * interval '{DAYS} days' / {SPENDS} AS at
     FROM generate_series(1, {SPENDS}) AS n

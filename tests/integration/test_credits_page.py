@@ -240,11 +240,12 @@ def test_a_clock_that_is_set_does_not_change_how_often_the_database_is_read(
     site: Site, monkeypatch: pytest.MonkeyPatch, skew: timedelta
 ) -> None:
     from airflow_stability.page import app as page
+    from airflow_stability.page import shared_read
 
     passed = 0.0
     reads = []
     query = page.query_database
-    monkeypatch.setattr(page, "time", SimpleNamespace(monotonic=lambda: 1000.0 + passed))
+    monkeypatch.setattr(shared_read, "time", SimpleNamespace(monotonic=lambda: 1000.0 + passed))
     monkeypatch.setattr(page, "query_database", lambda *args: reads.append(args) or query(*args))
     site.get("user-1")
 
@@ -254,6 +255,7 @@ def test_a_clock_that_is_set_does_not_change_how_often_the_database_is_read(
             return datetime.now(tz) + skew
 
     monkeypatch.setattr(page, "datetime", Clock)
+    monkeypatch.setattr(shared_read, "datetime", Clock)
     passed = 14.0
     site.get("user-1")
     assert len(reads) == 1

@@ -14,27 +14,34 @@ import secrets
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from airflow_stability.compat import AIRFLOW_VERSION
+from airflow_stability.ledger.ledger import Hold, Reading, Spender
 from airflow_stability.simulator import StabilitySimulator
 from tests.conftest import ROOT
+from tests.ledgers import LedgerForTests
 from tests.real_airflow import RealAirflow
 from tests.servers import Nginx
 from tests.ui.users import USERS
 from tests.ui.waiting import (
     BALANCES_DAG_ID,
+    BUDGETS,
     CREDITS,
     DAG_ID,
     GATE,
     GATE_WITHOUT_WORKER,
     HISTORY,
+    LEDGER,
     OTHER_DAG_ID,
     PAINT,
     PROMPTS,
+    READINGS,
+    SPENDS,
+    WITH_LEDGER,
 )
 
 if AIRFLOW_VERSION < (3, 3):
@@ -77,7 +84,16 @@ class Site:
         airflow.run("db", "migrate")
         words = ", ".join(map(repr, self.passwords.values()))
         airflow.execute(f"from tests.ui.users import create; create([{words}])")
-        airflow.connect({"stability_default": f"{self.simulator.connection_uri()}?api_version=v1"})
+        address = f"{self.simulator.connection_uri()}?api_version=v1"
+        ledger = airflow.home / "ledger.db"
+        airflow.connect(
+            {
+                "stability_default": address,
+                WITH_LEDGER: f"{address}&ledger_conn_id={LEDGER}",
+                LEDGER: f"sqlite:///{quote(str(ledger))}",
+            }
+        )
+        fill_ledger(f"sqlite:///{ledger}")
         airflow.start()
         airflow.wait_for("all components are healthy", airflow.healthy)
         airflow.wait_for("all DAGs are there", lambda: len(airflow.query("SELECT * FROM dag")) == 3)
@@ -87,7 +103,7 @@ class Site:
             lambda: {key for key, state in airflow.states(DAG_ID).items() if state == "deferred"} == WAITING,
         )
         airflow.wait_for(
-            "the gate of the other DAG waits",
+            "the gates of the other DAG wait",
             lambda: {*airflow.states(OTHER_DAG_ID).values()} == {"deferred"},
         )
         airflow.wait_for(
@@ -107,6 +123,22 @@ class Site:
                 dag_id=BALANCES_DAG_ID,
                 index=index,
             )
+
+
+def fill_ledger(url: str) -> None:
+    """Make a ledger with budgets, spends and balances."""
+    now = datetime.now(UTC).replace(tzinfo=None)
+    ledger = LedgerForTests(url, now)
+    for name, (limit, soft) in BUDGETS.items():
+        ledger.set_budget(name, limit, "total", soft_percent=soft)
+    for number, (dag_id, budget, credits, day) in enumerate(SPENDS):
+        at = now - timedelta(days=day, hours=4)
+        ledger.spend(str(number), credits, at=at, dag_id=dag_id, budget=budget)
+    ledger.spend("killed", 3, "unknown", at=now - timedelta(hours=4), dag_id="image_pipeline")
+    for number, credits in enumerate(READINGS):
+        ledger.time = now - timedelta(hours=len(READINGS) - number)
+        ledger.hold([Hold("waits", Spender(WITH_LEDGER), 1e6)], Reading(credits, 0.0))
+    ledger.database.engine.dispose()
 
 
 @pytest.fixture(scope="session")

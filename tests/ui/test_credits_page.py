@@ -11,7 +11,15 @@ from playwright.sync_api import Browser, FrameLocator, Page, expect
 
 from airflow_stability.simulator import Fault
 from tests.ui.conftest import LIMIT, WINDOW, Site
-from tests.ui.waiting import DAG_ID, GATE, GATE_WITHOUT_WORKER, PAINT
+from tests.ui.waiting import (
+    DAG_ID,
+    GATE,
+    GATE_WITH_BUDGET,
+    GATE_WITHOUT_WORKER,
+    LEDGER,
+    OTHER_DAG_ID,
+    PAINT,
+)
 
 pytestmark = pytest.mark.timeout(LIMIT + 60)
 
@@ -81,6 +89,35 @@ def test_she_reads_balance_rate_plot_and_who_waits(
     assert complaints == []
 
 
+def test_she_sees_who_spent_what_which_budget_is_nearly_used_up_and_who_waits_for_it(
+    log_in: Callable[[str], Page], take_picture: Callable[[Page, str], None]
+) -> None:
+    page = log_in("op")
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    ledger = open_credits(page).get_by_role("region", name=f"Ledger {LEDGER}")
+
+    budgets = ledger.get_by_role("table", name="Budgets").get_by_role("row")
+    expect(budgets.filter(has_text="marketing")).to_contain_text("nearly used up: 80 % or more")
+    expect(budgets.filter(has_text="marketing")).to_contain_text("739.5 of 900 credits used or held")
+    expect(budgets.filter(has_text="research")).to_contain_text("120 of 400 credits used or held")
+    expect(budgets.filter(has_text="research")).not_to_contain_text("nearly used up")
+    meter = ledger.get_by_role("meter", name="used of the limit of marketing")
+    expect(meter).to_have_js_property("value", 739.5)
+    waits = ledger.get_by_role("table", name="Tasks that wait for credits of this budget").get_by_role("row")
+    expect(waits.last).to_contain_text(f"{OTHER_DAG_ID} · {GATE_WITH_BUDGET}")
+    dags = ledger.get_by_role("table", name="Credits by DAG").get_by_role("row")
+    expect(dags.filter(has_text="image_pipeline").get_by_role("cell").last).to_have_text("742.5 3 unknown")
+    expect(dags.last.get_by_role("cell").last).to_have_text("870.5 3 unknown")
+    expect(ledger).to_contain_text("airflow stability ledger settle")
+    expect(ledger.get_by_role("img", name="Credits per day")).to_be_visible()
+    rest = ledger.get_by_role("table", name="The remainder").get_by_role("row").last
+    expect(rest.get_by_role("cell").last).to_have_text("50")
+    ledger.get_by_role("heading", name="Budgets").scroll_into_view_if_needed()
+    take_picture(page, "credits-page-ledger")
+    assert complaints == []
+
+
 def test_a_task_that_waits_is_one_click_away(log_in: Callable[[str], Page]) -> None:
     page = log_in("op")
     open_credits(page).get_by_role("link", name=f"{DAG_ID} · {GATE}", exact=True).click()
@@ -101,6 +138,8 @@ def test_a_viewer_sees_no_connection_and_no_balance(log_in: Callable[[str], Page
     text = page.content()
     assert "stability_default" not in text
     assert "2.25" not in text
+    assert LEDGER not in text
+    assert "marketing" not in text
 
 
 def test_a_page_that_came_before_the_answer_of_the_api_completes_itself(

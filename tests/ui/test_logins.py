@@ -10,17 +10,17 @@ import requests
 from airflow_stability.errors import CREDITS_URL
 from tests.ui.conftest import LIMIT, PATH, Site
 from tests.ui.users import OF_ONE_DAG, USERS
-from tests.ui.waiting import DAG_ID, GATE, GATE_WITHOUT_WORKER, OTHER_DAG_ID, PAINT
+from tests.ui.waiting import DAG_ID, GATE, GATE_WITH_BUDGET, GATE_WITHOUT_WORKER, LEDGER, OTHER_DAG_ID, PAINT
 
 pytestmark = pytest.mark.timeout(LIMIT + 60)
 
-OTHERS = f"{OTHER_DAG_ID} · {GATE}"
+OTHERS = {f"{OTHER_DAG_ID} · {GATE}", f"{OTHER_DAG_ID} · {GATE_WITH_BUDGET}"}
 ALL = {
     f"{DAG_ID} · {GATE}",
     f"{DAG_ID} · {GATE_WITHOUT_WORKER}",
     f"{DAG_ID} · {PAINT} [0]",
     f"{DAG_ID} · {PAINT} [1]",
-    OTHERS,
+    *OTHERS,
 }
 BALANCE = "2.25 <small>credits</small>"
 NO_CONNECTION = "There is no Stability connection that you may read."
@@ -52,7 +52,8 @@ def tasks(page: str) -> set[str]:
 def test_who_may_read_connections_sees_the_balance_and_who_waits(user: str, pages: dict[str, str]) -> None:
     page = pages[user]
 
-    assert page.count("<section ") == 1
+    assert page.count("<section ") == 3
+    assert f"Ledger {LEDGER}" in page
     assert BALANCE in page
     assert "The API answers." in page
     assert tasks(page) == ALL
@@ -65,7 +66,7 @@ def test_who_may_read_no_connection_sees_who_waits(user: str, pages: dict[str, s
 
     assert NO_CONNECTION in page
     assert tasks(page) == ALL
-    for hidden in ("stability_default", BALANCE, "<svg", "credits per hour"):
+    for hidden in ("stability_default", LEDGER, BALANCE, "<svg", "credits per hour"):
         assert hidden not in page
 
 
@@ -73,9 +74,9 @@ def test_who_may_read_one_dag_sees_its_tasks_and_how_many_others_wait(pages: dic
     page = pages[OF_ONE_DAG]
 
     assert NO_CONNECTION in page
-    assert tasks(page) == {OTHERS}
+    assert tasks(page) == OTHERS
     assert "4 tasks wait in DAGs that you may not read." in " ".join(page.split())
-    for hidden in (DAG_ID, PAINT, "stability_default", BALANCE, "<svg"):
+    for hidden in (DAG_ID, PAINT, "stability_default", LEDGER, BALANCE, "<svg"):
         assert hidden not in page
 
 

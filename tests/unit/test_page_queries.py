@@ -91,6 +91,22 @@ def test_the_needed_credits_are_written_as_in_the_log(minimum, expected, shown):
 
 
 @pytest.mark.parametrize(
+    ("budget", "read"),
+    [
+        ("team", "team"),
+        (None, None),
+        ("None", None),
+        ("", None),
+        ("{{ params.team }}", None),
+        (["team"], None),
+    ],
+)
+def test_the_budget_of_a_task_is_unknown_if_it_is_no_name(budget, read):
+    assert queries._budget({"budget": budget}) == read
+    assert queries._budget({}) is None
+
+
+@pytest.mark.parametrize(
     ("arguments", "airflows", "seconds"),
     [
         ({"timeout": 3600.0, "waited": 600.0, "deferral_timeout": 3300.0}, 3300, 3000),

@@ -14,6 +14,7 @@ from tests.ui.waiting import (
     COST,
     DAG_ID,
     GATE,
+    GATE_WITH_BUDGET,
     GATE_WITHOUT_WORKER,
     HISTORY,
     MINIMUM,
@@ -21,6 +22,7 @@ from tests.ui.waiting import (
     PAINT,
     POKE_INTERVAL,
     PROMPTS,
+    WITH_LEDGER,
 )
 
 COMMON: dict[str, Any] = {"minimum_credits": MINIMUM, "poke_interval": POKE_INTERVAL, "deferrable": True}
@@ -38,6 +40,13 @@ with DAG(DAG_ID, **ONCE):
 
 with DAG(OTHER_DAG_ID, **ONCE):
     StabilityBalanceSensor(task_id=GATE, **COMMON)
+    StabilityBalanceSensor(
+        task_id=GATE_WITH_BUDGET,
+        stability_conn_id=WITH_LEDGER,
+        expected_credits=COST,
+        budget="marketing",
+        **COMMON,
+    )
 
 with DAG(BALANCES_DAG_ID, **ONCE):
     StabilityBalanceOperator.partial(task_id="balance").expand(

@@ -34,6 +34,10 @@ RESUME_METHOD = "execute_complete"
 #: Airflow's own timeout of a deferral comes this much after the trigger's, in case no triggerer runs.
 BACKSTOP = timedelta(minutes=5)
 
+#: A trigger ends at least this many seconds before Airflow would end the deferral, or halfway if that is
+#: less. Airflow 2.11 ends it at the task's ``execution_timeout``, and fails a task that resumes later.
+RESUME_SECONDS = 60.0
+
 #: The shortest deferral, in seconds. Airflow (all versions up to 3.4) fails a task that resumes before the
 #: scheduler has noticed that its worker ended: "the task instance finished with state success, but its state
 #: attribute is queued". The scheduler notices within seconds.
@@ -110,11 +114,15 @@ def handover_arguments(gate: Gate, now: datetime) -> dict[str, Any]:
 def deferred(task: BaseOperator, context: Context, trigger: Any, timeout: timedelta) -> TaskDeferred:
     """Return the exception that makes a task go on in a triggerer.
 
-    :param trigger: a trigger with an argument ``deferral_timeout``, which is set here.
+    :param trigger: a trigger with an argument ``deferral_timeout``, which is set here, and arguments
+        ``timeout`` and ``waited``. Its timeout is made shorter if Airflow would end the deferral before.
     :param timeout: after this time, Airflow itself ends the deferral.
     """
     timeout = deferral_limit(task, context, timeout)
-    trigger.deferral_timeout = timeout.total_seconds()
+    trigger.deferral_timeout = seconds = timeout.total_seconds()
+    latest = trigger.waited + seconds - min(RESUME_SECONDS, seconds / 2)
+    if latest < trigger.timeout:
+        trigger.timeout = round(latest)
     return TaskDeferred(trigger=trigger, method_name=RESUME_METHOD, timeout=timeout)
 
 

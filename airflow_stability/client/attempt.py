@@ -20,7 +20,8 @@ from urllib3.exceptions import HTTPError
 
 from airflow_stability import __version__, errors
 from airflow_stability.client import options
-from airflow_stability.client.responses import MAX_BODY_BYTES, Secrets, clean, error_from_response, malformed
+from airflow_stability.client.masking import Secrets
+from airflow_stability.client.responses import MAX_BODY_BYTES, clean, error_from_response, malformed
 from airflow_stability.client.transport import SUCCESS, Session, TimeLimit, UnreadableBodyError, read_limited
 
 #: Bytes that the output of a call may have: several times the largest output that the API makes.

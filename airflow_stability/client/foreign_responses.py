@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 import requests
 from urllib3.exceptions import HTTPError
 
-from airflow_stability.client.responses import MAX_BODY_BYTES, Secrets, clean, error_from_response
+from airflow_stability.client.masking import Secrets
+from airflow_stability.client.responses import MAX_BODY_BYTES, clean, error_from_response
 from airflow_stability.client.transport import SUCCESS, UnreadableBodyError, read_limited
 from airflow_stability.errors import StabilityError
 
@@ -51,13 +52,13 @@ def _error_from(response: requests.Response) -> StabilityError:
 
 
 def _authorizations(response: requests.Response) -> set[str]:
-    """Return the Authorization headers of a request and its redirects, with and without their scheme."""
+    """Return the Authorization headers of a request and its redirects, without their scheme."""
     found: set[str] = set()
     for one in (*response.history, response):
         for name, value in (getattr(one.request, "headers", None) or {}).items():
             if str(name).lower() == "authorization":
                 sent = (value.decode("latin-1") if isinstance(value, bytes) else str(value)).strip()
-                found |= {sent, re.sub(r"^\S+\s+", "", sent)}
+                found.add(re.sub(r"^\S+\s+", "", sent))  # a part with "Bearer" would mask that word
     return found - {""}
 
 

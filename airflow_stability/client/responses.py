@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from airflow_stability import errors
+from airflow_stability.client.masking import Secrets
 from airflow_stability.client.retry import LOCKOUT_SECONDS, parse_retry_after
 from airflow_stability.validation import in_utc
 
@@ -26,6 +27,9 @@ MAX_BODY_BYTES = 1024 * 1024
 #: Characters of a server's text that an error contains at most.
 MAX_TEXT_LENGTH = 500
 
+#: Characters of a server's text that are searched for secrets. The rest is dropped.
+MAX_SEARCHED = 64 * 1024
+
 # Control characters, line separators, marks that change the direction of text on a terminal, and halves of
 # surrogate pairs, which JSON can contain and UTF-8 logs cannot.
 _UNPRINTABLE = re.compile(
@@ -33,13 +37,6 @@ _UNPRINTABLE = re.compile(
 )
 
 _Model = TypeVar("_Model", bound=BaseModel)
-
-
-class Secrets(tuple[str, ...]):
-    """Texts to mask. Their repr shows none of them: some tools show the variables of a traceback."""
-
-    def __repr__(self) -> str:
-        return f"<{len(self)} secrets>"
 
 
 @dataclass(frozen=True)
@@ -58,10 +55,12 @@ class ErrorBody:
 
 
 def clean(text: str, secrets: Collection[str]) -> str:
-    """Make a server's text fit for a log line: no control characters, no secrets, at most 500 characters."""
-    text = _UNPRINTABLE.sub(" ", text).strip()
-    for secret in sorted(secrets, key=len, reverse=True):  # one may be part of another
-        text = re.sub(re.escape(secret), "***", text, flags=re.IGNORECASE)  # host names become lower case
+    """Make a server's text fit for a log line: no control characters, no secrets, at most 500 characters.
+
+    :param secrets: :meth:`Secrets.mask` says which parts and forms of them are masked, too.
+    """
+    secrets = secrets if isinstance(secrets, Secrets) else Secrets(secrets)
+    text = _UNPRINTABLE.sub(" ", secrets.mask(text[:MAX_SEARCHED])).strip()
     return text if len(text) <= MAX_TEXT_LENGTH else text[: MAX_TEXT_LENGTH - 1] + "…"
 
 

@@ -278,10 +278,7 @@ class StabilitySpendOperator(PythonOperator):
         with contextlib.closing(hook.with_retry_deadline(None)) as hook_of_function:
             client = hook_of_function.get_conn()
             client.waits_for_jobs = self.reschedule
-            if (obstacle := self._begin_in_ledger(spending, client)) is not None:
-                self.log.info("Waiting: %s", obstacle)
-                show_wait(context, f"Waiting: {obstacle}")
-                step = spending.after_obstacle(obstacle, datetime.now(UTC))
+            if (step := self._begin_in_ledger(context, spending, client)) is not None:
                 raise self._leave(context, spending.gate, step)
             with self._not_retried_after_paying(context, client):
                 try:
@@ -302,8 +299,10 @@ class StabilitySpendOperator(PythonOperator):
                 hook_of_function.close()
                 raise self._after_refusal(context, spending, hook, refusal, _payments(client))
 
-    def _begin_in_ledger(self, spending: Spending, client: StabilityClient) -> str | None:
-        """Hold the credits of a run in the ledger, if there is one; return why it must wait, or None."""
+    def _begin_in_ledger(
+        self, context: Context, spending: Spending, client: StabilityClient
+    ) -> Wait | GiveUp | None:
+        """Hold the credits of a run in the ledger, if there is one; return what follows if they are not."""
         budget = check_budget(self.budget)
         if client.recorder is None:
             if budget is None:
@@ -311,8 +310,9 @@ class StabilitySpendOperator(PythonOperator):
             raise AirflowFailException(wording.no_ledger_text(budget, self.stability_conn_id))
         last = spending.gate.last_balance
         balance = None if last is None else (last[0], (datetime.now(UTC) - last[1]).total_seconds())
+        answered = True
         try:
-            return client.recorder.begin_run(
+            obstacle = client.recorder.begin_run(
                 spending.gate.expected_credits,
                 budget=budget,
                 organization=spending.gate.organization,
@@ -321,10 +321,14 @@ class StabilitySpendOperator(PythonOperator):
                 hold=self._event.hold if self._event else None,
             )
         except StabilityPermanentError as error:
-            failure = deferral.failure_exception(str(error), type(error).__name__)
+            raise deferral.failure_exception(str(error), type(error).__name__) from None
         except StabilityError as error:  # unknown is not poor: the run waits
-            return str(error)
-        raise failure
+            obstacle, answered = str(error), False
+        if obstacle is None:
+            return None
+        self.log.info("Waiting: %s", obstacle)
+        show_wait(context, f"Waiting: {obstacle}")
+        return spending.after_obstacle(obstacle, datetime.now(UTC), answered=answered)
 
     @contextlib.contextmanager
     def _ended_in_ledger(self, client: StabilityClient) -> Iterator[None]:

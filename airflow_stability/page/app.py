@@ -205,7 +205,8 @@ def _section(
     seen = [reading for wallet in wallets for reading in result.readings.get(wallet, ())]
     known = [each for each in [*seen, *balance.readings] if now - each.at <= HISTORY]
     readings = merge_readings(known)
-    last, problem = balance.last, _problem(connection, balance, now, began)
+    problem = _problem(connection, organization, now, began)
+    last = balance.last
     if problem or last is None:
         last = max(known, default=last)
     return {
@@ -221,18 +222,26 @@ def _section(
     }
 
 
-def _problem(connection: CachedConnection, balance: CachedBalance, now: datetime, began: float) -> str | None:
-    """Return why the balance is out of date, in one sentence; None if it is not."""
+def _problem(
+    connection: CachedConnection, organization: str | None, now: datetime, began: float
+) -> str | None:
+    """Return why a balance is out of date, in a few sentences; None if it is not."""
+    balance = connection.balances.get(organization, CachedBalance())
+    lock_out = ""
+    if connection.locked_until:
+        date = "" if connection.locked_until.date() == now.date() else "%Y-%m-%d "
+        until = connection.locked_until.strftime(f"{date}%H:%M:%S UTC")
+        lock_out = f"The server allows no call with this API key before {until}."
     if failure := connection.failure or balance.failure:
-        return failure
+        return f"{failure} {lock_out}".rstrip()
     if not balance.is_stale(began):
         return None
     if connection.pending:
         return "The API has not answered yet. This page reloads itself."
-    if connection.locked_until:
-        date = "" if connection.locked_until.date() == now.date() else "%Y-%m-%d "
-        until = connection.locked_until.strftime(f"{date}%H:%M:%S UTC")
-        return f"The server allows no call with this API key before {until}."
+    if lock_out:
+        return lock_out
+    if why := connection.skipped.get(organization):
+        return why
     return (
         "This balance was not requested: either the organization is new, or tasks name more than "
         f"{MAX_ORGANIZATIONS} organizations."

@@ -6,6 +6,7 @@ Reloading the page must not lock a key out, and an API that hangs must not hang 
   same API key at the same address.
 - One thread requests all balances of a connection, one after another. A lock-out belongs to the API key, so
   it applies to all connections with the key.
+- A connection whose host hangs delays the others by a moment at most.
 - A page waits a moment and then shows the earlier values. The request goes on in its thread, and a later
   page shows its result. No page waits for a request that hangs, and neither does a process that ends.
 
@@ -17,9 +18,10 @@ This module uses no Airflow. It measures durations by the monotonic clock: the t
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -35,6 +37,7 @@ from airflow_stability.errors import (
 )
 from airflow_stability.page.burn_rate import Reading
 from airflow_stability.rules.lockout import Lockout
+from airflow_stability.rules.wording import organization_label
 
 if TYPE_CHECKING:
     from airflow_stability.client import StabilityClient
@@ -50,8 +53,10 @@ CONNECTION_MAX_AGE_SECONDS = 5.0
 #: Seconds for which a page waits for requests, from when they started.
 WAIT_SECONDS = 1.5
 
-#: How many connections are read, or called with, at the same time.
+#: How many connections are read, or called with, at the same time, and for how many seconds one waits for its
+#: turn. Then it goes on without: calls that hang must not delay all other connections.
 MAX_CALLS = 8
+TURN_SECONDS = 0.5
 
 #: How many organizations of a connection are requested, beside its own. More would take too long.
 MAX_ORGANIZATIONS = 20
@@ -96,6 +101,7 @@ class CachedConnection:
     :param balances: by organization, those that were asked for. The key None is the API key's default, unless
         the connection names an organization.
     :param failure: why no client could be made of the connection; ``balances`` are older then.
+    :param skipped: why a balance was not requested, by organization: the request for another one had failed.
     :param locked_until: until when the server allows no call; None without a lock-out.
     :param pending: whether a request is still running.
     :param ledger: what the connection says about its ledger; None without one.
@@ -104,6 +110,7 @@ class CachedConnection:
     organization: str | None = None
     balances: Mapping[str | None, CachedBalance] = field(default_factory=dict)
     failure: str | None = None
+    skipped: Mapping[str | None, str] = field(default_factory=dict)
     locked_until: datetime | None = None
     pending: bool = False
     ledger: LedgerSettings | None = None
@@ -129,6 +136,7 @@ class _Entry:
     #: The address and the fingerprint of the API key; None before the connection was read.
     key: tuple[str, bytes] | None = None
     balances: dict[str | None, CachedBalance] = field(default_factory=dict)
+    skipped: dict[str | None, str] = field(default_factory=dict)
     running: tuple[Future[None], float] | None = None  # the refresh, and when it started
 
     def balance(self, organization: str | None) -> CachedBalance:
@@ -192,6 +200,16 @@ class BalanceCache:
         wait([future for future, _ in refreshes], timeout=max(left, 0.0))
         return {conn_id: self._snapshot(conn_id, named[conn_id]) for conn_id in named}
 
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait for a turn, but not for long."""
+        is_ours = self._room.acquire(timeout=TURN_SECONDS)
+        try:
+            yield
+        finally:
+            if is_ours:
+                self._room.release()
+
     def _start_refresh(self, conn_id: str, organizations: list[str]) -> tuple[Future[None], float] | None:
         """Start a refresh if one is due; return the one that is running."""
         with self._lock:
@@ -218,15 +236,18 @@ class BalanceCache:
     def _refresh(self, conn_id: str, entry: _Entry, organizations: list[str]) -> None:
         """Read the connection, and request all balances that are due. Runs in a thread."""
         try:
-            with self._room:
+            with self._turn():
                 client = self._connect(conn_id)
             with client:
                 with self._lock:
                     entry.take(client)
                     entry.read_at = self._monotonic()
+                    entry.skipped = {}
                     key = self._keys.setdefault((client.base_url, client.key_fingerprint), _Key())
-                for organization in dict.fromkeys([client.organization, *organizations]):
+                due = list(dict.fromkeys([client.organization, *organizations]))
+                for number, organization in enumerate(due, start=1):
                     if not self._refresh_balance(client, entry, key, organization):
+                        self._skip(entry, due[number:], organization)
                         break
         except StabilityError as error:
             entry.failure = failure_text(error)
@@ -235,6 +256,14 @@ class BalanceCache:
         finally:
             with self._lock:
                 entry.read_at, entry.running = self._monotonic(), None
+
+    def _skip(self, entry: _Entry, organizations: list[str | None], failed: str | None) -> None:
+        """Note why organizations are not requested: the request for another one has failed."""
+        with self._lock:
+            if failure := entry.balance(failed).failure:  # otherwise there is a lock-out
+                whose = organization_label(failed)
+                reason = f"It was not requested, because the request for {whose} failed: {failure}"
+                entry.skipped = dict.fromkeys(organizations, reason)
 
     def _refresh_balance(
         self, client: StabilityClient, entry: _Entry, key: _Key, organization: str | None
@@ -252,7 +281,7 @@ class BalanceCache:
         if under_way is not request:
             under_way.wait()
         try:
-            with self._room:
+            with self._turn():
                 return self._request(client, entry, key, organization)
         finally:
             if under_way is request:
@@ -295,6 +324,7 @@ class BalanceCache:
                     if organization in entry.balances
                 },
                 entry.failure,
+                dict(entry.skipped),
                 self._now() + timedelta(seconds=seconds) if seconds else None,
                 pending=entry.running is not None,
                 ledger=entry.ledger,

@@ -300,13 +300,18 @@ class Spending:
             self.gate.observe_failure(refusal, now)  # the balance must not be polled either
         return self._wait(max(self.state.last_pause, refusal.retry_after or 0.0), now)
 
-    def after_obstacle(self, text: str, now: datetime) -> Wait | GiveUp:
+    def after_obstacle(self, text: str, now: datetime, *, answered: bool) -> Wait | GiveUp:
         """Return what follows when the ledger holds nothing for a run.
 
         :param text: the reason.
+        :param answered: whether the ledger has answered. If not, it may answer a triggerer, which would send
+            the task back at once.
         """
-        self.state = self.state.with_next_pause(self.poke_interval)
-        step = self._wait(self.state.last_pause, now)
+        pause = 0.0
+        if self.gate.stateful and not answered:
+            self.state = self.state.with_next_pause(self.poke_interval)
+            pause = self.state.last_pause
+        step = self._wait(pause, now)
         if isinstance(step, GiveUp):
             return GiveUp(self.timeout_text(wording.timeout_text(self.wait_timeout, text), None))
         return step

@@ -177,10 +177,9 @@ def runs_again_text(maybe_paid: int, durably: int) -> str:
 def job_timeout_text(job_id: str | None, seconds: float) -> str:
     """Return why a task stops waiting for an asynchronous job.
 
-    :param seconds: how long it was allowed to wait in all.
+    :param seconds: how long it may wait in all: its ``wait_timeout``, or less by ``execution_timeout``.
     """
     return (
-        f"The job {job_id} is not finished, and the task has waited for its wait_timeout of "
-        f"{format_number(seconds)} s in total. The job has been paid for, and its result is kept for 24 "
-        "hours: clear the task to wait for it again."
+        f"The job {job_id} is not finished, and the task may wait for {format_number(seconds)} s in total. "
+        "The job has been paid for, and its result is kept for 24 hours: clear the task to wait for it again."
     )

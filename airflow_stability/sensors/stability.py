@@ -286,20 +286,20 @@ class StabilityBalanceSensor(SensorBase):
         """
         from airflow_stability.triggers.stability import StabilityBalanceTrigger
 
-        limit = timedelta(seconds=self.timeout) + deferral.BACKSTOP
+        timeout = float(self.timeout)
         if self.execution_timeout:  # Airflow 3 itself ignores it once a task has deferred
-            limit = min(limit, self.execution_timeout)
+            timeout = min(timeout, self.execution_timeout.total_seconds())
         if self.exponential_backoff:
             self.log.warning("exponential_backoff is ignored in a triggerer, where gates share one poll.")
         expected_credits = None if self.expected_credits is None else self._gate.expected_credits
         trigger = StabilityBalanceTrigger(
-            **self._trigger_arguments(self._gate.minimum_credits, expected_credits),
+            **{**self._trigger_arguments(self._gate.minimum_credits, expected_credits), "timeout": timeout},
             **deferral.handover_arguments(self._gate, datetime.now(UTC)),
             waited=waited,
             memory={"try_number": try_of(context), "waited": waited},
         )
-        left = max(limit - timedelta(seconds=waited), timedelta(0))
-        return deferral.deferred(self, context, trigger, left)
+        left = timedelta(seconds=max(timeout - waited, 0.0))
+        return deferral.deferred(self, context, trigger, left + deferral.BACKSTOP)
 
     def _trigger_arguments(
         self, minimum_credits: float | str | None, expected_credits: float | str | None

@@ -31,7 +31,7 @@ import asyncio
 import contextlib
 import contextvars
 import functools
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -112,6 +112,8 @@ async def observations(
     interval: float,
     *,
     not_before: float | None = None,
+    deferred_at: float | None = None,
+    on_lock_out: Callable[[float], Awaitable[None]] | None = None,
     ignore_before: float | None = None,
     paused_until: float | None = None,
     reservation: Reservation | None = None,
@@ -128,14 +130,23 @@ async def observations(
     :param organization: id such as ``org-123456``; None for the connection's, else the key's default.
     :param interval: the longest time between two polls that this follower accepts, in seconds.
     :param not_before: when the server wants the next call with this connection at the earliest.
-    :param ignore_before: when this follower polled last itself. Older observations are no news to it.
+    :param deferred_at: when this follower learned that; None for now.
+    :param on_lock_out: called if this follower comes in a lock-out, with the seconds that are left of it.
+    :param ignore_before: when this follower got a balance last itself. Older observations are no news to it,
+        and a lock-out from before is over.
     :param paused_until: until when this follower wants no observation and causes no poll.
     :param reservation: what this follower waits for, if it is paced.
     :param is_gate: whether this follower is a gate that a task waits at, for the metrics.
     """
     state, loop = loop_state(), asyncio.get_running_loop()
+    connection = state.connection(stability_conn_id)
+    if ignore_before is not None:
+        connection.take_answer(ignore_before)
     if not_before is not None:
-        state.connection(stability_conn_id).take_lock_out(not_before - loop.time())
+        met_at = loop.time() if deferred_at is None else deferred_at
+        connection.take_lock_out(not_before - loop.time(), met_at)
+    if on_lock_out is not None and (seconds := connection.seconds_locked_out()) > 0:
+        await on_lock_out(seconds)
     if paused_until is not None:
         await asyncio.sleep(paused_until - loop.time())
     feed = state.feed(stability_conn_id, organization)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from typing import TYPE_CHECKING
 
 from airflow_stability.compat import read_connection
@@ -53,12 +54,20 @@ class SharedKey:
         self._address = address
         self._fingerprint = fingerprint
         self.lockout = Lockout()
+        #: When it was met.
+        self.locked_out_at = -math.inf
         #: The organizations whose waiting tasks are paced with this key. None is the key's default.
         self.paced: set[str | None] = set()
         #: The key's default organization, as the account said last; None if it is not known.
         self.default_organization: str | None = None
         #: When the account may be requested, in the loop's time: it names the default organization.
         self.request_account_at = 0.0
+
+    def lock_out(self, seconds: float | None, met_at: float) -> None:
+        """Take over for how many seconds the server wants no call; None if it named no time."""
+        if seconds:
+            self.lockout.extend(seconds, asyncio.get_running_loop().time())
+            self.locked_out_at = max(self.locked_out_at, met_at)
 
     @property
     def is_ambiguous(self) -> bool:
@@ -105,6 +114,8 @@ class SharedConnection:
         #: The lock-outs that workers have handed over, and when the last one was.
         self._handed_over = Lockout()
         self._handed_over_at = 0.0
+        #: When a worker has met one, and when one last got a balance.
+        self._met_at = self._answered_at = -math.inf
         #: Tells the API key that was read last from others.
         self._fingerprint: bytes | None = None
         #: When the last successful read began.
@@ -122,7 +133,7 @@ class SharedConnection:
         lockouts = [self._handed_over, *([self._shared_key.lockout] if self._shared_key else [])]
         return max(lockout.seconds_left(now) for lockout in lockouts)
 
-    def take_lock_out(self, seconds: float) -> None:
+    def take_lock_out(self, seconds: float, met_at: float) -> None:
         """Take over a lock-out that a worker has met with this connection.
 
         With which key is not known: the worker may have read an older one than this process, or a newer one.
@@ -130,13 +141,29 @@ class SharedConnection:
         than the worker's: see :meth:`_take`. The other connections with these keys wait, too.
 
         :param seconds: for how many seconds the server wants no call; nothing happens if that is 0 or less.
+        :param met_at: when the worker met it. Nothing happens if a worker got a balance after that.
         """
-        if seconds <= 0:
+        if seconds <= 0 or met_at < self._answered_at:
             return
+        self._met_at = max(self._met_at, met_at)
         self._handed_over_at = now = asyncio.get_running_loop().time()
         self._handed_over.extend(seconds, now)
         if self._shared_key is not None:
-            self._shared_key.lockout.extend(seconds, now)
+            self._shared_key.lock_out(seconds, met_at)
+
+    def take_answer(self, at: float) -> None:
+        """Take note that a worker got a balance with this connection: a lock-out from before is over.
+
+        A server may name a time in the far future by mistake, and only a call would show that. If it was
+        another key that got the balance, the locked-out one is tried once, and waits on.
+
+        :param at: when the worker got it.
+        """
+        self._answered_at = max(self._answered_at, at)
+        if self._met_at < at:
+            self._handed_over.end()
+        if self._shared_key is not None and self._shared_key.locked_out_at < at:
+            self._shared_key.lockout.end()
 
     def forget(self) -> None:
         """Forget the API key, because no feed uses the connection any more. Its fingerprint is kept."""
@@ -166,8 +193,8 @@ class SharedConnection:
         client.max_attempt_seconds = calls.POLL_SECONDS + 1
         key = client.base_url, client.key_fingerprint
         self._shared_key = self._keys.setdefault(key, SharedKey(*key))
-        now = asyncio.get_running_loop().time()
-        self._shared_key.lockout.extend(self._handed_over.seconds_left(now), now)
+        left = self._handed_over.seconds_left(asyncio.get_running_loop().time())
+        self._shared_key.lock_out(left, self._met_at)
         return client, self._shared_key
 
     async def _read(self) -> Connection:
@@ -243,7 +270,7 @@ class FeedClient:
     def lock_out(self, seconds: float | None) -> None:
         """Take over for how many seconds the server wants no call with the client's API key."""
         if self.shared_key is not None:
-            self.shared_key.lockout.extend(seconds, asyncio.get_running_loop().time())
+            self.shared_key.lock_out(seconds, asyncio.get_running_loop().time())
 
     def close(self) -> None:
         """Close the HTTP connections."""

@@ -213,6 +213,13 @@ class StabilityBalanceTrigger(BaseTrigger):
         # example when many gates open.
         await asyncio.to_thread(self.log.info, "%s", text)
 
+    async def _log_lock_out(self, seconds: float) -> None:
+        # The worker has met none: nothing in this task's log says why there is no poll.
+        until = wording.clock_time(datetime.now(UTC) + timedelta(seconds=seconds))
+        await self._log_in_thread(
+            f"No poll before {until}: the server allows no call with the connection's key."
+        )
+
     async def _follow(self, gate: Gate, deferral: Deferral) -> Decision:
         """Return the decision that ends the wait."""
         feed = observations(
@@ -220,6 +227,8 @@ class StabilityBalanceTrigger(BaseTrigger):
             self.organization,
             self.poke_interval,
             not_before=deferral.began + self.locked_out,
+            deferred_at=deferral.began,
+            on_lock_out=None if self.locked_out else self._log_lock_out,
             ignore_before=None if self.last_credits is None else deferral.began - self.last_credits_age,
             paused_until=deferral.began + self.pause,
             reservation=self._reservation(gate, deferral),

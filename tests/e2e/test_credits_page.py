@@ -337,7 +337,7 @@ def test_a_balance_that_an_operator_read_is_plotted_for_its_organization(story):
     ]
 
     assert "from 40 credits" in section
-    assert "The balance has not fallen in the last 24 hours." in section
+    assert "No fall was seen in the readings of the last 24 hours." in section
 
 
 def test_the_waiting_tasks_with_their_needs_and_a_link(story):

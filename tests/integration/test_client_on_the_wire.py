@@ -22,6 +22,7 @@ import threading
 import time
 import traceback
 import tracemalloc
+from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import quote
@@ -740,7 +741,16 @@ def test_what_goes_to_this_machine_in_clear_does_not_go_by_way_of_a_proxy(serve,
     assert not proxy.was_visited()
 
 
-@pytest.mark.parametrize("form", [KEY, quote(KEY), quote(KEY, safe="")])
+@pytest.mark.parametrize(
+    "form",
+    [
+        KEY,
+        quote(KEY),
+        quote(KEY, safe=""),
+        KEY[: len(KEY) // 2],
+        b64encode(f"Bearer {KEY}".encode()).decode(),
+    ],
+)
 @pytest.mark.parametrize(
     "sent",
     [

@@ -307,6 +307,50 @@ def test_a_connection_that_breaks_in_a_workers_lock_out_ends_neither_it_nor_the_
     assert not_before - 0.01 <= simulator.requests[0].monotonic
 
 
+@pytest.mark.parametrize("answer_comes_first", [True, False])
+def test_a_workers_lock_out_is_over_once_another_worker_got_a_balance(simulator, answer_comes_first):
+    """A gateway may name a time in the far future with one single response."""
+
+    async def main():
+        now = asyncio.get_running_loop().time()
+        locked_out = {"not_before": now + 3600, "deferred_at": now - 20}
+        later = {"ignore_before": now - 10, "not_before": now - 9, "deferred_at": now - 9}
+        both = [later, locked_out] if answer_comes_first else [locked_out, later]
+        return await asyncio.gather(*(follow(1, interval=0.2, **each) for each in both))
+
+    (one,), (other,) = asyncio.run(asyncio.wait_for(main(), 10))
+
+    assert (one.outcome, other.outcome) == (25.0, 25.0)
+
+
+def test_a_lock_out_that_a_triggerer_met_itself_is_over_once_a_worker_got_a_balance(simulator):
+    simulator.inject(Fault.status(429, retry_after=3600), times=1)
+
+    async def main():
+        async with contextlib.aclosing(observations("stability_default", None, 0.2)) as feed:
+            await anext(feed)
+            await asyncio.sleep(0.5)
+            assert len(simulator.requests) == 1
+            now = asyncio.get_running_loop().time()
+            (observation,) = await follow(1, organization="org-other", ignore_before=now - 0.1)
+            return observation
+
+    assert asyncio.run(asyncio.wait_for(main(), 10)).outcome == 0.0
+
+
+def test_a_balance_from_before_a_lock_out_does_not_end_it(simulator):
+    async def main():
+        now = asyncio.get_running_loop().time()
+        earlier = {"ignore_before": now - 10, "not_before": now - 9, "deferred_at": now - 9}
+        waiting = asyncio.create_task(follow(1, not_before=now + 1.0, deferred_at=now - 5))
+        await asyncio.sleep(0)
+        await follow(1, interval=0.2, **earlier)
+        await waiting
+        return now
+
+    assert asyncio.run(asyncio.wait_for(main(), 10)) + 0.99 <= simulator.requests[0].monotonic
+
+
 def test_a_key_that_came_after_a_workers_lock_out_does_not_wait_for_its_end(simulator, connection):
     async def main():
         not_before = asyncio.get_running_loop().time() + 3600
@@ -437,6 +481,35 @@ def test_a_trigger_is_made_anew_from_what_it_serializes():
 
     assert path == f"{StabilityBalanceTrigger.__module__}.{StabilityBalanceTrigger.__name__}"
     assert StabilityBalanceTrigger(**arguments).serialize() == first.serialize()
+
+
+def test_a_gate_opens_after_another_ones_worker_met_a_lock_out_without_end(simulator):
+    """The worker of this gate got a balance after that."""
+
+    async def main():
+        first = trigger(last_credits=None, last_failure="503.", locked_out=31622400.0)
+        locked_out = asyncio.create_task(fire(first))
+        await asyncio.sleep(0.5)
+        simulator.top_up(10.5)
+        return await asyncio.gather(fire(trigger(last_credits_age=0.1)), locked_out)
+
+    for (event,) in asyncio.run(asyncio.wait_for(main(), 10)):
+        assert (event["verdict"], event["credits"]) == ("open", 35.5)
+
+
+def test_a_gate_that_starts_in_a_lock_out_says_so(simulator, caplog, capfd):
+    caplog.set_level("INFO")
+
+    async def main():
+        first = asyncio.create_task(fire(trigger(last_credits=None, last_failure="503.", locked_out=1.5)))
+        await asyncio.sleep(0.2)
+        simulator.top_up(10.5)
+        await asyncio.gather(fire(trigger(last_credits_age=60.0)), first)
+
+    asyncio.run(asyncio.wait_for(main(), 10))
+
+    log = caplog.text + capfd.readouterr().out  # Airflow 3 writes the log of a trigger to stdout
+    assert "No poll before 20" in log
 
 
 def test_a_trigger_fires_once_when_there_is_credit(simulator):

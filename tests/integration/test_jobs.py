@@ -109,9 +109,8 @@ def test_it_ends_at_its_deadline_and_says_that_the_job_was_paid_for(start):
 
     assert event.verdict == DeferralEvent.TIMEOUT
     assert event.text == (
-        f"The job {trigger.job_id} is not finished, and the task has waited for its wait_timeout of 0.5 s in "
-        "total. The job has been paid for, and its result is kept for 24 hours: clear the task to wait for "
-        "it again."
+        f"The job {trigger.job_id} is not finished, and the task may wait for 0.5 s in total. The job has "
+        "been paid for, and its result is kept for 24 hours: clear the task to wait for it again."
     )
 
 

@@ -463,3 +463,22 @@ def test_an_execution_timeout_is_not_taken_for_time_that_has_passed(machine):
     # Without the timeout, the trigger would not wait for the scheduler.
     assert expected == pytest.approx(ends_in, abs=5.0)
     assert seconds_since_deferral(trigger, datetime.now(UTC)) == pytest.approx(0.0, abs=5.0)
+
+
+@pytest.mark.parametrize("execution_timeout", [2 * HOUR, 80.0])
+@pytest.mark.parametrize("task", [gate, spender])
+def test_a_wait_that_an_execution_timeout_limits_ends_with_its_reason(machine, task, execution_timeout):
+    limit = execution_timeout
+    if AIRFLOW_VERSION < (3, 0):  # Airflow ends the task itself then, so it must have resumed before
+        limit -= min(60.0, execution_timeout / 2)
+    elif task is spender:  # Airflow 3 does not limit the wait by it
+        limit = 10 * HOUR
+    trigger = machine.defer(task(execution_timeout=timedelta(seconds=execution_timeout)))
+    event, seconds = run(event_of(trigger))
+
+    assert event["verdict"] == "timeout"
+    assert seconds == pytest.approx(limit, abs=5)
+    assert trigger.deferral_timeout > seconds + 30
+    assert re.match(
+        r"Timed out after \d+ s: the key's default organization has 2 credits, needs ", event["text"]
+    )

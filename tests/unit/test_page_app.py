@@ -35,6 +35,38 @@ def test_while_the_api_fails_the_last_balance_that_is_known_is_shown_whoever_rea
     assert section(CachedConnection())["last"] is None
 
 
+def test_a_failure_with_a_lock_out_says_until_when_nothing_is_requested():
+    failed = CachedBalance(BY_PAGE, "The API answered with status 503.", 999.0, (BY_PAGE,))
+    locked = CachedConnection(balances={None: failed}, locked_until=NOW + timedelta(days=3))
+
+    assert section(locked)["problem"] == (
+        "The API answered with status 503. The server allows no call with this API key before "
+        "2026-01-04 12:00:00 UTC."
+    )
+
+
+def test_an_organization_that_was_skipped_says_why():
+    """It is not said to be new, or one of too many."""
+    earlier = CachedBalance(BY_PAGE, None, 500.0, (BY_PAGE,))
+    why = "It was not requested, because the request for organization org-1 failed."
+    skipped = CachedConnection("org-1", balances={None: earlier}, skipped={None: why})
+
+    assert section(skipped)["problem"] == why
+    assert "tasks name more than 20" in section(CachedConnection("org-1"))["problem"]
+
+
+def test_a_page_does_not_say_of_a_day_what_it_knows_of_twenty_minutes():
+    """A fall between two readings may have been made good by a top-up, and nothing is known of the rest."""
+    readings = [Reading(NOW - timedelta(minutes=each), 5.0) for each in (20, 10, 0)]
+    shown = {"sections": [section(CachedConnection(), *readings)], "others": app._task_list([], set())}
+    shown |= {"reading": False, "pending": False, "queried_at": None, "complete": True, "unread": ()}
+    page = app._templates().get_template("credits.html")
+    html = page.render(shown, nonce="", credits_url="", now=NOW, days=7, reload_seconds=3)
+
+    assert "No fall was seen in the readings of the last 24 hours." in html
+    assert "has not fallen" not in html
+
+
 def test_what_the_api_has_just_said_is_shown_whatever_a_task_has_pushed_since():
     """A gate pushes its balance some time after reading it."""
     fresh = CachedBalance(BY_PAGE, None, 999.0, (BY_PAGE,))

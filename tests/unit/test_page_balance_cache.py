@@ -9,9 +9,11 @@ import responses
 
 from airflow_stability.client import StabilityClient
 from airflow_stability.errors import StabilityConfigurationError
+from airflow_stability.page import balance_cache
 from airflow_stability.page.balance_cache import (
     CONNECTION_MAX_AGE_SECONDS,
     MAX_AGE_SECONDS,
+    MAX_CALLS,
     MAX_ORGANIZATIONS,
     BalanceCache,
     CachedBalance,
@@ -135,6 +137,26 @@ def test_no_page_waits_for_a_request_that_has_hung_for_long(balances, api, url, 
         answer.set()
 
 
+def test_connections_that_hang_do_not_delay_another_one(balances, api, url, monkeypatch):
+    monkeypatch.setattr(balance_cache, "TURN_SECONDS", 0.05)
+    answer = threading.Event()
+    hanging = [f"hanging-{number}" for number in range(2 * MAX_CALLS)]
+
+    def respond(request):
+        if "hanging" in request.headers["Authorization"]:
+            answer.wait(10)
+        return (200, {}, '{"credits": 40.0}')
+
+    api.add_callback(responses.GET, url, respond)
+    balances.get({conn_id: [None] for conn_id in hanging}, wait_seconds=0)
+    try:
+        well = balances.get({"well": [None]}, wait_seconds=5)["well"]
+        assert well.balances[None].last.credits == 40.0
+    finally:
+        answer.set()
+    assert not any(each.pending for each in balances.get({each: [None] for each in hanging}).values())
+
+
 def test_the_last_balance_stays_known_through_a_failure(balances, api, url, time):
     api.get(url, json={"credits": 40.0})
     balances.get({"wallet": [None]})
@@ -205,10 +227,36 @@ def test_the_number_of_requested_organizations_is_limited(balances, api, url):
 
 def test_after_a_transient_failure_the_other_organizations_are_not_requested(balances, api, url):
     api.get(url, status=503, json={"name": "unavailable", "message": "no", "id": "1"})
-    known = balances.get({"wallet": [None, "org-a", "org-b"]})["wallet"].balances
+    wallet = balances.get({"wallet": [None, "org-a", "org-b"]})["wallet"]
 
     assert requested(api) == [None]
-    assert set(known) == {None}
+    assert set(wallet.balances) == {None}
+    assert set(wallet.skipped) == {"org-a", "org-b"}
+    reason = "the request for the key's default organization failed: The API answered with status 503."
+    assert all(reason in why for why in wallet.skipped.values())
+
+
+def test_a_skipped_organization_is_so_no_more_once_it_was_requested(balances, api, url, time):
+    api.get(url, json={"credits": 40.0})
+    balances.get({"wallet": [None, "org-a"]})
+    time.advance(MAX_AGE_SECONDS)
+    api.replace(responses.GET, url, status=503)
+    wallet = balances.get({"wallet": [None, "org-a"]})["wallet"]
+    assert set(wallet.skipped) == {"org-a"}
+    assert wallet.balances["org-a"].failure is None  # it had none itself
+
+    wallet = balances.get({"wallet": [None, "org-a"]})["wallet"]
+    assert requested(api) == [None, "org-a", None, "org-a"]
+    assert not wallet.skipped
+    assert "status 503" in wallet.balances["org-a"].failure
+
+
+def test_beyond_the_limit_an_organization_is_not_said_to_be_skipped(balances, api, url):
+    api.get(url, status=503)
+    many = [f"org-{number:03}" for number in range(100)]
+    wallet = balances.get({"wallet": many})["wallet"]
+
+    assert set(wallet.skipped) == set(many[:MAX_ORGANIZATIONS])
 
 
 def test_after_a_permanent_failure_the_other_organizations_are_requested(balances, api, url):

@@ -446,3 +446,26 @@ def test_a_run_that_spends_nothing_and_is_refused_is_not_repeated_for_ever():
     step = refuse(one, 0.0, 0.0)
 
     assert step.text.startswith("The balance is 0, the call is still refused")
+
+
+@pytest.mark.parametrize(
+    ("stateful", "answered", "pause"),
+    [
+        (True, True, 0.0),  # the triggerer asks the ledger at each balance
+        (True, False, 120.0),  # it may answer there and not here
+        (False, True, 60.0),
+        (False, False, 60.0),
+    ],
+)
+def test_a_run_without_a_hold_waits_as_for_credit(stateful, answered, pause):
+    one = spending(SpendState(last_pause=60.0), stateful=stateful)
+
+    assert one.after_obstacle("the budget is used up.", NOW, answered=answered).pause == pause
+
+
+def test_a_run_without_a_hold_in_time_says_why():
+    one = spending(SpendState(seconds_waited=3600.0, last_refusal="answered 402."))
+
+    assert one.after_obstacle("the budget is used up.", NOW, answered=True) == GiveUp(
+        "Timed out after 3600 s: the budget is used up. The last refusal: answered 402."
+    )

@@ -14,7 +14,6 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow_stability.errors import StabilityError, StabilityLedgerUnavailableError
@@ -41,9 +40,6 @@ MAX_WALLETS = 20
 
 #: How many DAGs, those that spent most, the auth manager is asked about at most. Some ask a server for each.
 MAX_ASKED_DAGS = 200
-
-#: How many ledgers are read at the same time.
-MAX_READS = 4
 
 #: Seconds for which a page waits for a ledger at least, however long the balances took.
 MIN_WAIT_SECONDS = 0.2
@@ -112,7 +108,6 @@ class Ledgers:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._room = threading.Semaphore(MAX_READS)
         self._reads: dict[str, SharedRead[LedgerRead]] = {}
 
     def get(self, connections: Mapping[str, CachedConnection], wait_seconds: float) -> list[LedgerPart]:
@@ -137,13 +132,10 @@ class Ledgers:
     def _read(self, conn_id: str) -> SharedRead[LedgerRead]:
         with self._lock:
             if conn_id not in self._reads:
-                read = partial(self._read_in_turn, conn_id)
-                self._reads[conn_id] = SharedRead(read, has_failed=lambda result: result.failure is not None)
+                self._reads[conn_id] = SharedRead(
+                    lambda _now: read_ledger(conn_id), has_failed=lambda read: read.failure is not None
+                )
             return self._reads[conn_id]
-
-    def _read_in_turn(self, conn_id: str, _now: datetime) -> LedgerRead:
-        with self._room:
-            return read_ledger(conn_id)
 
 
 def read_ledger(conn_id: str) -> LedgerRead:

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from airflow_stability.compat import AIRFLOW_VERSION
+from airflow_stability.ledger.ledger import Hold, Reading, Spender
 from tests.conftest import HOME
 from tests.ledgers import LedgerForTests
 
@@ -184,6 +185,7 @@ def test_a_person_gets_it_as_a_table(output, spends, run):
         ),
         ("run", [("images", "run-1"), ("[red]other[/]", "run-1"), (None, None)]),
         ("budget", [(None,), ("team",)]),
+        ("wallet", [("connection stability_default",)]),
         (
             "day",
             sorted({(str(ago(hours=hours).date()),) for hours in (0, 1, 3, 144)}),
@@ -193,9 +195,26 @@ def test_a_person_gets_it_as_a_table(output, spends, run):
 def test_it_is_summed_up_by_what_is_asked_for(by, names, spends, run):
     found = output_of(run("spend", "--by", by, "-o", "json"))
 
-    counts = ("posted", "held", "unknown", "spends")
+    counts = ("posted", "held", "unknown", "spends", "remainder")
     assert [tuple(value for name, value in row.items() if name not in counts) for row in found] == names
     assert sum(row["spends"] for row in found) == 6
+
+
+def test_the_remainder_of_a_wallet_is_shown_where_it_is_known(ledger, run):
+    ledger.spend("1", 3, organization="org-1")
+    ledger.spend("2", 5, organization="org-2")
+    for hours, credits in ((-2, 100), (-1, 80)):
+        now, ledger.time = ledger.time, ledger.time + timedelta(hours=hours)
+        for organization in ("org-1", "org-3"):
+            hold = Hold("waits", Spender("stability_default", organization), 1e6)
+            ledger.hold([hold], Reading(credits, 0.0))
+        ledger.time = now
+
+    assert output_of(run("spend", "--by", "wallet", "-o", "json")) == [
+        {"wallet": "org-2", "posted": 5, "held": 0, "unknown": 0, "spends": 1, "remainder": None},
+        {"wallet": "org-1", "posted": 3, "held": 0, "unknown": 0, "spends": 1, "remainder": 20},
+        {"wallet": "org-3", "posted": 0, "held": 0, "unknown": 0, "spends": 0, "remainder": 20},
+    ]
 
 
 def test_nothing_spent_is_no_error(ledger, run):
@@ -426,7 +445,7 @@ def test_what_the_parser_refuses_is_status_2(ledger, run):
     for arguments in (
         "budget set team --every day",
         "budget set team --limit 5 --every year",
-        "spend --by wallet",
+        "spend --by person",
         "ledger settle a --as unknown",
         "ledger prune",
         "ledger upgrade",

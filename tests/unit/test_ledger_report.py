@@ -122,7 +122,7 @@ def test_it_sums_up_by_nothing_else(ledger):
 
 
 def test_what_is_open_is_what_is_unknown_or_held_beyond_its_lease_oldest_first(ledger):
-    ledger.set_budget("team", 1000, "month")
+    ledger.set_budget("team", 1000, "total")
     ledger.spend("late", 2.5, "held")
     ledger.spend("never-began", 1, "held", runs=False, at=ledger.time + timedelta(seconds=1))
     ledger.spend("unknown", 3, "unknown", at=ledger.time - timedelta(days=40), budget="team", map_index=2)

@@ -58,8 +58,15 @@ def test_an_organization_that_was_skipped_says_why():
 def test_a_page_does_not_say_of_a_day_what_it_knows_of_twenty_minutes():
     """A fall between two readings may have been made good by a top-up, and nothing is known of the rest."""
     readings = [Reading(NOW - timedelta(minutes=each), 5.0) for each in (20, 10, 0)]
-    shown = {"sections": [section(CachedConnection(), *readings)], "others": app._task_list([], set())}
-    shown |= {"reading": False, "pending": False, "queried_at": None, "complete": True, "unread": ()}
+    shown = {"sections": [section(CachedConnection(), *readings)], "others": app.task_list([], set())}
+    shown |= {
+        "ledgers": [],
+        "reading": False,
+        "pending": False,
+        "queried_at": None,
+        "complete": True,
+        "unread": (),
+    }
     page = app._templates().get_template("credits.html")
     html = page.render(shown, nonce="", credits_url="", now=NOW, days=7, reload_seconds=3)
 

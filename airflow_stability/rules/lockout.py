@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-#: The longest lock-out that a server may name, in seconds.
-MAX_LOCKOUT_SECONDS = 366 * 86400.0
+#: The longest lock-out that a server may name, in seconds: a day. A gateway's mistake, such as a date of
+#: another year, must not keep every task of a connection waiting for longer.
+MAX_LOCKOUT_SECONDS = 86400.0
 
 
 class Lockout:

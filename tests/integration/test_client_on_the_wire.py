@@ -670,9 +670,9 @@ def test_words_that_no_text_can_hold_are_told_as_far_as_they_go(answer):
         (b"90\r\nRetry-After: 120", 120),
         (b"90\r\nRetry-After: soon", 60),
         (b"31536000", 31536000),
-        (b"9" * 60_000, 366 * 86400),
+        (b"9" * 60_000, 86400),
         (b"Fri, 01 May 2026 12:01:30 GMT\r\nDate: Fri, 01 May 2026 12:00:00 GMT", 90),
-        (b"Fri, 31 Dec 9999 23:59:59 GMT", 366 * 86400),
+        (b"Fri, 31 Dec 9999 23:59:59 GMT", 86400),
         *((odd, 60) for odd in (b"", b"-5", b"soon", b"1e400", b"NaN", b"Infinity", b"\xff", b"{}")),
     ],
 )

@@ -487,7 +487,7 @@ def test_a_gate_opens_after_another_ones_worker_met_a_lock_out_without_end(simul
     """The worker of this gate got a balance after that."""
 
     async def main():
-        first = trigger(last_credits=None, last_failure="503.", locked_out=31622400.0)
+        first = trigger(last_credits=None, last_failure="503.", locked_out=86400.0)
         locked_out = asyncio.create_task(fire(first))
         await asyncio.sleep(0.5)
         simulator.top_up(10.5)

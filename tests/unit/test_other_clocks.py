@@ -387,8 +387,8 @@ TABLE = {
     # Airflow takes dates here, and nothing else is remembered.
     worker_to_worker_wait_timeout_by_reschedule: (-600, -600, HOUR, DAY),
     worker_to_scheduler_reschedule: (-DAY, -HOUR, HOUR, DAY),
-    # RFC 9110 wants a Date from each server that has a clock.
-    server_to_worker_retry_after_without_date: (-60, -60, HOUR, DAY),
+    # RFC 9110 wants a Date from each server that has a clock. A lock-out is no longer than a day in all.
+    server_to_worker_retry_after_without_date: (-60, -60, HOUR, DAY - 60),
     worker_to_page_reading: (DAY, HOUR, -600, -600),
     set_clock_lock_out: (0, 0, -600, -600),
     set_clock_log_throttle: (-HOUR, -HOUR, -HOUR, -HOUR),

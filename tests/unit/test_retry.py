@@ -172,13 +172,13 @@ def test_a_retry_is_logged_with_its_reason_and_the_wait(clock, caplog):
         ("7", 7.0),
         (" 60 ", 60.0),
         ("5, 120", 120.0),
-        ("9" * 5000, 366 * 86400.0),
+        ("9" * 5000, 86400.0),
         ("Fri, 01 May 2026 12:01:30 GMT", 90.0),
         ("Friday, 01-May-26 12:01:30 GMT", 90.0),
         ("Fri, 01 May 2026 14:01:30 +0200", 90.0),
         ("Fri, 01 May 2026 12:01:30 -0000", 90.0),  # a naive time to Python
         ("Fri, 01 May 2026 11:00:00 GMT", 0.0),
-        ("Fri, 01 May 9999 12:00:00 GMT", 366 * 86400.0),
+        ("Fri, 01 May 9999 12:00:00 GMT", 86400.0),
         ("Fri, 01 May 99999 12:00:00 GMT", None),
         ("Fri, 41 May 2026 12:00:00 GMT", None),
     ],
@@ -203,4 +203,4 @@ def test_a_date_says_the_same_as_seconds(seconds):
 )
 def test_any_retry_after_is_a_bounded_number_of_seconds_or_nothing(header):
     seconds = parse_retry_after(header, now=NOW)
-    assert seconds is None or 0 <= seconds <= 366 * 86400
+    assert seconds is None or 0 <= seconds <= 86400

@@ -21,7 +21,7 @@ def machine():
 def test_no_budget_is_exceeded_and_every_charge_counts(machine):
     case = machine.TestCase
     case.settings = settings(
-        max_examples=25,
+        max_examples=60,
         stateful_step_count=30,
         deadline=None,
         database=None,

@@ -125,14 +125,15 @@ class KilledTasks:
 
     def _open_wallets(self) -> dict[str, str]:
         """Give each task an organization and a key, and tell who kills it; return the connections."""
-        uris = {"ledger": self.ledger.connection}
+        # Another one of the same name would keep what an import of this one does not name.
+        uris = {"ledger_of_killed": self.ledger.connection}
         self.simulator.job_seconds = JOB_SECONDS
         for name in (JOB, *(killed.name for killed in self.all)):
             self.simulator.add_organization(name, credits=GIVEN)
             self.simulator.add_account(name, "someone@example.org", [name])
             self.keys.append(self.simulator.add_key(account=name))
             address = self.simulator.connection_uri(self.keys[-1])
-            uris[name] = f"{address}?api_version=v1&ledger_conn_id=ledger"
+            uris[name] = f"{address}?api_version=v1&ledger_conn_id=ledger_of_killed"
         for killed, key in zip(self.all, self.keys[1:], strict=True):
             if killed.boundary.hangs:
                 fault = Fault.hang(after_work=killed.boundary.bills)

@@ -33,8 +33,9 @@ class LedgerOfTasks:
     def rows(self, **columns: object) -> list[Any]:
         """Return the spends with these values, oldest first."""
         where = [spends.c[name] == value for name, value in columns.items()]
-        with self.ledger.database.engine.connect() as connection:
-            return list(connection.execute(select(spends).where(*where).order_by(spends.c.held_at)))
+        query = select(spends).where(*where).order_by(spends.c.held_at)
+        # The database's server may have been restarted since.
+        return self.ledger.database.run(lambda connection, _now: list(connection.execute(query)))
 
     def credits(self, *states: str, **columns: object) -> float:
         """Return the credits of the spends in these states, with these values."""

@@ -32,11 +32,8 @@ PAUSE = 0.05
 #: Seconds after which the clock is compared anew.
 CLOCK_SECONDS = 600.0
 
-#: Seconds for connecting, and for a statement.
+#: Seconds for connecting, and for a transaction.
 TIMEOUT = 15
-
-#: More seconds, after which a database that should have ended a statement has fallen silent.
-SILENCE = 5
 
 _Result = TypeVar("_Result")
 
@@ -232,7 +229,7 @@ class Database:
         failure = None
         for number in range(1, TRIES + 1):
             try:
-                with self._watchdog.limit(TIMEOUT + SILENCE) as use:
+                with self._watchdog.limit(TIMEOUT) as use:
                     return work()
             except IntegrityError:
                 raise  # a matter of the work itself

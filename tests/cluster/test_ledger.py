@@ -188,7 +188,6 @@ def test_a_database_that_never_answers_is_given_up(monkeypatch):
 
 def test_a_database_that_falls_silent_is_given_up(server, ledger, proxy, monkeypatch):
     monkeypatch.setattr(database_module, "TIMEOUT", 2)
-    monkeypatch.setattr(database_module, "SILENCE", 1)
     ledger.set_budget("images", 100, "total")
     behind = ledger_at(through(proxy, server))
     assert used(behind) == {"images": 0}
@@ -212,7 +211,7 @@ def test_a_lock_that_is_never_given_back_is_given_up(server, ledger, monkeypatch
     waiting.budgets()
     with ledger.database.engine.begin() as connection:
         connection.execute(select(budgets).with_for_update())
-        with pytest.raises(StabilityLedgerUnavailableError, match="timeout"):
+        with pytest.raises(StabilityLedgerUnavailableError, match="it does not answer"):
             waiting.hold([Hold("hold-1", spender("images"), 3)])
         assert used(waiting) == {"images": 0}
     assert waiting.hold([Hold("hold-1", spender("images"), 3)]).held

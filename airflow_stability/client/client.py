@@ -17,7 +17,7 @@ from airflow_stability.client.api_key import check_api_key, fingerprint
 from airflow_stability.client.api_versions import call_versions
 from airflow_stability.client.attempt import ANY_ENDPOINT, SAFE_METHODS, USER_ENDPOINT, RequestSender
 from airflow_stability.client.models import Account, Balance
-from airflow_stability.client.recording import LedgerSettings, Output, Recorder, model_of, recorded
+from airflow_stability.client.recording import LedgerSettings, Recorder, model_of, recorded
 from airflow_stability.client.responses import parse_response
 from airflow_stability.client.retry import build_retrying
 from airflow_stability.errors import StabilityConfigurationError
@@ -213,11 +213,11 @@ class StabilityClient:
         return self._request(method, path, timeout, headers, durable, None, kwargs)
 
     def post_durably(
-        self, path: str, output: Output, *, timeout: float, headers: dict[str, str], **kwargs: Any
+        self, path: str, output: str, *, timeout: float, headers: dict[str, str], **kwargs: Any
     ) -> requests.Response:
         """Make a durable call with a POST; see :meth:`request`.
 
-        :param output: what the call makes, so that a ledger knows it when the call is made again.
+        :param output: where the output will be, so that a ledger knows it when the call is made again.
         """
         return self._request("POST", path, timeout, headers, True, output, kwargs)
 
@@ -228,7 +228,7 @@ class StabilityClient:
         timeout: float | None,
         headers: dict[str, str] | None,
         durable: bool,
-        output: Output | None,
+        output: str | None,
         kwargs: dict[str, Any],
     ) -> requests.Response:
         if not path.startswith("/"):

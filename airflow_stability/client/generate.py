@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
-from airflow_stability.client.recording import Output
 from airflow_stability.client.responses import clean
 from airflow_stability.client.storage import Folder, Marker, Storage, after_paying, before_paying
 from airflow_stability.errors import (
@@ -411,7 +410,7 @@ class _DurableCall(_Call):
         try:
             return self.client.post_durably(
                 self.request.path,
-                Output(self.folder.address(self.folder.output), paid_again=marker.number > 1),
+                self.folder.address(self.folder.output),
                 timeout=self.timeout,
                 headers=self.headers,
                 files=self.request.form,
@@ -435,6 +434,10 @@ class _DurableCall(_Call):
                 raise self.pending_error(job_id, f"{what} is not finished")
         except StabilityModeratedError:
             self.folder.unmark(marker.number)  # not charged, says the server
+            if self.client.recorder is not None:
+                self.client.recorder.not_charged(
+                    self.folder.address(self.folder.output), "Moderated: not charged, says the server."
+                )
             raise
         return self.keep(response, marker)
 

@@ -27,26 +27,15 @@ class LedgerSettings(NamedTuple):
     budget: str | None
 
 
-class Output(NamedTuple):
-    """The output of a durable call.
-
-    :param address: where it will be.
-    :param paid_again: whether an earlier call may have been paid for it, whose outcome is unknown.
-    """
-
-    address: str
-    paid_again: bool = False
-
-
 class Recorder(Protocol):
     """Writes down the calls of a client. Several threads may use it."""
 
-    def begin(self, endpoint: str, model: str | None, output: Output | None, seconds: float) -> str:
+    def begin(self, endpoint: str, model: str | None, output: str | None, seconds: float) -> str:
         """Write down a call before it is sent, and return its key.
 
         :param endpoint: the path below ``/v2beta/``, or the whole path.
         :param model: the model that the request names; None for none.
-        :param output: what a durable call makes; None for another call.
+        :param output: where the output of a durable call will be; None for another call.
         :param seconds: how long the call may take.
         :raises StabilityError: it could not be written down, and must not be sent.
         """
@@ -63,6 +52,7 @@ class Recorder(Protocol):
         itemized: bool,
         balance: tuple[float, float] | None,
         hold: str | None,
+        is_rest: bool,
     ) -> str | None:
         """Hold the credits of a run of a task, which begins at once; return why it must wait, or None.
 
@@ -72,6 +62,7 @@ class Recorder(Protocol):
         :param itemized: whether every payment of the run is a call of this client.
         :param balance: the balance and its age in seconds; None if none was read.
         :param hold: the key of what a trigger has held for the run; None if none has.
+        :param is_rest: whether an earlier run has paid for durable calls, which are not paid for again.
         :raises StabilityLedgerUnavailableError: the ledger is out of reach.
         :raises StabilityConfigurationError: there is no such budget, or the run can never fit into it.
         """
@@ -103,13 +94,16 @@ class Recorder(Protocol):
     def output_found(self, address: str) -> None:
         """Take note that the output of an earlier call was found. It raises nothing."""
 
+    def not_charged(self, address: str, reason: str) -> None:
+        """Take note that the API has not charged a call that it had accepted. It raises nothing."""
+
 
 def recorded(
     recorder: Recorder,
     send: Callable[[], requests.Response],
     endpoint: str,
     model: str | None,
-    output: Output | None,
+    output: str | None,
     seconds: float,
 ) -> requests.Response:
     """Send a request that may be charged, and record it; see :meth:`Recorder.begin` for the arguments."""

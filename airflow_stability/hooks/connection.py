@@ -8,10 +8,10 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from airflow_stability import metrics
 from airflow_stability.client.client import DEFAULT_BASE_URL, DEFAULT_CLIENT_ID, StabilityClient
@@ -48,7 +48,7 @@ class ConnectionExtra(BaseModel):
     allow_http: bool = False
     ledger_conn_id: str | None = None
     budget: str | None = None
-    prices: dict[str, NonNegativeFloat] | None = None
+    prices: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = None
 
     @field_validator("prices", mode="before")
     @classmethod

@@ -6,6 +6,8 @@ with Airflow.
 
 from __future__ import annotations
 
+import hashlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from airflow_stability.compat import BaseHook
@@ -20,8 +22,18 @@ if TYPE_CHECKING:
 #: SQLAlchemy's names of the databases that a ledger can stand on, by the type of the connection.
 DIALECTS = {"postgres": "postgresql", "mysql": "mysql", "sqlite": "sqlite"}
 
-#: The ledgers of this process, by connection, with the settings that they were opened with.
-_open: dict[str, tuple[tuple[object, ...], Ledger]] = {}
+#: The ledgers of this process, by connection, with a hash of the settings that they were opened with.
+_open: dict[str, tuple[bytes, Ledger]] = {}
+
+
+def _leave_to_parent() -> None:
+    """Use none of the parent's database connections in a process that was forked."""
+    for _, ledger in _open.values():
+        ledger.database.engine.dispose(close=False)
+    _open.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def ledger_conn_id_of(stability_conn_id: str) -> str:
@@ -57,7 +69,7 @@ def ledger_of(connection: Connection) -> Ledger:
 
     :raises StabilityConfigurationError: see :func:`open_ledger`.
     """
-    settings = (connection.get_uri(), connection.extra)
+    settings = hashlib.sha256(repr((connection.get_uri(), connection.extra)).encode()).digest()
     known = _open.get(connection.conn_id)
     if known is not None and known[0] == settings:
         return known[1]
@@ -97,4 +109,6 @@ def _make(connection: Connection) -> Ledger:
         raise
     except Exception as error:  # whatever a provider's hook raises
         problem = type(error).__name__
+    # Some tools show the variables of a traceback's frames.
+    connection = secrets = hook = None  # type: ignore[assignment]
     raise StabilityConfigurationError(f"The ledger's {name} cannot be used ({problem}).")

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from airflow_stability import metrics
-from airflow_stability.client.recording import POSTED, UNKNOWN, VOID, LedgerSettings, Output
-from airflow_stability.errors import StabilityError, StabilityTransientError
+from airflow_stability.client.recording import POSTED, UNKNOWN, VOID, LedgerSettings
+from airflow_stability.errors import StabilityError, StabilityLedgerUnavailableError, StabilityTransientError
 from airflow_stability.hooks.ledger import open_ledger
 from airflow_stability.hooks.storage import AirflowStorage
 from airflow_stability.ledger.budgets import Budget
 from airflow_stability.ledger.ledger import LEASE_SECONDS, Call, Hold, HoldResult, Reading, Spender
 from airflow_stability.prices import price_if_known
-from airflow_stability.rules.credits import from_microcredits
+from airflow_stability.rules.credits import from_microcredits, total
 from airflow_stability.rules.wording import budget_text, held_text
 
 _log = logging.getLogger(__name__)
@@ -46,6 +47,10 @@ class Run:
 
 #: The run that this process is at, by ledger: a function may make more clients of its own.
 _runs: dict[str, Run] = {}
+
+#: How spends have ended that is not written yet, by ledger: several clients and threads of a process write.
+_unwritten: dict[str, list[tuple[str, str, str | None]]] = {}
+_writing = threading.RLock()
 
 
 def obstacle_to(hold: Hold, result: HoldResult) -> str | None:
@@ -98,8 +103,6 @@ class LedgerRecorder:
         self._conn_id = conn_id
         self._organization = organization
         self._prices = prices
-        self._unwritten: list[tuple[str, str, str | None]] = []
-        self._lock = threading.Lock()
 
     # The run of a spending task
 
@@ -112,16 +115,27 @@ class LedgerRecorder:
         itemized: bool,
         balance: tuple[float, float] | None,
         hold: str | None,
+        is_rest: bool,
     ) -> str | None:
         """Hold the credits of a run of a task; see the protocol."""
         spender = self._spender(budget, organization)
-        key = hold or uuid.uuid4().hex
         ledger = open_ledger(self.ledger_conn_id)
-        if (spender.try_number or 0) > 1:
+        ledger.end_leases()
+        is_retry = (spender.try_number or 0) > 1
+        if is_retry:
             ledger.end_earlier_tries(spender)
-        if hold is None or not ledger.start(hold, itemized=itemized):
+        if hold is not None and ledger.start(hold, spender.budget, itemized=itemized):
+            key = hold
+        else:
+            if hold is not None:  # of another budget
+                ledger.end(hold, VOID, "Its task has taken another hold.")
+            if is_retry or is_rest:
+                credits = max(total(credits, -ledger.durable_credits(spender)), 0.0)
+            key = uuid.uuid4().hex
             wanted = Hold(key, spender, credits, None, itemized, starts=True, lease=LEASE_SECONDS)
-            if (obstacle := self._hold(wanted, balance)) is not None:
+            with self._not_begun(key):
+                obstacle = self._hold(wanted, balance)
+            if obstacle is not None:
                 return obstacle
         _runs[self.ledger_conn_id] = Run(key, spender, itemized)
         return None
@@ -151,41 +165,50 @@ class LedgerRecorder:
         run = _runs.pop(self.ledger_conn_id, None)
         if run is not None:
             if run.itemized or run.calls or refused:
-                self.end(run.hold, VOID, "Not spent, given back.")
+                self._later(run.hold, VOID, "Not spent, given back.")
             elif completed:
-                self.end(run.hold, POSTED)
+                self._later(run.hold, POSTED)
             else:
-                self.end(run.hold, UNKNOWN, "The function has failed, and may have spent before.")
-        self._write_the_rest()
+                self._later(run.hold, UNKNOWN, "The function has failed, and may have spent before.")
+        self._write(PATIENCE)
 
     # The calls of a client
 
-    def begin(self, endpoint: str, model: str | None, output: Output | None, seconds: float) -> str:
+    def begin(self, endpoint: str, model: str | None, output: str | None, seconds: float) -> str:
         """Write down a call before it is sent; see the protocol."""
-        run = _runs.get(self.ledger_conn_id)
+        run = self._run
         call = Call(
             uuid.uuid4().hex,
             self._spender(None, None) if run is None else run.spender,
             endpoint,
             price_if_known(endpoint, model, self._prices),
-            output and output.address,
-            output is not None and output.paid_again,
+            output,
             lease=max(LEASE_SECONDS, seconds),
         )
-        _report_soft_limits(open_ledger(self.ledger_conn_id).begin_call(call, run.hold if run else None))
+        # Without an end, a run that has paid before would fail, and what it has paid for may be lost.
+        until = time.monotonic() + (PATIENCE if run is not None and run.calls else 0.0)
+        with self._not_begun(call.key):
+            while True:
+                try:
+                    reached = open_ledger(self.ledger_conn_id).begin_call(call, run.hold if run else None)
+                    break
+                except StabilityLedgerUnavailableError:
+                    if time.monotonic() >= until:
+                        raise
+                time.sleep(PAUSE)
+        _report_soft_limits(reached)
         if run is not None:
             run.calls += 1
         return call.key
 
     def end(self, key: str, outcome: str, reason: str | None = None) -> None:
-        """Write down how a call ended, now or later."""
-        with self._lock:
-            self._unwritten.append((key, outcome, reason))
-            self._write()
+        """Write down how a call ended, now or later: a run waits for the ledger when it ends."""
+        self._later(key, outcome, reason)
+        self._write(PATIENCE if self._run is None else 0.0)
 
     def output_found(self, address: str) -> None:
         """Take note that the output of an earlier call was found."""
-        if (run := _runs.get(self.ledger_conn_id)) is not None:
+        if (run := self._run) is not None:
             run.calls += 1
         try:
             open_ledger(self.ledger_conn_id).output_found(address)
@@ -193,27 +216,61 @@ class LedgerRecorder:
             # The call stays unknown, and keeps counting, until somebody settles it.
             _log.warning("The ledger does not know yet that %s was paid for: %s", address, error)
 
-    def _write(self) -> StabilityError | None:
-        """Write what is not written yet, and return why that is not possible."""
+    def not_charged(self, address: str, reason: str) -> None:
+        """Take note that the API has not charged a call that it had accepted."""
         try:
-            while self._unwritten:
-                open_ledger(self.ledger_conn_id).end(*self._unwritten[0])
-                del self._unwritten[0]
+            open_ledger(self.ledger_conn_id).not_charged(address, reason)
         except StabilityError as error:
-            return error
-        return None
+            _log.warning("The ledger does not know that %s was not charged: %s", address, error)
 
-    def _write_the_rest(self) -> None:
-        until = time.monotonic() + PATIENCE
-        with self._lock:
-            while (failure := self._write()) is not None:
-                if time.monotonic() > until or not isinstance(failure, StabilityTransientError):
+    @property
+    def _run(self) -> Run | None:
+        """The run that this process is at, if it spends with the same connection."""
+        run = _runs.get(self.ledger_conn_id)
+        return run if run is not None and run.spender.conn_id == self._conn_id else None
+
+    @contextlib.contextmanager
+    def _not_begun(self, key: str) -> Iterator[None]:
+        """Let what may have been written in the block be void if the block is cut off: nothing began."""
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(error, StabilityLedgerUnavailableError) or not isinstance(error, StabilityError):
+                # The transaction may have been committed all the same.
+                self._later(key, VOID, "It did not begin.")
+                self._write(0.0)
+            raise
+
+    def _later(self, key: str, outcome: str, reason: str | None = None) -> None:
+        with _writing:
+            _unwritten.setdefault(self.ledger_conn_id, []).append((key, outcome, reason))
+
+    def _write(self, patience: float) -> None:
+        """Write what is not written yet.
+
+        :param patience: seconds to wait for a ledger that is out of reach; afterwards the rest is given up.
+            0.0 for a single try, after which the rest is kept.
+        """
+        until = time.monotonic() + patience
+        with _writing:
+            waiting = _unwritten.setdefault(self.ledger_conn_id, [])
+            failure: StabilityError | None = None
+            while waiting:
+                try:
+                    open_ledger(self.ledger_conn_id).end(*waiting[0])
+                    del waiting[0]
+                    continue
+                except StabilityError as error:
+                    failure = error
+                if time.monotonic() >= until or not isinstance(failure, StabilityTransientError):
                     break
                 time.sleep(PAUSE)
-            for key, outcome, _ in self._unwritten:
+            if not patience:
+                return
+            for key, outcome, _ in waiting:
                 text = "The ledger does not know that the spend %s is %s, and will call it unknown: %s"
                 _log.error(text, key, outcome, failure)
-            self._unwritten.clear()
+            waiting.clear()
 
     def _spender(self, budget: str | None, organization: str | None) -> Spender:
         organization, budget = organization or self._organization, budget or self._budget

@@ -51,6 +51,9 @@ _NEXT = {
 #: Whether a spend that is held may have been paid for. A run whose calls are itemized pays by those only.
 _BEGUN = and_(spends.c.started_at.is_not(None), ~spends.c.itemized)
 
+_LEASE_ENDED = "Its lease ended, and nobody has said how it ended."
+_NEVER_RAN = "Its lease ended. It never ran, or each of its calls is itemized."
+
 
 # A statement that is made once is compiled once, and its key in the cache of compiled ones is known.
 _INSERT = spends.insert()
@@ -142,7 +145,6 @@ class Call:
     :param endpoint: the path below ``/v2beta/``, or the whole path.
     :param credits: its price; None if none is known.
     :param output: where its output will be, if the call is durable.
-    :param paid_again: whether an earlier call may have been paid for this output, whose outcome is unknown.
     :param lease: seconds after which its outcome is unknown, if nobody has ended it.
     """
 
@@ -151,7 +153,6 @@ class Call:
     endpoint: str
     credits: float | None
     output: str | None = None
-    paid_again: bool = False
     lease: float = LEASE_SECONDS
 
 
@@ -225,13 +226,15 @@ class Ledger:
                 lambda connection, now: _hold(connection, now, holds, reading, look_first=True)
             )
 
-    def start(self, key: str, *, itemized: bool = False, lease: float = LEASE_SECONDS) -> bool:
-        """Take note that the run of a hold begins; False if the hold has ended meanwhile."""
+    def start(
+        self, key: str, budget: str | None, *, itemized: bool = False, lease: float = LEASE_SECONDS
+    ) -> bool:
+        """Take note that the run of a hold begins; False if the hold has ended, or is of another budget."""
 
         def work(connection: Connection, now: datetime) -> bool:
             change = (
                 spends.update()
-                .where(spends.c.spend_key == key, spends.c.state == HELD)
+                .where(spends.c.spend_key == key, spends.c.state == HELD, spends.c.budget == budget)
                 .values(started_at=now, itemized=itemized, lease_ends_at=now + timedelta(seconds=lease))
             )
             return bool(connection.execute(change).rowcount)
@@ -245,8 +248,16 @@ class Ledger:
             taken from the budget.
         :return: the budgets that have reached their soft limits by this.
         :raises StabilityBudgetExhaustedError: the budget has too little left. The call must not be sent.
-        :raises StabilityBudgetNotFoundError: there is no such budget.
+        :raises StabilityConfigurationError: there is no such budget, or its limit is less than the price.
         """
+        try:
+            return self._begin_call(call, hold)
+        except StabilityBudgetExhaustedError:
+            if not self.end_leases():
+                raise
+        return self._begin_call(call, hold)
+
+    def _begin_call(self, call: Call, hold: str | None) -> list[Budget]:
         try:
             return self.database.run(lambda connection, now: _begin_call(connection, now, call, hold))
         except (IntegrityError, _WrittenError):  # committed by an earlier try of this transaction
@@ -313,18 +324,47 @@ class Ledger:
 
     def end_leases(self) -> int:
         """End what is held beyond its lease, and return how many spends were given back by that."""
-        return self.database.run(_end_leases)
+        over = [spends.c.state == HELD]
+        self.database.run(
+            lambda connection, now: _end(
+                connection, now, [*over, spends.c.lease_ends_at < now, _BEGUN], UNKNOWN, _LEASE_ENDED
+            )
+        )
+        return self.database.run(
+            lambda connection, now: _end(
+                connection, now, [*over, spends.c.lease_ends_at < now, ~_BEGUN], VOID, _NEVER_RAN
+            )
+        )
 
     def end_earlier_tries(self, spender: Spender) -> None:
         """Give back what earlier tries of a task hold and can spend no more: their calls are itemized."""
         names = ("dag_id", "run_id", "task_id", "map_index")
         same_task = [spends.c[name] == getattr(spender, name) for name in names]
-        earlier = [spends.c.state == HELD, spends.c.itemized, spends.c.try_number < spender.try_number]
+        earlier = [spends.c.state == HELD, ~_BEGUN, spends.c.try_number < spender.try_number]
+        reason = "Its try is over. It never ran, or each of its calls is itemized."
 
         def work(connection: Connection, now: datetime) -> None:
-            _end(
-                connection, now, [*earlier, *same_task], VOID, "Its try is over, and its calls are itemized."
-            )
+            _end(connection, now, [*earlier, *same_task], VOID, reason)
+
+        self.database.run(work)
+
+    def durable_credits(self, spender: Spender) -> float:
+        """Return the credits of a task's durable calls, in all its tries: they are not paid for again."""
+        names = ("dag_id", "run_id", "task_id", "map_index")
+        same_task = [spends.c[name] == getattr(spender, name) for name in names]
+        durable = [spends.c.output_hash.is_not(None), spends.c.state.in_(COUNTING)]
+        query = select(func.sum(spends.c.microcredits)).where(*same_task, *durable)
+        found = self.database.run(lambda connection, _now: connection.execute(query).scalar())
+        return from_microcredits(int(found or 0))
+
+    def not_charged(self, output: str, reason: str) -> None:
+        """Take note that the API has not charged the last call for an output, although it accepted it."""
+
+        def work(connection: Connection, now: datetime) -> None:
+            of_output = (spends.c.output_hash == _hash(output), spends.c.state != VOID)
+            query = select(spends.c.spend_key).where(*of_output).order_by(spends.c.held_at.desc())
+            key = connection.execute(query).scalars().first()
+            _end(connection, now, [spends.c.spend_key == key], VOID, reason)
 
         self.database.run(work)
 
@@ -376,6 +416,9 @@ def _hold(
         budget = None if name is None else locked.get(name)
         if row is not None and row["state"] != VOID:
             result.held.append(hold.key)
+            if row["started_at"] is None:  # its trigger started anew
+                lease = {"lease_ends_at": now + timedelta(seconds=hold.lease)}
+                connection.execute(spends.update().where(spends.c.spend_key == hold.key).values(lease))
         elif name is not None and budget is None:
             result.failures[hold.key] = StabilityBudgetNotFoundError(_no_budget_text(name))
         elif budget is not None and microcredits > budget.limit:
@@ -383,7 +426,7 @@ def _hold(
         elif reading is not None and not _suffices(hold, reading, spoken_for):
             result.refused[hold.key] = None
             result.reserved[hold.key] = from_microcredits(spoken_for)
-        elif budget is not None and microcredits > budget.left:
+        elif budget is not None and microcredits and microcredits > budget.left:
             result.refused[hold.key] = budget
         else:
             values = _hold_values(hold, microcredits, budgets.held_at(budget, now))
@@ -406,17 +449,11 @@ def _hold(
 
 def _begin_call(connection: Connection, now: datetime, call: Call, hold_key: str | None) -> list[Budget]:
     name = call.spender.budget
-    earlier = [] if call.output is None or call.paid_again else _open_calls_for(connection, call.output)
-    locked = _lock(connection, [name, *(row["budget"] for row in earlier)], now)
+    locked = _lock(connection, [name], now)
     before = {each: budget.used for each, budget in locked.items()}
     budget = None if name is None else locked.get(name)
     if name is not None and budget is None:
         raise StabilityBudgetNotFoundError(_no_budget_text(name))
-    for each in earlier:
-        # Whoever begins a durable call has found neither its output nor its marker.
-        row = _lock_spend(connection, each["spend_key"])
-        if row is not None and row["state"] in (HELD, UNKNOWN):
-            _change(connection, now, row, locked, VOID, "Neither an output nor a marker of it was found.")
     hold = None if hold_key is None else _lock_spend(connection, hold_key)
     held = hold["microcredits"] if hold is not None and hold["state"] in (HELD, UNKNOWN) else 0
     if call.credits is None:
@@ -426,8 +463,9 @@ def _begin_call(connection: Connection, now: datetime, call: Call, hold_key: str
         microcredits, how = to_microcredits(call.credits), LISTED
     taken = min(held, microcredits)
     used = 0 if budget is None else budget.used
-    if hold is not None and taken:
-        rest = {"microcredits": held - taken}
+    if hold is not None and hold["state"] in (HELD, UNKNOWN):
+        # A run that makes calls is alive.
+        rest = {"microcredits": held - taken, "lease_ends_at": now + timedelta(seconds=call.lease)}
         connection.execute(spends.update().where(spends.c.spend_key == hold_key).values(rest))
         budgets.count(budget, hold["held_at"], -taken)
     held_at = budgets.held_at(budget, now)
@@ -437,6 +475,11 @@ def _begin_call(connection: Connection, now: datetime, call: Call, hold_key: str
             raise _WrittenError
         budget.used = used
         needs = format_number(from_microcredits(microcredits))
+        if microcredits > budget.limit:
+            raise StabilityConfigurationError(
+                f"{call.endpoint} needs {needs} credits, and the limit of its budget is less, so it could "
+                f"never be sent: {budget.text}. Nothing was sent. Raise the limit."
+            )
         raise StabilityBudgetExhaustedError(
             f"{budget.text}; {call.endpoint} needs {needs}. Nothing was sent. "
             f"{StabilityBudgetExhaustedError.advice}"
@@ -474,14 +517,6 @@ def _end(connection: Connection, now: datetime, where: Sequence[Any], state: str
     return ended
 
 
-def _end_leases(connection: Connection, now: datetime) -> int:
-    """End what is held beyond its lease, and return how many spends were given back."""
-    over = [spends.c.state == HELD, spends.c.lease_ends_at < now]
-    _end(connection, now, [*over, _BEGUN], UNKNOWN, "Its lease ended, and nobody has said how it ended.")
-    reason = "Its lease ended. It never ran, or each of its calls is itemized."
-    return _end(connection, now, [*over, ~_BEGUN], VOID, reason)
-
-
 def _change(
     connection: Connection,
     now: datetime,
@@ -512,11 +547,6 @@ def _lock_spend(connection: Connection, key: str, *where: Any) -> RowMapping | N
     """Lock a spend, and return it as it is now; None if something is not true of it any more."""
     query = _LOCK.where(*where) if where else _LOCK
     return connection.execute(query, {"key": key}).mappings().first()
-
-
-def _open_calls_for(connection: Connection, output: str) -> list[RowMapping]:
-    of_output = (spends.c.output_hash == _hash(output), spends.c.state.in_((HELD, UNKNOWN)))
-    return list(connection.execute(select(spends).where(*of_output)).mappings())
 
 
 def _take_reading(connection: Connection, now: datetime, wallet: str, reading: Reading) -> None:

@@ -313,12 +313,13 @@ class StabilitySpendOperator(PythonOperator):
         answered = True
         try:
             obstacle = client.recorder.begin_run(
-                spending.gate.expected_credits,
+                spending.credits,
                 budget=budget,
                 organization=spending.gate.organization,
                 itemized=takes_client(self.python_callable),
                 balance=balance,
                 hold=self._event.hold if self._event else None,
+                is_rest=spending.state.rest_refused_at is not None,
             )
         except StabilityPermanentError as error:
             raise deferral.failure_exception(str(error), type(error).__name__) from None
@@ -488,6 +489,7 @@ class StabilitySpendOperator(PythonOperator):
             minimum_credits=gate.minimum_credits,
             expected_credits=gate.expected_credits,
             budget=self.budget,
+            hold=self._event.hold if self._event else None,  # what was held for this run, but did not begin
             is_of_task=True,
             poke_interval=self.poke_interval,
             reservation_seconds=self.reservation_seconds,

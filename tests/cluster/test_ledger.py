@@ -158,7 +158,7 @@ def test_what_was_committed_before_the_connection_broke_is_written_once(server, 
             result = cut(lambda key=key: behind.hold([Hold(key, spender("images"), 3)]))
             assert result.held == [key]
         assert used(ledger) == {"images": 6}
-        cut(lambda: behind.start("hold-1"))
+        cut(lambda: behind.start("hold-1", "images"))
         cut(lambda: behind.begin_call(Call("call-1", spender("images"), "upscale", 2), "hold-1"))
         assert used(ledger) == {"images": 6}
         cut(lambda: behind.end("call-1", "void"))

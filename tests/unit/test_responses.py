@@ -201,9 +201,8 @@ def test_a_date_is_reckoned_with_the_servers_own_clock():
 
 def test_a_date_without_the_servers_clock_is_reckoned_with_ours():
     assert error_of(503, headers={"Retry-After": "Thu, 01 Jan 1970 00:02:00 GMT"}).retry_after == 0
-    assert (
-        error_of(503, headers={"Retry-After": "Fri, 01 Jan 2999 00:02:00 GMT", "Date": "x"}).retry_after > 1e7
-    )
+    headers = {"Retry-After": "Fri, 01 Jan 2999 00:02:00 GMT", "Date": "x"}
+    assert error_of(503, headers=headers).retry_after == 86400  # the longest that counts
 
 
 def test_an_outage_names_no_time_of_its_own():

@@ -344,7 +344,7 @@ def test_what_cannot_be_settled_hinders_no_other(ledger, run):
             "ledger settle --as void",
             "Name the KEY of each spend to settle; without --as, this command lists them.",
         ),
-        ("ledger prune --before 23h", "What is younger than a day is not deleted: the latest is "),
+        ("ledger prune --before 23h", "Only what is older than a day can be deleted: give a time up to "),
         (
             "ledger prune --before soon",
             "--before must be a time before now such as 7d, 24h or 30m, or a date ",

@@ -184,7 +184,7 @@ def test_the_next_call_for_an_output_frees_the_one_before(ledger):
     ledger.begin_call(call("second", 6, output="s3://bucket/1.png"), None)
 
     assert (state(ledger, "first"), state(ledger, "second"), used(ledger)) == (("void", 6), ("held", 6), 6)
-    assert row(ledger, "first").reason == "Neither an output nor a marker of it was found."
+    assert row(ledger, "first").reason == "Neither its output nor its marker was found."
 
 
 def test_what_is_posted_stays_so_when_its_output_is_made_again(ledger):
@@ -329,9 +329,9 @@ def test_only_what_certainly_was_not_paid_for_is_given_back(ledger, time, more, 
 
     assert (state(ledger, "a"), used(ledger)) == ((ends, 3), 0 if ends == "void" else 3)
     assert row(ledger, "a").reason == (
-        "Its lease ended. It never ran, or each of its calls is itemized."
+        "Its lease ended. It never ran, or each of its calls is a spend of its own."
         if ends == "void"
-        else "Its lease ended, and nobody has said how it ended."
+        else "Its lease ended, and its outcome was never reported."
     )
 
 

@@ -1,4 +1,4 @@
-"""The calls of a client and the runs of a task, written down in the ledger of their connection."""
+"""The recorder: writes the calls of a client and the runs of a task into the ledger of their connection."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from airflow_stability.rules.wording import budget_text, held_text
 
 _log = logging.getLogger(__name__)
 
-#: Seconds for which a task that has paid waits for a ledger that is out of reach, before it ends without it.
+#: Seconds that a task waits at its end for a ledger that is out of reach. Then the task ends anyway.
 PATIENCE = 60.0
 
 #: Seconds between two tries.
@@ -44,7 +44,7 @@ class Run:
     calls: int = 0
 
 
-#: The run that this process is at, by ledger: a function may make more clients of its own.
+#: The run that is under way in this process, by ledger. All clients share it: a function may make its own.
 _runs: dict[str, Run] = {}
 
 
@@ -64,7 +64,7 @@ def obstacle_to(hold: Hold, result: HoldResult) -> str | None:
 
 
 def report_budgets(result: HoldResult) -> None:
-    """Send how much of the budgets is used, and log which have reached their soft limits by holds."""
+    """Send how much of the budgets is used, and log those whose soft limits the holds have reached."""
     for budget in result.budgets:
         used, limit = (from_microcredits(each) for each in (budget.used, budget.limit))
         metrics.budget(budget.name, used, limit)
@@ -80,9 +80,9 @@ def _report_soft_limits(reached: Iterable[Budget]) -> None:
 class LedgerRecorder:
     """Writes down the calls of a client: a :class:`~airflow_stability.client.recording.Recorder`.
 
-    :param ledger: the ledger, which is opened when there is something to write.
+    :param ledger: the ledger. It is opened when there is something to write.
     :param conn_id: the Stability connection.
-    :param organization: the connection's.
+    :param organization: the connection's own; None if it names none.
     :param prices: the user's own prices in credits, by endpoint, or endpoint and model.
     """
 
@@ -155,7 +155,7 @@ class LedgerRecorder:
             elif completed:
                 self.end(run.hold, POSTED)
             else:
-                self.end(run.hold, UNKNOWN, "The function has failed, and may have spent before.")
+                self.end(run.hold, UNKNOWN, "The function has failed, and may have spent credits before.")
         self._write_the_rest()
 
     # The calls of a client
@@ -194,7 +194,7 @@ class LedgerRecorder:
             _log.warning("The ledger does not know yet that %s was paid for: %s", address, error)
 
     def _write(self) -> StabilityError | None:
-        """Write what is not written yet, and return why that is not possible."""
+        """Write what is not written yet; return the error if that fails, else None."""
         try:
             while self._unwritten:
                 open_ledger(self.ledger_conn_id).end(*self._unwritten[0])
@@ -211,7 +211,7 @@ class LedgerRecorder:
                     break
                 time.sleep(PAUSE)
             for key, outcome, _ in self._unwritten:
-                text = "The ledger does not know that the spend %s is %s, and will call it unknown: %s"
+                text = "The ledger could not be told that spend %s is %s. It will become unknown there: %s"
                 _log.error(text, key, outcome, failure)
             self._unwritten.clear()
 

@@ -37,7 +37,7 @@ class Secrets(tuple[str, ...]):
         return f"<{len(self)} secrets>"
 
     def mask(self, text: str) -> str:
-        """Return a text with ``***`` in place of each secret or part of one with 8 or more characters.
+        """Return a text with ``***`` in place of each secret, and of its parts of 8 or more characters.
 
         The characters of a part may be upper or lower case, and may be escaped. Blanks, control characters
         and characters outside of ASCII may stand between them. A secret in hex or base64 is masked in the

@@ -193,8 +193,8 @@ def delete(connection: Connection, name: str) -> bool:
 def held_at(budget: Budget | None, now: datetime) -> datetime:
     """Return the time at which a spend is held: now, or the start of the budget's period if that is later.
 
-    Each process only estimates the database's time. By the estimate of another process, the period may have
-    begun before this one's "now".
+    Each process only estimates the database's time. For another process, which has moved the budget into this
+    period, the period may begin a little earlier than for this one.
 
     :param budget: it is locked; None for a spend without one.
     """

@@ -1,8 +1,8 @@
 """The ledger's transactions: hold credits, begin a call, end what was held, and settle what is unknown.
 
 When a connection breaks, nobody can tell whether the transaction was committed. So each transaction can be
-run twice, and then has the same effect as once: it knows its spend by a key. All transactions lock in one
-order: the wallet, the budgets by name, the spends.
+run twice with the same effect as once, because each spend has a key. All transactions lock in one order: the
+wallet, the budgets by name, the spends.
 """
 
 from __future__ import annotations
@@ -315,7 +315,7 @@ class Ledger:
         return self.database.run(work)
 
     def end_leases(self) -> int:
-        """End what is held beyond its lease, and return how many spends were given back by that."""
+        """End what is held beyond its lease, and return how many spends this has given back."""
         return self.database.run(_end_leases)
 
     def end_earlier_tries(self, spender: Spender) -> None:
@@ -465,7 +465,7 @@ def _begin_call(connection: Connection, now: datetime, call: Call, hold_key: str
 
 
 def _end(connection: Connection, now: datetime, where: Sequence[Any], state: str, reason: str | None) -> int:
-    """End the spends that meet all conditions, and return how many of them have changed by it."""
+    """End the spends that meet all conditions, and return how many of them this has changed."""
     found = list(connection.execute(select(spends.c.spend_key, spends.c.budget).where(*where)))
     locked = _lock(connection, (budget for _, budget in found), now)
     before = {name: budget.used for name, budget in locked.items()}
@@ -508,7 +508,7 @@ def _lock(connection: Connection, names: Iterable[str | None], now: datetime) ->
 def _save(
     connection: Connection, locked: Mapping[str, Budget], before: Mapping[str, int], now: datetime
 ) -> list[Budget]:
-    """Write the budgets that have changed, and return those that have reached their soft limits by it."""
+    """Write the budgets that have changed, and return those that have now reached their soft limits."""
     changed = [budget for name, budget in locked.items() if budget.used != before[name]]
     return [budget for budget in changed if budgets.save(connection, budget, now)]
 

@@ -1,8 +1,8 @@
 """A limit on the client's side for what a thread does with PostgreSQL.
 
-PostgreSQL's own timeouts need a server that works, and its client waits for an answer without end. A pooler
-or a load balancer whose server is gone keeps the connection open and says nothing. So the connection is cut
-off here. MySQL's clients have a limit of their own.
+PostgreSQL's own timeouts need a server that works, and its client waits for an answer forever. If a server is
+gone, a pooler or a load balancer in front of it keeps the connection open and says nothing. So the connection
+is cut off here. MySQL's clients have a limit of their own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sqlalchemy.engine import Engine
 #: Seconds between two looks at what takes long.
 LOOK_EVERY = 1.0
 
-#: What threads are doing now, and the one thread of this process that watches it. Transactions are short.
+#: What threads are doing now, and the one thread of this process that watches it.
 _uses: set[_Use] = set()
 _watcher: threading.Thread | None = None
 

@@ -72,8 +72,8 @@ class Spent:
     """What a DAG, or the tasks of a budget, have spent, in millionths of a credit.
 
     :param periods: what is posted, held or unknown, for each of :data:`PERIODS`.
-    :param held: what is held, of the longest period.
-    :param unknown: what is unknown, of the longest period.
+    :param held: what is held in the longest period.
+    :param unknown: what is unknown in the longest period.
     """
 
     periods: list[int] = field(default_factory=lambda: [0] * len(PERIODS))

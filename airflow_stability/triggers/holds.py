@@ -76,7 +76,7 @@ async def hold_credits(
 
 
 class HoldQueue:
-    """The holds that are wanted in one ledger, by all triggers of an event loop.
+    """The holds that all triggers of an event loop want in one ledger.
 
     :param conn_id: the connection to the ledger's database.
     """
@@ -138,7 +138,7 @@ class HoldQueue:
         except Exception as error:
             failure = reading_failure(self._conn_id, error)
         else:
-            # The database's own hook asks Airflow for masks, which must not happen in a thread of ours.
+            # The database's own hook asks Airflow to mask secrets. That must not happen in a thread of ours.
             return await sync_to_async(ledger_of)(connection)
         raise failure
 

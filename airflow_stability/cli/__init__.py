@@ -1,7 +1,7 @@
 """The commands ``airflow stability ...``: their names, arguments and help texts.
 
 Airflow 3.2 and later find :func:`get_cli_commands` through the provider info. Every ``airflow`` command loads
-this module, so what a command does is in another one, which is loaded when the command runs; and each
+this module. So the code of the commands is in other modules, which are loaded when a command runs, and each
 function there imports heavy modules itself. ``python -m airflow_stability`` offers the same commands on every
 Airflow.
 
@@ -10,7 +10,7 @@ All commands follow these rules:
 - Only the output goes to stdout. An error is one line on stderr and never shows a secret.
 - The exit status is 0 for success; 1 for any error, including Ctrl-C and output that nobody reads; 2 for
   arguments that the parser rejects, such as an unknown option; 3 for a balance of ``--minimum`` or less, and
-  for a ledger in which something is to be done.
+  for a ledger in which somebody has to do something.
 - No request to the API is retried, whatever ``retry_deadline`` the connection has, because a user waits for
   the result. A script can repeat the command, and a sensor can wait for credits.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from airflow.cli.cli_config import ActionCommand, Arg, GroupCommand
 
 EXIT_FAILURE = 1
-#: What a command has looked for is not so.
+#: The answer to the question that the command checks is no.
 EXIT_NO = 3
 
 _BALANCE_EPILOG = (
@@ -37,18 +37,18 @@ _CHECK_EPILOG = (
     "This command changes nothing."
 )
 _SETTLE_EPILOG = (
-    "Without a KEY, this command lists the spends that can be settled, and changes nothing: those that are "
+    "Without a KEY, this command changes nothing. It lists the spends that can be settled: those that are "
     "unknown, and those that are held beyond their leases."
 )
 _PRUNE_EPILOG = (
-    "What is held or unknown stays, and so does what counts in the current period of a budget. Other tasks "
-    "can use the ledger meanwhile."
+    "What is held or unknown stays, and so does what counts in the current period of a budget. Tasks can use "
+    "the ledger meanwhile."
 )
 _SPEND_EPILOG = (
-    "With --by wallet, the remainder is what a balance fell by beyond all records: somebody else must have "
-    "spent it, or calls cost more than their prices in the ledger."
+    "With --by wallet, the remainder is how much further a balance fell than the ledger can explain: "
+    "somebody else has spent it, or calls cost more than their prices in the ledger."
 )
-_TIMES = "7d, 24h, 30m before now, or a date such as 2026-11-30 or 2026-11-30T12:00+01:00 (default zone: UTC)"
+_TIMES = "7d, 24h or 30m ago, or a date such as 2026-11-30 or 2026-11-30T12:00+01:00 (default zone: UTC)"
 
 
 def get_cli_commands() -> list[GroupCommand]:
@@ -113,16 +113,21 @@ def _ledger_commands() -> list[ActionCommand | GroupCommand]:
         "--by",
         choices=("dag", "task", "run", "budget", "wallet", "day"),
         default="dag",
-        help="What credits are summed up by; days are those of UTC (default: %(default)s)",
+        help="What credits are summed up by; days are in UTC (default: %(default)s)",
     )
-    since = _arg("--since", metavar="TIME", default="7d", help=f"Since when: {_TIMES} (default: %(default)s)")
+    since = _arg(
+        "--since",
+        metavar="TIME",
+        default="7d",
+        help=f"Count what was held since {_TIMES} (default: %(default)s)",
+    )
     name = _arg("name", metavar="NAME", help="The name of the budget")
     limit = _arg("--limit", metavar="CREDITS", required=True, help="The credits of one period")
     every = _arg(
         "--every",
         choices=("day", "week", "month", "total"),
         required=True,
-        help="How often the budget renews; total: never",
+        help="How often the budget renews; with total, it never does",
     )
     timezone = _arg(
         "--timezone",
@@ -133,7 +138,7 @@ def _ledger_commands() -> list[ActionCommand | GroupCommand]:
     soft = _arg(
         "--soft",
         metavar="PERCENT",
-        help="The percent of the limit from which on the budget is reported (default: never)",
+        help="The soft limit: report the budget when this percent of its limit is used (default: never)",
     )
     keys = _arg("keys", metavar="KEY", nargs="*", help="The keys of the spends")
     state = _arg(
@@ -142,8 +147,8 @@ def _ledger_commands() -> list[ActionCommand | GroupCommand]:
         choices=("posted", "void"),
         help="posted: they were paid for; void: they were not",
     )
-    reason = _arg("--reason", metavar="TEXT", help="How you know; it is kept, with the name of your user")
-    before = _arg("--before", metavar="TIME", required=True, help=f"Before when: {_TIMES}")
+    reason = _arg("--reason", metavar="TEXT", help="How you know; kept in the ledger with your user's name")
+    before = _arg("--before", metavar="TIME", required=True, help=f"Delete what was held before {_TIMES}")
     return [
         _command(
             "ledger.spend",
@@ -157,7 +162,7 @@ def _ledger_commands() -> list[ActionCommand | GroupCommand]:
             subcommands=(
                 _command(
                     "ledger.set_budget",
-                    "Make a budget, or set the one of that name anew",
+                    "Make a budget, or replace all settings of the one with that name",
                     *(name, limit, every, timezone, soft, *common),
                     name="set",
                 ),
@@ -217,9 +222,9 @@ def _command(
 ) -> ActionCommand:
     """Return a command.
 
-    :param function: what it does: a module of this package and a function in it, with a dot between.
-    :param text: what it does, for people.
-    :param name: what the command is called; default: the function's name.
+    :param function: its code: a module of this package and a function in it, with a dot between.
+    :param text: the help text.
+    :param name: the command's name; default: the function's name.
     """
     from airflow.cli.cli_config import ActionCommand
 

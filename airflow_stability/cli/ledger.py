@@ -130,7 +130,7 @@ def list_budgets(args: Namespace) -> int:
 
 
 def delete_budget(args: Namespace) -> int:
-    """Delete a budget. That it is not there is an error: the name may be mistyped."""
+    """Delete a budget. If there is none, this is an error: the name may be mistyped."""
     with _ledger(args) as ledger:
         deleted = ledger.delete_budget(args.name)
     if not deleted:
@@ -165,7 +165,7 @@ def spend(args: Namespace) -> int:
 
 
 def _add_remainders(data: list[dict[str, Any]], remainders: dict[str, float]) -> None:
-    """Add what somebody else must have spent from each wallet; None where too little is known."""
+    """Add the remainder of each wallet; None if no balance of it was read."""
     for row in data:
         row["remainder"] = remainders.pop(row["wallet"], None)
     for wallet, credits in remainders.items():
@@ -211,10 +211,12 @@ def _finding(result: str, what: str, detail: str, advice: str = "") -> dict[str,
 
 
 def _clock_finding(ahead: float) -> dict[str, str]:
-    detail = f"the database's is {abs(ahead):.1f} s {'behind' if ahead < 0 else 'ahead of'} this machine's"
+    side = "behind" if ahead < 0 else "ahead of"
+    detail = f"the database's clock is {abs(ahead):.1f} s {side} this machine's"
     if abs(ahead) <= CLOCK_SECONDS:
         return _finding("ok", "clock", detail)
-    return _finding("to do", "clock", detail, "Set the wrong one: budgets renew by the database's.")
+    advice = "Correct the clock that is wrong. Budgets renew by the database's clock."
+    return _finding("to do", "clock", detail, advice)
 
 
 def _budget_finding(budget: Budget) -> dict[str, str]:
@@ -238,12 +240,12 @@ def _spend_finding(spend: OpenSpend) -> dict[str, str]:
     reason = f": {spend.reason}" if spend.reason else ""
     what = f"spend {spend.key}"
     if spend.state == "unknown":
-        return _finding(
-            "to do", what, f"{data['credits']} credits unknown for {data['age']}, {who}{reason}", _TO_SETTLE
-        )
-    detail = f"{data['credits']} credits held beyond the lease for {data['age']}, {who}{reason}"
+        detail = f"{data['credits']} credits unknown, held {data['age']} ago, {who}{reason}"
+        return _finding("to do", what, detail, _TO_SETTLE)
+    detail = f"{data['credits']} credits held for {data['age']}, beyond the lease, {who}{reason}"
     becomes = "unknown" if spend.may_be_paid else "void"
-    return _finding("note", what, detail, f"Its worker may be gone. Soon it becomes {becomes} by itself.")
+    advice = f"Its worker may be gone. It becomes {becomes} when another task lacks credits."
+    return _finding("note", what, detail, advice)
 
 
 #: What a table shows of a spend that can be settled.

@@ -56,7 +56,7 @@ def print_output(output: str, data: Any, rows: list[dict[str, str]]) -> None:
 
     if sys.stdout is None:  # closed by a caller who needs only the exit status
         return
-    # Other people choose the names, which must not style the output or control the terminal.
+    # Other people choose the names. These must not style the output or control the terminal.
     console = AirflowConsole(markup=False, emoji=False)
     rows = [{column: _printable(text) for column, text in row.items()} for row in rows]
     try:
@@ -64,7 +64,7 @@ def print_output(output: str, data: Any, rows: list[dict[str, str]]) -> None:
             console.print_as_json(data)
         elif output == "yaml":
             console.print_as_yaml(data)
-        elif output == "table" or not rows:  # which says so
+        elif output == "table" or not rows:  # without rows, Airflow's table says that there is nothing
             console.print_as_table(rows)
         else:
             # Airflow's helper does the same, but rounds numbers.
@@ -74,7 +74,7 @@ def print_output(output: str, data: Any, rows: list[dict[str, str]]) -> None:
     except (OSError, SystemExit) as error:  # rich ends the process if nobody reads
         reason = error.strerror if isinstance(error, OSError) else os.strerror(errno.EPIPE)
         print_error(f"The output could not be written: {reason}.")
-        # Otherwise Python would write the rest again at exit, and report a second error.
+        # Otherwise Python would try to write the rest at exit, and report a second error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_FAILURE)
 

@@ -1,7 +1,7 @@
-"""Masking: keeps secrets out of a text that a server has sent, and parts and other forms of them, too.
+"""Masking: keeps secrets, their parts and their other forms out of texts that a server has sent.
 
-A gateway that refuses a key may repeat it shortened, wrapped in two lines, escaped for its page, or as the
-header that it got, in base64. All of these help somebody who reads a log.
+A gateway that refuses a key may repeat the key: shortened, broken into two lines, escaped for a web page, or
+in base64 as part of a header. Each of these would help an attacker who reads a log.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ MASK = "***"
 #: The length of the shortest part of a secret that is masked. The prefix ``sk-`` is no secret.
 PART_LENGTH = 8
 
-#: A part that is one word may be meant as such, unless it is this long.
+#: A part that is one word is masked only if it is at least this long. A shorter one may be an ordinary word.
 WORD_LENGTH = 12
 
 _WORD = re.compile("[A-Z]?[a-z]+|[A-Z]+")
 
-# A character, as it is or as URLs, HTML, JSON and Python write it. Blanks and control characters are none.
+# A character, as it is or as URLs, HTML, JSON and Python write it, but no blank and no control character.
 _WRITTEN = re.compile(
     r"%[0-9a-f]{2} | &(?:\#\d{1,7}|\#x[0-9a-f]{1,6}|[a-z]{2,8}); | \\(?:u[0-9a-f]{4}|x[0-9a-f]{2}|.) "
     r"| [!-~] | [^\x00-\x7f]",
@@ -37,11 +37,12 @@ class Secrets(tuple[str, ...]):
         return f"<{len(self)} secrets>"
 
     def mask(self, text: str) -> str:
-        """Return a text with ``***`` for each secret, and for each part of one with 8 or more characters.
+        """Return a text with ``***`` in place of each secret, and of its parts of 8 or more characters.
 
-        The characters of a part may be written in any case and with escapes. Blanks, control characters and
-        all others outside of ASCII may stand between them. The same holds for the secret in hex and base64.
-        A part of fewer than 12 characters is shown if it is a word: letters of one case.
+        The characters of a part may be upper or lower case, and may be escaped. Blanks, control characters
+        and characters outside of ASCII may stand between them. A secret in hex or base64 is masked in the
+        same way. A part of fewer than 12 characters is shown if it is a word: letters of one case, or a
+        capital first.
         """
         if not self:
             return text
@@ -86,7 +87,7 @@ def _forms_of(secret: str) -> list[str]:
     data = secret.encode(errors="replace")
     forms = [_spell_out(secret)[0], re.sub("[^!-~]", "", secret), data.hex()]
     for encode in (b64encode, urlsafe_b64encode):
-        for before in range(3):  # bytes in front of it, modulo 3, such as "Bearer "
+        for before in range(3):  # number of bytes in front of it, modulo 3, such as those of "Bearer "
             # A character stands for six bits. Those that include bits of neighbouring bytes are left out.
             encoded = encode(b"\0" * before + data).decode()
             forms.append(encoded[-(-before * 8 // 6) : (before + len(data)) * 8 // 6])
@@ -94,7 +95,7 @@ def _forms_of(secret: str) -> list[str]:
 
 
 def _spell_out(text: str) -> tuple[str, list[tuple[int, int]]]:
-    """Return the visible ASCII characters that a text stands for, and from where to where each is written."""
+    """Return the visible ASCII characters that a text stands for, and where in the text each is written."""
     characters: list[str] = []
     spans: list[tuple[int, int]] = []
     for match in _WRITTEN.finditer(text):

@@ -1,6 +1,7 @@
 """Calls that may be charged, written down in a ledger before they are sent.
 
-This module knows of no ledger: it says what a ledger's recorder must do, and tells it how each call ended.
+This module knows no ledger. It says what a ledger's recorder must do, and tells the recorder how each call
+ended.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class LedgerSettings(NamedTuple):
     """What a connection says about its ledger.
 
     :param conn_id: the connection to the ledger's database.
-    :param budget: the budget for tasks that name none; None for none.
+    :param budget: the budget for tasks that name none; None if the connection names none, either.
     """
 
     conn_id: str
@@ -79,7 +80,7 @@ class Recorder(Protocol):
     ) -> str | None:
         """Hold credits for the run behind a gate for some time; return why the gate must wait, or None.
 
-        :param minimum: credits of the balance that must be exceeded.
+        :param minimum: the credits that the balance must exceed; None if ``credits`` are enough.
         :param seconds: how long they are held.
         :raises StabilityError: see :meth:`begin_run`, which has the other arguments.
         """
@@ -88,7 +89,7 @@ class Recorder(Protocol):
         """Give back what a run has not spent.
 
         :param completed: whether the function returned.
-        :param refused: whether it ended with an error that says that nothing was accepted.
+        :param refused: whether the function failed with an error that means that nothing was accepted.
         """
 
     def output_found(self, address: str) -> None:
@@ -124,7 +125,7 @@ def recorded(
 
 
 def model_of(request: Mapping[str, Any]) -> str | None:
-    """Return the model that a request names in its form or in its JSON; None for none."""
+    """Return the model that a request names in its form or in its JSON; None if it names none."""
     for argument in ("files", "data", "json"):
         fields = request.get(argument)
         found = fields.get("model") if isinstance(fields, Mapping) else None

@@ -1,7 +1,7 @@
 """The ledger behind an Airflow connection to a database: PostgreSQL, MySQL or SQLite.
 
-It is opened through the database's own hook, so all that the connection's type offers works. SQLAlchemy comes
-with Airflow.
+It is opened through the database's own hook, so everything works that this type of connection offers.
+SQLAlchemy comes with Airflow.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from airflow_stability.ledger.ledger import Ledger
 if TYPE_CHECKING:
     from airflow_stability.compat import Connection
 
-#: SQLAlchemy's names of the databases that a ledger can stand on, by the type of the connection.
+#: SQLAlchemy's names of the databases that can hold a ledger, by the type of the connection.
 DIALECTS = {"postgres": "postgresql", "mysql": "mysql", "sqlite": "sqlite"}
 
 #: The ledgers of this process, by connection, with a hash of the settings that they were opened with.
@@ -58,7 +58,7 @@ def open_ledger(conn_id: str) -> Ledger:
 
     :param conn_id: a connection to a database.
     :raises StabilityConnectionNotFoundError: there is no such connection.
-    :raises StabilityConfigurationError: the connection is to no such database, or its provider is missing.
+    :raises StabilityConfigurationError: its database cannot hold a ledger, or a provider is missing for it.
     :raises StabilityTransientError: the connection could not be read just now.
     """
     return ledger_of(_read(conn_id))

@@ -1,4 +1,4 @@
-"""The calls of a client and the runs of a task, written down in the ledger of their connection."""
+"""The recorder: writes the calls of a client and the runs of a task into the ledger of their connection."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from airflow_stability.rules.wording import budget_text, held_text
 
 _log = logging.getLogger(__name__)
 
-#: Seconds for which a task that has paid waits for a ledger that is out of reach, before it ends without it.
+#: Seconds that a task waits at its end for a ledger that is out of reach. Then the task ends anyway.
 PATIENCE = 60.0
 
 #: Seconds between two tries.
@@ -45,7 +45,7 @@ class Run:
     calls: int = 0
 
 
-#: The run that this process is at, by ledger: a function may make more clients of its own.
+#: The run that is under way in this process, by ledger. All clients share it: a function may make its own.
 _runs: dict[str, Run] = {}
 
 #: How spends have ended that is not written yet, by ledger: several clients and threads of a process write.
@@ -69,7 +69,7 @@ def obstacle_to(hold: Hold, result: HoldResult) -> str | None:
 
 
 def report_budgets(result: HoldResult) -> None:
-    """Send how much of the budgets is used, and log which have reached their soft limits by holds."""
+    """Send how much of the budgets is used, and log those whose soft limits the holds have reached."""
     for budget in result.budgets:
         used, limit = (from_microcredits(each) for each in (budget.used, budget.limit))
         metrics.budget(budget.name, used, limit)
@@ -85,9 +85,9 @@ def _report_soft_limits(reached: Iterable[Budget]) -> None:
 class LedgerRecorder:
     """Writes down the calls of a client: a :class:`~airflow_stability.client.recording.Recorder`.
 
-    :param ledger: the ledger, which is opened when there is something to write.
+    :param ledger: the ledger. It is opened when there is something to write.
     :param conn_id: the Stability connection.
-    :param organization: the connection's.
+    :param organization: the connection's own; None if it names none.
     :param prices: the user's own prices in credits, by endpoint, or endpoint and model.
     """
 

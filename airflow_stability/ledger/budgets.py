@@ -24,7 +24,7 @@ from airflow_stability.validation import check_budget, check_credits, format_num
 COUNTING = ("held", "posted", "unknown")
 
 
-# A statement that is made once is compiled once, and its key in the cache of compiled ones is known.
+# Made once, so that SQLAlchemy compiles each statement, and computes its cache key, only once.
 _LOCK = select(budgets).where(budgets.c.name == bindparam("name")).with_for_update()
 _SAVE = (
     budgets.update()
@@ -69,7 +69,7 @@ class Budget:
 
     @property
     def left(self) -> int:
-        """What is left for others, in millionths; less than nothing if the limit was lowered below it."""
+        """What can still be held, in millionths; below 0 if the limit was lowered below what is used."""
         return self.limit - self.used
 
     @property
@@ -94,7 +94,7 @@ def checked(
     *,
     now: datetime,
 ) -> Budget:
-    """Return a budget with arguments that are checked.
+    """Check the arguments of a budget, and return the budget.
 
     :param now: the database's time.
     :raises ValueError: an argument is unusable.
@@ -122,7 +122,7 @@ def checked(
 def lock(connection: Connection, names: Iterable[str], now: datetime) -> dict[str, Budget]:
     """Lock budgets until the transaction ends, in one order, and return those that exist, by name.
 
-    A budget whose period has ended is in its next one afterwards.
+    A budget whose period has ended is moved into the current period.
 
     :param now: the database's time.
     """
@@ -136,10 +136,10 @@ def lock(connection: Connection, names: Iterable[str], now: datetime) -> dict[st
 
 
 def take(connection: Connection, name: str, microcredits: int, now: datetime) -> bool:
-    """Lock a budget and take credits out of it in one statement; False if that is not all there is to do.
+    """Lock a budget and take credits out of it in one statement; False if one statement is not enough.
 
-    It is not if too little is left, if there is no such budget, if its period has ended, or if it may reach
-    its soft limit.
+    Then nothing is changed. That is so if too little is left, if there is no such budget, if its period has
+    ended, or if it may reach its soft limit.
 
     :param now: the database's time.
     """
@@ -172,7 +172,7 @@ def save(connection: Connection, budget: Budget, now: datetime) -> bool:
 def put(connection: Connection, budget: Budget, now: datetime) -> bool:
     """Make a budget, or change the one of that name, and tell whether it has just reached its soft limit.
 
-    What was spent in the current period before counts.
+    What was already spent in the current period counts.
 
     :param now: the database's time.
     """
@@ -191,17 +191,20 @@ def delete(connection: Connection, name: str) -> bool:
 
 
 def held_at(budget: Budget | None, now: datetime) -> datetime:
-    """Return when a spend is held: now, but not before the period of its budget, which is locked.
+    """Return the time at which a spend is held: now, or the start of the budget's period if that is later.
 
-    Clocks are compared, not equal: by that of another process, the period may have begun already.
+    Each process only estimates the database's time. For another process, which has moved the budget into this
+    period, the period may begin a little earlier than for this one.
+
+    :param budget: it is locked; None for a spend without one.
     """
     return now if budget is None else max(now, budget.period.starts_at)
 
 
 def count(budget: Budget | None, held_at: datetime, change: int) -> None:
-    """Let a change of a spend count in its budget, which is locked; not if it was held in an earlier period.
+    """Add the change of a spend to what its budget has used, unless it was held in an earlier period.
 
-    :param budget: None for a spend without one.
+    :param budget: it is locked; None for a spend without one.
     :param held_at: when the spend was held.
     :param change: in millionths of a credit.
     """
@@ -210,7 +213,7 @@ def count(budget: Budget | None, held_at: datetime, change: int) -> None:
 
 
 def _renew(connection: Connection, budget: Budget, now: datetime) -> bool:
-    """Let a budget whose period has ended be in its next one, and tell whether it had."""
+    """Move a budget whose period has ended into the current period, and tell whether that was needed."""
     if now < budget.period.ends_at:
         return False
     budget.period = _period(budget.every, budget.timezone, now)

@@ -1,7 +1,7 @@
-"""The database of the ledger: transactions that are tried again, its clock, and its errors as ours.
+"""The database of the ledger: its transactions, which are tried again; its clock; and its errors, made ours.
 
 The times in the tables are the database's, because the clocks of workers differ. Asking for the time would
-cost each transaction a round trip. So this process compares its clock with the database's now and then.
+cost each transaction a round trip. So this process compares its clock with the database's from time to time.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from airflow_stability.ledger.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
 
-#: How often a transaction is tried: the database may end one because of another.
+#: How often a transaction is tried. The database may abort one because of another.
 TRIES = 4
 
-#: Seconds between two tries, times their number.
+#: Seconds to pause after the first try. After the second, the pause is twice as long, and so on.
 PAUSE = 0.05
 
-#: Seconds after which the clock is compared anew.
+#: Seconds after which the clocks are compared again.
 CLOCK_SECONDS = 600.0
 
 #: Seconds for connecting, and for a transaction.
@@ -55,19 +55,19 @@ def engine_arguments(dialect: str) -> dict[str, Any]:
         connect = {"connect_timeout": TIMEOUT}
     elif dialect == "mysql":
         connect = {"connect_timeout": TIMEOUT}
-        # Otherwise a transaction would read what was there when it began, not what others have held since.
+        # By default, a transaction would not see what others have held since it began.
         more = {"isolation_level": "READ COMMITTED"}
     elif dialect == "sqlite":
         connect = {"timeout": TIMEOUT, "check_same_thread": False}
-    # A pooled connection that has ended costs a try. To ask each one first would cost each transaction more.
+    # No pool_pre_ping: it would cost each transaction a ping. A broken pooled connection costs only one try.
     return {"future": True, "connect_args": connect, **more}
 
 
 def adapt(engine: Engine) -> Engine:
-    """Return a new engine after it was adapted to what the ledger needs.
+    """Adapt a new engine to what the ledger needs, and return it.
 
-    On SQLite, each transaction begins as a writer: one that becomes a writer later may find others before it.
-    On MySQL, the client gives up a server that does not answer; what does so on PostgreSQL is the watchdog.
+    On SQLite, each transaction begins as a writer. If it became one later, another writer could come first.
+    On MySQL, the client gives up on a server that does not answer. On PostgreSQL, the watchdog does that.
     """
     if engine.dialect.name == "mysql" and engine.dialect.driver in ("mysqldb", "pymysql"):
 
@@ -90,7 +90,7 @@ def adapt(engine: Engine) -> Engine:
 
 
 class DatabaseClock:
-    """The database's clock, which this process compares with its own now and then."""
+    """The database's clock, which this process compares with its own from time to time."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -106,7 +106,7 @@ class DatabaseClock:
             return datetime.min + self._ahead + timedelta(seconds=time.monotonic())
 
     def _compare(self) -> timedelta:
-        """Return by how much the database's clock is ahead of one that nobody sets."""
+        """Return by how much the database's clock is ahead of this process's monotonic one."""
         query = _TIME_OF.get(self._engine.dialect.name)
         before = time.monotonic()
         if query is None:  # SQLite's clock is this machine's
@@ -120,10 +120,10 @@ class DatabaseClock:
 
 
 class Database:
-    """The database, by a SQLAlchemy engine.
+    """The ledger's database, behind a SQLAlchemy engine.
 
-    :param engine: made with :func:`engine_arguments`, and adapted.
-    :param name: what texts call it, such as the id of its connection.
+    :param engine: made with :func:`engine_arguments` and adapted by :func:`adapt`.
+    :param name: how texts name the database, such as by the id of its connection.
     :param secrets: texts that no error may show.
     :param clock: returns the time in UTC, without a time zone; default: the database's.
     """
@@ -152,8 +152,8 @@ class Database:
     def run(self, work: Callable[[Connection, datetime], _Result]) -> _Result:
         """Run a transaction.
 
-        It is run again if the database has ended it, or the connection broke. So it must have the same effect
-        if an earlier try was committed after all.
+        It is run again if the database has aborted it, or the connection broke. So it must have the same
+        effect even if an earlier try was committed after all.
 
         :param work: gets the connection and the database's time, without a time zone.
         :raises StabilityLedgerUnavailableError: the database cannot be reached, or did not answer in time.
@@ -167,7 +167,7 @@ class Database:
         """Check that the tables are there and that this release knows them.
 
         :raises StabilityLedgerUnavailableError: the database cannot be reached.
-        :raises StabilityConfigurationError: they are not.
+        :raises StabilityConfigurationError: the tables are missing, or of another version.
         """
         version = self._try(self.version)
         if version is None:
@@ -232,13 +232,13 @@ class Database:
                 with self._watchdog.limit(TIMEOUT) as use:
                     return work()
             except IntegrityError:
-                raise  # a matter of the work itself
+                raise  # the caller handles it
             except SQLAlchemyError as error:
                 failure = "it does not answer" if use.was_cut else self._describe(error)
                 if number == TRIES or not isinstance(error, DBAPIError):
                     break
             time.sleep(PAUSE * number)
-        # Outside the handler: the original's text may hold a password.
+        # Raised outside the handler, so that it is not chained to the original, which may hold a password.
         raise StabilityLedgerUnavailableError(
             f"The ledger in {self.name} is out of reach: {failure}. {StabilityLedgerUnavailableError.advice}"
         )

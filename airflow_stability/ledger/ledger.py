@@ -1,8 +1,8 @@
 """The ledger's transactions: hold credits, begin a call, end what was held, and settle what is unknown.
 
-Each transaction can be run twice with the same effect, by the key of its spend, since nobody can tell whether
-one was committed when the connection breaks. All of them lock in one order: the wallet, the budgets by name,
-the spends.
+When a connection breaks, nobody can tell whether the transaction was committed. So each transaction can be
+run twice with the same effect as once, because each spend has a key. All transactions lock in one order: the
+wallet, the budgets by name, the spends.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ from airflow_stability.validation import format_number, safe_repr
 HELD, POSTED, VOID, UNKNOWN = "held", "posted", "void", "unknown"
 DECLARED, LISTED = "declared", "listed"
 
-#: Seconds for which credits are held for a task that was let go, until it begins on a worker.
+#: Seconds for which credits are held for a task that was let go and has not begun on a worker yet.
 START_SECONDS = 900.0
 
-#: Seconds after which a run of a function, or a call, that has not ended is of unknown outcome.
+#: Seconds that a run of a function, or a call, may take. After that, its outcome is unknown.
 LEASE_SECONDS = 7200.0
 
-#: What the next states of a spend may be. A worker that was taken for dead may come back with the truth.
+#: The states that may follow a state. What is posted or void may still change into the other: a worker that
+#: was taken for dead may come back with the truth.
 _NEXT = {
     HELD: (POSTED, VOID, UNKNOWN),
     UNKNOWN: (POSTED, VOID),
@@ -48,14 +49,14 @@ _NEXT = {
     VOID: (POSTED,),
 }
 
-#: Whether a spend that is held may have been paid for. A run whose calls are itemized pays by those only.
+#: Whether a held spend may have been paid for. A run whose calls are itemized pays only by those calls.
 _BEGUN = and_(spends.c.started_at.is_not(None), ~spends.c.itemized)
 
 _LEASE_ENDED = "Its lease ended, and nobody has said how it ended."
 _NEVER_RAN = "Its lease ended. It never ran, or each of its calls is itemized."
 
 
-# A statement that is made once is compiled once, and its key in the cache of compiled ones is known.
+# Made once, so that SQLAlchemy compiles each statement, and computes its cache key, only once.
 _INSERT = spends.insert()
 _LOCK = select(spends).where(spends.c.spend_key == bindparam("key")).with_for_update()
 
@@ -66,7 +67,7 @@ class Spender:
 
     :param conn_id: the Stability connection.
     :param organization: whose credits; None if it is not known.
-    :param budget: None for none.
+    :param budget: the budget's name; None if the spend has none.
     """
 
     conn_id: str
@@ -90,7 +91,7 @@ class Hold:
 
     :param key: identifies the hold: the same key holds nothing twice.
     :param credits: what the run will spend.
-    :param minimum: credits of the wallet that must be exceeded; None if the credits themselves are enough.
+    :param minimum: the credits that the wallet must exceed; None if the credits themselves are enough.
     :param itemized: whether every payment of the run is a call of ours, which gets a spend of its own.
     :param starts: whether the run begins at once.
     :param lease: seconds until the hold ends by itself, if nobody ends it.
@@ -122,11 +123,11 @@ class HoldResult:
     """What became of holds.
 
     :param held: the keys of what is held now.
-    :param refused: for the other keys, the budget that has too little left, or None: the balance is too low.
-    :param failures: for keys that can never be held, the reason.
-    :param reserved: for keys that were refused for the balance, the credits of it that others hold.
+    :param refused: by refused key, the budget that has too little left; None if the balance is too low.
+    :param failures: by key that can never be held, the reason.
+    :param reserved: by key that was refused because of the balance, the credits of it that others hold.
     :param budgets: the budgets of the holds, as they are now.
-    :param soft_limits: the budgets that have reached their soft limits by this.
+    :param soft_limits: the budgets that have reached their soft limits through these holds.
     """
 
     held: list[str] = field(default_factory=list)
@@ -196,10 +197,11 @@ class Ledger:
     # Spends
 
     def hold(self, holds: Sequence[Hold], reading: Reading | None = None) -> HoldResult:
-        """Hold credits for tasks, the first ones first, as far as their budgets and the balance allow.
+        """Hold credits for tasks, in the order of the list, as far as their budgets and the balance allow.
 
-        What already is held under its key stays so, whatever is left now. If something is refused, leases
-        that are over end first: what is in the way may be held by those who died before they began.
+        A key that holds credits already keeps them, whatever is left now. If a hold is refused, the spends
+        whose leases are over are ended, and the holds are tried again: tasks that died before they began may
+        have held the missing credits.
 
         :param holds: those of one wallet.
         :param reading: the wallet's balance; None to look at budgets only.
@@ -221,7 +223,7 @@ class Ledger:
                     _hold_at_once(connection, now, holds, reading) or _hold(connection, now, holds, reading)
                 )
             )
-        except IntegrityError:  # one of the keys, or the wallet, is there
+        except IntegrityError:  # one of the keys, or the wallet, exists already
             return self.database.run(
                 lambda connection, now: _hold(connection, now, holds, reading, look_first=True)
             )
@@ -246,7 +248,7 @@ class Ledger:
 
         :param hold: the key of that hold; None for a call outside of one. What the hold does not cover is
             taken from the budget.
-        :return: the budgets that have reached their soft limits by this.
+        :return: the budgets that have reached their soft limits through this call.
         :raises StabilityBudgetExhaustedError: the budget has too little left. The call must not be sent.
         :raises StabilityConfigurationError: there is no such budget, or its limit is less than the price.
         """
@@ -264,7 +266,7 @@ class Ledger:
             return []
 
     def end(self, key: str, state: str, reason: str | None = None) -> bool:
-        """Write down how a spend ended; False if it has ended so before, or there is none.
+        """Write down how a spend ended; False if nothing changes, or there is no such spend.
 
         :param state: ``posted``, ``void`` or ``unknown``.
         """
@@ -277,7 +279,8 @@ class Ledger:
     def output_found(self, output: str) -> None:
         """Take note that the output of an earlier call was found: that call was paid for.
 
-        Nobody can tell which call was, if several open ones were to make it, or if a later one is posted.
+        If several open calls were to make this output, or if a later one is posted, nobody can tell which of
+        them made it. Then nothing changes.
         """
 
         def work(connection: Connection, now: datetime) -> None:
@@ -296,14 +299,14 @@ class Ledger:
         self.database.run(work)
 
     def settle(self, key: str, state: str, who: str, reason: str | None = None) -> bool:
-        """Write down what a person has found out about a spend; False if it was known to have ended so.
+        """Write down what a person has found out about a spend; False if the ledger knew it already.
 
         What is unknown can be settled, and what is held beyond its lease.
 
         :param state: ``posted`` if it was paid for, ``void`` if not.
         :param who: the person's name.
         :param reason: how the person knows.
-        :raises ValueError: there is no such spend, or its end is known, or its task may still be running.
+        :raises ValueError: there is no such spend, it has ended otherwise, or its task may still be running.
         """
         if state not in (POSTED, VOID):
             raise ValueError(f"A spend is settled as {POSTED} or {VOID}; got {safe_repr(state)}.")
@@ -337,7 +340,10 @@ class Ledger:
         )
 
     def end_earlier_tries(self, spender: Spender) -> None:
-        """Give back what earlier tries of a task hold and can spend no more: their calls are itemized."""
+        """Give back what earlier tries of a task still hold, if their calls are itemized.
+
+        Such a hold cannot have been paid for, and its try can spend no more.
+        """
         names = ("dag_id", "run_id", "task_id", "map_index")
         same_task = [spends.c[name] == getattr(spender, name) for name in names]
         earlier = [spends.c.state == HELD, ~_BEGUN, spends.c.try_number < spender.try_number]
@@ -370,7 +376,7 @@ class Ledger:
 
 
 class _WrittenError(Exception):
-    """The call is written down already. It ends the transaction without a change."""
+    """The call is written down already. This ends the transaction without a change."""
 
 
 def _known(connection: Connection, keys: Iterable[str]) -> dict[str, RowMapping]:
@@ -382,7 +388,7 @@ def _known(connection: Connection, keys: Iterable[str]) -> dict[str, RowMapping]
 def _hold_at_once(
     connection: Connection, now: datetime, holds: Sequence[Hold], reading: Reading | None
 ) -> HoldResult | None:
-    """Do what :func:`_hold` does for a single hold that is new and fits, with fewer questions; or nothing."""
+    """Do what :func:`_hold` does, with fewer queries, for a single new hold that fits; else return None."""
     hold = holds[0]
     microcredits, name = to_microcredits(hold.credits), hold.spender.budget
     if len(holds) > 1 or reading is not None or name is None:
@@ -438,7 +444,7 @@ def _hold(
             spoken_for += microcredits
             result.held.append(hold.key)
     if not look_first and len(result.held) < len(holds):
-        # What leaves too little may be the holds themselves, if an earlier try was committed.
+        # If an earlier try was committed, these same holds may be the reason why too little is left.
         return _hold(connection, now, holds, reading, look_first=True)
     if new:
         connection.execute(_INSERT, new if len(new) > 1 else new[0])
@@ -457,7 +463,7 @@ def _begin_call(connection: Connection, now: datetime, call: Call, hold_key: str
     hold = None if hold_key is None else _lock_spend(connection, hold_key)
     held = hold["microcredits"] if hold is not None and hold["state"] in (HELD, UNKNOWN) else 0
     if call.credits is None:
-        # The task's own figure, for the first call without a known price; more than that nobody knows.
+        # The first call without a known price gets all that the task still holds: nothing better is known.
         microcredits, how = held, DECLARED if held else UNKNOWN
     else:
         microcredits, how = to_microcredits(call.credits), LISTED
@@ -503,7 +509,7 @@ def _begin_call(connection: Connection, now: datetime, call: Call, hold_key: str
 
 
 def _end(connection: Connection, now: datetime, where: Sequence[Any], state: str, reason: str | None) -> int:
-    """End the spends for which something is true, and return how many ended so only now."""
+    """End the spends that meet all conditions, and return how many of them this has changed."""
     found = list(connection.execute(select(spends.c.spend_key, spends.c.budget).where(*where)))
     locked = _lock(connection, (budget for _, budget in found), now)
     before = {name: budget.used for name, budget in locked.items()}
@@ -538,13 +544,13 @@ def _lock(connection: Connection, names: Iterable[str | None], now: datetime) ->
 def _save(
     connection: Connection, locked: Mapping[str, Budget], before: Mapping[str, int], now: datetime
 ) -> list[Budget]:
-    """Write the budgets that have changed, and return those that have reached their soft limits by it."""
+    """Write the budgets that have changed, and return those that have now reached their soft limits."""
     changed = [budget for name, budget in locked.items() if budget.used != before[name]]
     return [budget for budget in changed if budgets.save(connection, budget, now)]
 
 
 def _lock_spend(connection: Connection, key: str, *where: Any) -> RowMapping | None:
-    """Lock a spend, and return it as it is now; None if something is not true of it any more."""
+    """Lock a spend, and return it as it is now; None if it no longer meets the conditions."""
     query = _LOCK.where(*where) if where else _LOCK
     return connection.execute(query, {"key": key}).mappings().first()
 
@@ -557,7 +563,7 @@ def _take_reading(connection: Connection, now: datetime, wallet: str, reading: R
     if row is None:
         connection.execute(wallets.insert().values(wallet=wallet, **values))
     elif row.read_at >= read_at:
-        return  # another one has read a later balance
+        return  # somebody else has read a later balance
     else:
         connection.execute(wallets.update().where(wallets.c.wallet == wallet).values(values))
     if row is None or row.microcredits != values["microcredits"]:
@@ -565,7 +571,7 @@ def _take_reading(connection: Connection, now: datetime, wallet: str, reading: R
 
 
 def _spoken_for(connection: Connection, wallet: str, read_at: datetime) -> int:
-    """Return what a balance is for: what is held, and what may have been paid for after it was read."""
+    """Return how much of a balance is taken: what is held, or may have been paid for since it was read."""
     not_in_the_balance = or_(
         spends.c.state == HELD,
         and_(spends.c.state.in_((POSTED, UNKNOWN)), spends.c.ended_at >= read_at),

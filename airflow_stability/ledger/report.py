@@ -1,4 +1,4 @@
-"""What the ledger says of its spends: sums of them, and those that are open. It changes nothing."""
+"""Reports on the spends in the ledger: their sums, and those that are open. Nothing is changed."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ BY = {
 class Sum:
     """The spends of a group. Credits are in millionths; what is void is left out.
 
-    :param group: what names it, as :data:`BY` says; None for what has no DAG, no budget and so on. A day is a
-        date in UTC.
+    :param group: the values of its columns in :data:`BY`; None for spends without a DAG, a budget and so on.
+        A day is a date in UTC.
     :param spends: their number.
     """
 
@@ -48,13 +48,13 @@ class Sum:
 
 @dataclass(frozen=True)
 class Remainder:
-    """What the balance of a wallet fell by beyond all records, which somebody else must have spent.
+    """How much further the balance of a wallet fell than the ledger can explain. Others must have spent it.
 
-    It is the least that others have spent. A top-up between two readings hides what was spent between them,
-    and a balance is read only while tasks wait or spend.
+    They may have spent more. A top-up between two readings hides what was spent between them, and a balance
+    is read only while tasks wait or spend.
 
-    :param fell: the sum of all falls between two readings, in millionths of a credit.
-    :param recorded: what may have been paid for in that time: posted, unknown, or held by what has begun.
+    :param fell: all falls from one reading to the next, added up, in millionths of a credit.
+    :param recorded: what may have been paid for in that time: what is posted, unknown, or held and begun.
     :param first_read_at: when the first of the readings was made, in UTC without a time zone.
     :param last_read_at: when the last change of the balance was read.
     """
@@ -67,7 +67,7 @@ class Remainder:
 
     @property
     def microcredits(self) -> int:
-        """The remainder, in millionths of a credit; not less than nothing."""
+        """The remainder, in millionths of a credit; not below 0."""
         return max(self.fell - self.recorded, 0)
 
 
@@ -99,11 +99,11 @@ class OpenSpend:
 
 
 def sums(database: Database, by: str, since: datetime | timedelta) -> list[Sum]:
-    """Return the sums of what was held since a time; the largest first, days in their order.
+    """Return the sums of what was held since a time; the largest first, but days in order of time.
 
     :param by: ``dag``, ``task``, ``run``, ``budget``, ``wallet`` or ``day``.
     :param since: a time in UTC without a time zone, or how long before now.
-    :raises ValueError: there is nothing of that kind to sum up by.
+    :raises ValueError: spends cannot be summed up by that.
     """
     if by not in BY:
         raise ValueError(f"by must be one of {', '.join(BY)}; got {safe_repr(by)}.")
@@ -114,7 +114,7 @@ def sums(database: Database, by: str, since: datetime | timedelta) -> list[Sum]:
 def daily_sums(database: Database, days: int) -> tuple[date, list[Sum]]:
     """Return today's date in UTC, and the sums of the last days by day, DAG and budget.
 
-    :param days: how many, with today.
+    :param days: how many, including today.
     """
 
     def work(connection: Connection, now: datetime) -> tuple[date, list[Sum]]:
@@ -142,11 +142,11 @@ def remainders(
 ) -> list[Remainder]:
     """Return the remainder of each wallet of which a balance was read since a time.
 
-    The last balance before that time is the first one of the readings, if there is one: only changes are
-    kept, so it was the balance at that time.
+    The readings begin with the last one before that time, if there is one. Only changes are kept, so this was
+    still the balance at that time.
 
     :param since: a day or a time in UTC without a time zone, or how long before now.
-    :param limit: of how many wallets; those whose balances were read last. None for all.
+    :param limit: at most so many wallets, those whose balances were read last; None for all.
     """
 
     def work(connection: Connection, now: datetime) -> list[Remainder]:
@@ -176,14 +176,14 @@ def _sums(connection: Connection, now: datetime, by: str, since: datetime | time
 
 
 def _sums_of(connection: Connection, columns: list[Any], where: Any) -> list[Sum]:
-    # A hold whose calls have taken all of its credits is no spend.
+    # A hold whose calls have taken all of its credits does not count as a spend.
     counts = and_(spends.c.state != VOID, or_(spends.c.microcredits > 0, spends.c.known == UNKNOWN))
     per_state = [
         func.sum(case((spends.c.state == state, spends.c.microcredits), else_=0))
         for state in (POSTED, HELD, UNKNOWN)
     ]
     query = select(*columns, *per_state, func.count()).where(where, counts)
-    # Some databases sum up whole numbers as decimals, which are as exact.
+    # Some databases return sums of whole numbers as decimals, which are exact, too.
     return [
         Sum(tuple(row[: len(columns)]), *map(int, row[len(columns) :]))
         for row in connection.execute(query.group_by(*columns).order_by(*columns))
@@ -212,8 +212,8 @@ def _remainder(connection: Connection, wallet: str, since: datetime) -> Remainde
 def _recorded(connection: Connection, wallet: str, first: datetime, last: datetime) -> int:
     """Return what may have been paid for between two readings.
 
-    When in its time a call was charged, nobody knows. So whatever was under way at the readings counts:
-    otherwise a call of our own could be taken for somebody else's.
+    Nobody knows at which moment of a call it was charged. So everything that was under way at one of the two
+    readings counts. Otherwise a call of our own could be taken for somebody else's.
     """
     ended = and_(spends.c.state.in_((POSTED, UNKNOWN)), spends.c.ended_at > first)
     under_way = and_(spends.c.state == HELD, ~spends.c.itemized)

@@ -1,4 +1,4 @@
-"""How the ledger is kept small: what ended long ago is deleted, and what is open never is."""
+"""Pruning the ledger: spends that ended long ago are deleted, and open ones never are."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from airflow_stability.ledger.ledger import HELD, POSTED, UNKNOWN, VOID
 from airflow_stability.ledger.schema import balances, spends
 from airflow_stability.rules.wording import clock_time
 
-#: The youngest that may be deleted. A task that comes back must find what it has written.
+#: The age that a spend must have to be deleted. A task that comes back must find what it has written.
 YOUNGEST = timedelta(days=1)
 
-#: Rows of one transaction.
+#: Rows that one transaction deletes.
 BATCH = 500
 
-#: The least seconds between two transactions. Others get as much time as the last one took.
+#: The shortest pause between two transactions, in seconds. It is longer if the last transaction took longer,
+#: so that others get as much time as the pruning.
 PAUSE = 0.01
 
 
 @dataclass
 class Pruned:
-    """What was deleted, and what is older and was kept.
+    """What was deleted, and what was kept although it is older.
 
     :param before: the time, in UTC without a time zone.
     :param spends: spends that were deleted.
@@ -65,13 +66,15 @@ def prune(database: Database, before: datetime | timedelta) -> Pruned:
 def _prepare(
     connection: Connection, now: datetime, before: datetime | timedelta
 ) -> tuple[datetime, dict[str, datetime]]:
-    """Return the time, and when the last balance of each wallet before it was read."""
+    """Return the time and, for each wallet, when its last balance before that time was read."""
     if isinstance(before, timedelta):
         before = now - before
     if before > now - YOUNGEST:
         newest, given = (clock_time(each.replace(tzinfo=UTC)) for each in (now - YOUNGEST, before))
-        raise ValueError(f"What is younger than a day is not deleted: the latest is {newest}; got {given}.")
-    # Otherwise the period of a budget that nobody uses would be an old one, and keep what belongs to that.
+        raise ValueError(
+            f"Only what is older than a day can be deleted: give a time up to {newest}; got {given}."
+        )
+    # Moves budgets into their current periods. Else the old period of an unused budget would keep its spends.
     lock(connection, connection.execute(select(schema.budgets.c.name)).scalars(), now)
     last = select(balances.c.wallet, func.max(balances.c.read_at).label("last")).where(
         balances.c.read_at < before
@@ -86,7 +89,8 @@ def _delete_spends(database: Database, before: datetime) -> int:
             schema.budgets.c.name == spends.c.budget, schema.budgets.c.starts_at <= spends.c.held_at
         )
     )
-    # Not `in`: SQLite would take the index of the states, and read all that has ended for each batch.
+    # "Not open", not "posted or void": for that, SQLite would use the index by state, and for each batch read
+    # everything that has ended.
     is_open = spends.c.state.in_((HELD, UNKNOWN))
     ended = and_(~is_open, spends.c.ended_at < before, ~counts_in_its_budget)
     return _delete_in_batches(database, spends.c.held_at, [spends.c.held_at < before, ended])
@@ -103,9 +107,9 @@ def _delete_balances(database: Database, last: dict[str, datetime]) -> int:
 
 
 def _delete_in_batches(database: Database, time_of: Column[Any], where: list[Any]) -> int:
-    """Delete the rows for which something is true, oldest first, and return how many there were.
+    """Delete the rows that meet all conditions, oldest first, and return how many there were.
 
-    :param time_of: the column of a row's time, which an index has.
+    :param time_of: the column with the time of a row. It has an index.
     """
     deleted = 0
     done_until: datetime | None = None
@@ -131,7 +135,7 @@ def _delete_batch(
 
 
 def _kept(connection: Connection, before: datetime) -> tuple[int, int]:
-    """Return how many spends are open, and how many have ended, of those that were held before a time."""
+    """Return how many of the spends held before a time are open, and how many have ended."""
     ended = spends.c.state.in_((POSTED, VOID))
     query = select(func.count(), func.count(case((ended, 1)))).where(spends.c.held_at < before)
     every, kept_ended = connection.execute(query.select_from(spends)).one()

@@ -1,7 +1,7 @@
-"""The ledger's tables, which people may read with SQL of their own. docs/ledger.md describes them.
+"""The ledger's tables, which users may also read with their own SQL. docs/ledger.md describes them.
 
-Credits are whole numbers of millionths, since not every database has exact decimals. Times are in UTC, by the
-database's clock, without a time zone.
+Credits are whole numbers, in millionths, since not every database has exact decimals. Times are in UTC, by
+the database's clock, without a time zone.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from sqlalchemy import (
 from sqlalchemy.dialects.mysql import DATETIME, VARCHAR
 from sqlalchemy.types import TypeEngine
 
-#: The version of the tables. A release refuses tables of a later version, and ``ledger init`` upgrades older.
+#: The version of the tables. A release refuses tables of a later version. ``ledger init`` upgrades earlier
+#: ones.
 VERSION = 1
 
 
 def _text(length: int) -> TypeEngine[str]:
-    """Return a type for text whose case counts, in MySQL, too."""
+    """Return a type for text that is case-sensitive, in MySQL, too."""
     return String(length).with_variant(VARCHAR(length, charset="utf8mb4", collation="utf8mb4_bin"), "mysql")
 
 
@@ -72,7 +73,7 @@ spends = Table(
     Column("microcredits", BigInteger, nullable=False),
     #: How the credits are known: ``declared`` by the task, ``listed`` price, or ``unknown``.
     Column("known", _text(8), nullable=False),
-    #: Whose credits: the organization, or the connection where it is not known.
+    #: Whose credits: the organization, or the connection if the organization is not known.
     Column("wallet", _text(300), nullable=False),
     Column("conn_id", _ID, nullable=False),
     Column("organization", _text(256)),
@@ -84,13 +85,13 @@ spends = Table(
     Column("try_number", Integer),
     #: The path below ``/v2beta/``, or the whole path; None for credits that a task holds beyond its calls.
     Column("endpoint", _text(250)),
-    #: Where the output of a durable call is, and a hash of that.
+    #: Where the output of a durable call is, and a hash of this address.
     Column("output", _text(1000)),
     Column("output_hash", _text(64)),
     #: Whether every payment of the run has a spend of its own, so that nothing else can have been paid for.
     Column("itemized", Boolean, nullable=False),
     Column("held_at", _TIME, nullable=False),
-    #: The day of that, in UTC: sums by day, DAG and budget are read from one index, in its order.
+    #: The day of ``held_at``, in UTC. Sums by day, DAG and budget are read from one index, in its order.
     Column("held_on", Date, nullable=False),
     #: When the function began to run, or the call was sent; None if neither happened.
     Column("started_at", _TIME),
@@ -108,7 +109,7 @@ spends = Table(
     Index("stability_spends_by_output", "output_hash"),
 )
 
-#: The balance of a wallet that was read last. Its row is locked while tasks are let go.
+#: The last balance of each wallet. A transaction locks this row while it lets tasks go.
 wallets = Table(
     "stability_wallets",
     metadata,

@@ -1,8 +1,8 @@
 """A limit on the client's side for what a thread does with PostgreSQL.
 
-PostgreSQL's own timeouts need a server that works, and its client waits for an answer without end. A pooler
-or a load balancer whose server is gone keeps the connection open and says nothing. So the connection is cut
-off here. MySQL's clients have a limit of their own.
+PostgreSQL's own timeouts need a server that works, and its client waits for an answer forever. If a server is
+gone, a pooler or a load balancer in front of it keeps the connection open and says nothing. So the connection
+is cut off here. MySQL's clients have a limit of their own.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from sqlalchemy.engine import Engine
 #: Seconds between two looks at what takes long.
 LOOK_EVERY = 1.0
 
-#: What threads do now, and the one thread of this process that looks at it: a transaction is short.
+#: What threads are doing now, and the one thread of this process that watches it.
 _uses: set[_Use] = set()
 _watcher: threading.Thread | None = None
 
 
 class Watchdog:
-    """It cuts off the connections of an engine that a thread uses for too long.
+    """Cuts off connections of an engine that a thread uses for too long.
 
     :param engine: of PostgreSQL; with other databases, nothing is cut off.
     """
@@ -36,15 +36,17 @@ class Watchdog:
         self._is_needed = engine.dialect.name == "postgresql"
         self._of_thread = threading.local()
         if self._is_needed:
-            # First of all: what follows in a new connection may be kept waiting, too.
+            # Before all other listeners: what they do on a new connection may hang, too.
             event.listen(engine, "connect", self._note, insert=True)
             event.listen(engine, "checkout", self._note)
 
     @contextlib.contextmanager
     def limit(self, seconds: float) -> Iterator[_Use]:
-        """Cut off what is used within the block, if that takes longer; what is given tells whether it was.
+        """Cut off the connections that are used in the block, if it takes too long.
 
-        :param seconds: until then. A connection that is still being made has a limit of its own.
+        The object that the block gets tells whether this has happened.
+
+        :param seconds: how long the block may take. A connection that is still being made has its own limit.
         """
         use = _Use(seconds)
         if not self._is_needed:
@@ -67,11 +69,11 @@ class Watchdog:
 
 
 class _Use:
-    """What a thread does, until it has ended or is cut off."""
+    """What a thread does with connections, until it has ended or is cut off."""
 
     def __init__(self, seconds: float) -> None:
         self.ends_at = time.monotonic() + seconds
-        #: A process that was forked has a copy, whose connections are this one's.
+        #: A forked process gets a copy of this object, whose connections still belong to this process.
         self.process = os.getpid()
         self.connections: list[Any] = []
         self.was_cut = False
@@ -89,7 +91,7 @@ class _Use:
                 return
             self.was_cut = True
             for connection in self.connections:
-                # An error means that it has ended already.
+                # An error means that the connection has ended already.
                 with (
                     contextlib.suppress(Exception),
                     socket.socket(fileno=os.dup(connection.fileno())) as wire,

@@ -1,8 +1,8 @@
 """The ledgers on the page: who has spent what, which budgets are nearly used up, and who waits for them.
 
 A ledger is shown to users who may read a Stability connection that names it. Nothing of
-:mod:`airflow_stability.ledger` is loaded before a connection names one, and what is wrong with a ledger costs
-its own part of the page only.
+:mod:`airflow_stability.ledger` is loaded before a connection names one. If a ledger has an error, only its
+own part of the page is affected.
 """
 
 from __future__ import annotations
@@ -31,17 +31,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: The periods that credits are summed up for, in whole days with today.
+#: The periods for which credits are summed up, in whole days that include today.
 PERIODS = (1, 7, 30)
 
-#: How many DAGs, and remainders of wallets, are shown at most.
+#: The most DAGs, and the most remainders of wallets, that are shown.
 MAX_SHOWN_DAGS = 50
 MAX_WALLETS = 20
 
-#: How many DAGs, those that spent most, the auth manager is asked about at most. Some ask a server for each.
+#: The most DAGs that the auth manager is asked about: those that spent most. Some auth managers ask a server
+#: about each DAG.
 MAX_ASKED_DAGS = 200
 
-#: Seconds for which a page waits for a ledger at least, however long the balances took.
+#: The least seconds that a page waits for a ledger, however long the balances took.
 MIN_WAIT_SECONDS = 0.2
 
 
@@ -68,11 +69,11 @@ class LedgerRead:
 
 @dataclass
 class Spent:
-    """What a DAG, or those of a budget, have spent, in millionths of a credit.
+    """What a DAG, or the tasks of a budget, have spent, in millionths of a credit.
 
-    :param periods: what is posted, held and unknown, for each of :data:`PERIODS`.
-    :param held: what of the longest period is held.
-    :param unknown: what of the longest period is unknown.
+    :param periods: what is posted, held or unknown, for each of :data:`PERIODS`.
+    :param held: what is held in the longest period.
+    :param unknown: what is unknown in the longest period.
     """
 
     periods: list[int] = field(default_factory=lambda: [0] * len(PERIODS))
@@ -88,7 +89,7 @@ class Spent:
         self.unknown += each.unknown
 
     def take(self, other: Spent) -> None:
-        """Add what another one has spent."""
+        """Add what another DAG has spent."""
         self.periods = [sum(both) for both in zip(self.periods, other.periods, strict=True)]
         self.held += other.held
         self.unknown += other.unknown
@@ -104,7 +105,7 @@ class Spent:
 
 
 class Ledgers:
-    """What was read from the ledgers, each rarely, in the background, and for all users."""
+    """What was read from the ledgers. Each is read rarely, in the background, and once for all users."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -148,7 +149,7 @@ def read_ledger(conn_id: str) -> LedgerRead:
 
         return read_all(open_ledger(conn_id))
     except StabilityLedgerUnavailableError as error:
-        # Whoever may read a Stability connection may not read that of the database, whose errors name hosts.
+        # The user may read the Stability connection, but perhaps not the database's, whose errors name hosts.
         log.warning("The Credits page cannot read a ledger: %s", error)
         return LedgerRead(
             f"The ledger in connection {conn_id!r} is out of reach. The log of the API server says why."
@@ -168,7 +169,7 @@ def read_all(ledger: Ledger) -> LedgerRead:
     from airflow_stability.ledger.report import daily_sums, open_sums, remainders
 
     database = ledger.database
-    # A transaction each, since one on SQLite keeps tasks from writing.
+    # One transaction for each: on SQLite, tasks cannot write while one is open.
     today, sums = daily_sums(database, PERIODS[-1])
     held, unknown = open_sums(database)
     found = [remainders(database, _first_day(today, days), MAX_WALLETS) for days in PERIODS]
@@ -189,7 +190,7 @@ class LedgerPart:
     :param conn_id: the connection to the ledger's database.
     :param connections: the Stability connections that name it and that the user may read.
     :param read: what was read; None if nothing was yet.
-    :param read_at: when, if a later read has not come to an end.
+    :param read_at: when it was read, if a later read is still under way; else None.
     """
 
     def __init__(
@@ -224,7 +225,7 @@ class LedgerPart:
 
     @property
     def dag_ids(self) -> list[str]:
-        """The DAGs that have spent credits, as far as they may be shown."""
+        """The DAGs that have spent most, about which the auth manager is asked."""
         dags = ((each.periods[-1], dag_id) for dag_id, each in self._by_dag.items() if dag_id is not None)
         return [dag_id for _, dag_id in sorted(dags, reverse=True)[:MAX_ASKED_DAGS]]
 
@@ -284,7 +285,7 @@ class LedgerPart:
     def _budget_rows(
         self, budgets: Iterable[Budget], tasks: Iterable[WaitingTask], dag_ids: Collection[str]
     ) -> list[dict[str, Any]]:
-        """Return the budgets, then what was spent with others, and without any."""
+        """Return the budgets, then those that no longer exist, then what was spent without a budget."""
         waiting: dict[str | None, list[WaitingTask]] = defaultdict(list)
         for task in tasks:
             waiting[self._budget_of(task)].append(task)
@@ -299,14 +300,14 @@ class LedgerPart:
         return rows
 
     def _budget_of(self, task: WaitingTask) -> str | None:
-        """Return the budget of this ledger that a task takes credits from; None if none, or another's."""
+        """Return the budget of this ledger that a task takes credits from; None if there is none."""
         if not task.spends or task.wallet is None or task.wallet.conn_id not in self._connections:
             return None
         settings = self._connections[task.wallet.conn_id].ledger
         return task.budget or (settings and settings.budget)
 
     def _remainder_rows(self, remainders: Sequence[Mapping[str, Remainder]]) -> list[dict[str, Any]]:
-        """Return the remainders of the wallets that the user's connections have, and of no others."""
+        """Return the remainders of the wallets of the user's connections, and of no others."""
         mine = self._wallets()
         longest = [each for wallet, each in sorted(remainders[-1].items()) if wallet in mine]
         rows = []
@@ -350,7 +351,7 @@ def _budget_content(budget: Budget) -> dict[str, Any]:
 
 
 def _days(read: LedgerRead) -> dict[str, Any]:
-    """Return the credits of each day, and the picture of them."""
+    """Return the credits of each day, and the plot of them."""
     of_day: dict[Any, int] = defaultdict(int)
     for each in read.sums:
         of_day[each.group[0]] += each.used

@@ -1,7 +1,7 @@
 """The periods of a budget: a day, a week, a month, or all time, in the budget's own time zone.
 
-A day begins at midnight there, a week on Monday, a month on its first day. Where the clock jumps over
-midnight, the day begins with the jump. Periods leave no gap, and a period may have an hour more or less.
+A day begins at midnight there, a week on Monday, a month on its first day. If the clock jumps over midnight,
+the day begins with the jump. Periods leave no gap, and a period may be an hour longer or shorter.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def period_at(every: str, timezone: str, now: datetime) -> Period:
     zone = ZoneInfo(timezone)
     first = _first_day(every, now.astimezone(zone).date())
     period = _period(every, first, zone)
-    # Where the clock is set back over midnight, a day comes twice: it belongs to the period that began first.
+    # If the clock is set back over midnight, the end of a day comes twice. The second time, the next period
+    # has begun already.
     while now >= period.ends_at:
         first = _next(every, first)
         period = _period(every, first, zone)
@@ -50,7 +51,7 @@ def period_at(every: str, timezone: str, now: datetime) -> Period:
 def check_every(value: object) -> str:
     """Return how often a budget renews.
 
-    :raises ValueError: it is no such word.
+    :raises ValueError: the value is none of :data:`EVERY`.
     """
     if isinstance(value, str) and value in EVERY:
         return value
@@ -62,7 +63,7 @@ def check_timezone(value: object) -> str:
 
     :raises ValueError: this machine knows no such time zone.
     """
-    with contextlib.suppress(ValueError, OSError, KeyError):  # what zoneinfo raises for one that is not there
+    with contextlib.suppress(ValueError, OSError, KeyError):  # what zoneinfo raises for unknown names
         if isinstance(value, str):
             return ZoneInfo(value).key
     raise ValueError(

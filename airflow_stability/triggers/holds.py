@@ -1,8 +1,8 @@
-"""What the triggers of a process hold in a ledger: one transaction for all that are let go by one balance.
+"""The holds of a process's triggers in a ledger: one transaction for all tasks that one balance lets go.
 
-A thousand gates see one balance at once. Their holds are collected until no more come, and then are asked for
-in one transaction, in the order in which the tasks began to wait. So the oldest task goes first, and the
-ledger gets one question per balance.
+A thousand gates may see one balance at once. Their holds are collected until no more come, and are then
+requested in one transaction, in the order in which the tasks began to wait. So the task that has waited
+longest goes first, and the ledger gets one request per balance.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from airflow_stability.rules.gate import Gate
     from airflow_stability.triggers.stability import StabilityBalanceTrigger
 
-#: Seconds without another hold after which those that came are asked for.
+#: Seconds without a new hold, after which the collected ones are requested.
 QUIET_SECONDS = 0.1
 
-#: Seconds after which they are asked for in any case.
+#: Seconds after which they are requested in any case.
 MOST_SECONDS = 2.0
 
 #: Seconds after which nobody waits for the ledger's answer any more.
@@ -76,7 +76,7 @@ async def hold_credits(
 
 
 class HoldQueue:
-    """The holds that are wanted in one ledger, by all triggers of an event loop.
+    """The holds that all triggers of an event loop want in one ledger.
 
     :param conn_id: the connection to the ledger's database.
     """
@@ -92,7 +92,7 @@ class HoldQueue:
         wanted = _Wanted(since, hold, credits, requested_at, loop.create_future())
         self._wanted.append(wanted)
         if self._task is None or self._task.done():
-            # With the caller's context, it would log into the caller's task log.
+            # In the caller's context, it would log to the caller's task log.
             self._task = loop.create_task(self._run(), context=contextvars.Context())
         return await wanted.held
 
@@ -105,8 +105,8 @@ class HoldQueue:
                     await self._ask(group)
             except StabilityError as error:
                 _fail(wanted, error)
-            except Exception as error:  # it must never fail: all gates of the ledger would hang
-                text = f"The ledger in connection {self._conn_id!r} cannot be asked ({type(error).__name__})."
+            except Exception as error:  # this task must never fail, or all gates of the ledger would hang
+                text = f"The ledger in connection {self._conn_id!r} cannot be used ({type(error).__name__})."
                 _fail(wanted, StabilityLedgerUnavailableError(text))
 
     async def _collect(self) -> None:
@@ -117,7 +117,7 @@ class HoldQueue:
             await asyncio.sleep(QUIET_SECONDS)
 
     async def _ask(self, group: list[_Wanted]) -> None:
-        """Ask for the holds of one wallet, on one balance of it."""
+        """Request the holds of one wallet, for one balance that was read of it."""
         ledger = await self._open()
         holds = [each.hold for each in group]
         age = asyncio.get_running_loop().time() - group[0].requested_at
@@ -125,7 +125,7 @@ class HoldQueue:
         result = await self._in_thread(call)
         report_budgets(result)
         for each in group:
-            if each.held.done():  # its trigger was cancelled: what is held for it goes with its lease
+            if each.held.done():  # its trigger was cancelled: its hold ends with the lease
                 continue
             try:
                 each.held.set_result(obstacle_to(each.hold, result))
@@ -138,7 +138,7 @@ class HoldQueue:
         except Exception as error:
             failure = reading_failure(self._conn_id, error)
         else:
-            # The database's own hook asks Airflow for masks, which must not happen in a thread of ours.
+            # The database's own hook asks Airflow to mask secrets. That must not happen in a thread of ours.
             return await sync_to_async(ledger_of)(connection)
         raise failure
 
@@ -154,7 +154,7 @@ class HoldQueue:
 
 
 def _groups(wanted: list[_Wanted]) -> list[list[_Wanted]]:
-    """Return the holds of each wallet and balance, those who have waited longest first."""
+    """Return the holds, grouped by wallet and balance; those that have waited longest come first."""
     groups: dict[tuple[str, float], list[_Wanted]] = {}
     for each in sorted(wanted, key=lambda each: each.since):
         groups.setdefault((each.hold.spender.wallet, each.requested_at), []).append(each)

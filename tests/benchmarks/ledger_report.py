@@ -8,7 +8,7 @@ from tests.benchmarks.ledger import DAGS, DAYS, SPENDS, WEEK
 from tests.benchmarks.report import Result, table
 
 NAME = "ledger-benchmark.md"
-#: How much slower than a plain UPDATE a hold may be.
+#: How many times as long as a plain UPDATE a hold may take.
 MAX_RATIO = 3.0
 #: Seconds for a sum.
 MAX_SECONDS = 2.0
@@ -32,7 +32,7 @@ def _targets(result: Result) -> str:
     rows = [
         ["", "goal", "measured", ""],
         [
-            f"{result['processes']} processes: updates per hold, in the same time",
+            f"{result['processes']} processes: UPDATEs in the time of one hold",
             f"at most {MAX_RATIO:.0f}",
             f"{ratio:.2f}",
             "met" if ratio <= MAX_RATIO else f"missed by {ratio - MAX_RATIO:.2f}",
@@ -80,16 +80,16 @@ def _page(result: Result) -> str:
 
 ## How it is measured
 
-- PostgreSQL and all processes run on one machine. PostgreSQL has its own default settings: each transaction
-  is on the disk before it is answered.
+- PostgreSQL and all processes run on one machine. PostgreSQL has its default settings: it answers a
+  transaction only when that is on the disk.
 - {processes} processes take holds of one credit on one budget, as fast as they can. Each hold is a
   transaction of its own: it takes the credits out of the budget, and writes down the spend.
 - The plain UPDATE adds 1 to a number in a table with one row. It is a transaction of its own, too, from the
-  same processes, by the same SQLAlchemy engine. It writes one row. A hold writes two, and one of them has all
-  indexes of the table of spends.
-- Both wait for the lock of one row most of the time: the percentiles are those of {processes} processes that
-  do nothing else.
-- The kinds take turns, {rounds} rounds of {seconds:.0f} s each.
-- The spends are spread evenly over {DAYS} days and {DAGS} DAGs. The sums are of the last {WEEK} days. The
+  same processes, through the same SQLAlchemy engine. It writes one row. A hold writes two, and one of them
+  goes into the table of spends and all its indexes.
+- Both spend most of their time waiting for the lock of one row. So the percentiles apply to
+  {processes} processes that do nothing else.
+- Holds and UPDATEs take turns, {rounds} rounds of {seconds:.0f} s each.
+- The spends are spread evenly over {DAYS} days and {DAGS} DAGs. The sums cover the last {WEEK} days. The
   slowest of {len(result["sums"])} sums counts.
 """

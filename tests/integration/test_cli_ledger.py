@@ -239,10 +239,10 @@ def test_a_ledger_in_which_nothing_is_to_be_done_has_status_0(ledger, run):
         ("ok", "clock", ""),
         ("note", "budget full", "It is used up: its tasks wait."),
         ("note", "budget team", "It has reached 50 % of its limit."),
-        ("note", "spend 3", "Its worker may be gone. Soon it becomes void by itself."),
+        ("note", "spend 3", "Its worker may be gone. It becomes void when another task lacks credits."),
     ]
     assert "5 of 10 credits used or held, renews " in out
-    assert "3 credits held beyond the lease for 2 d, DAG images, task generate, run run-1" in out
+    assert "3 credits held for 2 d, beyond the lease, DAG images, task generate, run run-1" in out
 
 
 def test_a_check_shows_what_is_to_be_done_and_has_status_3(ledger, run):
@@ -259,9 +259,12 @@ def test_a_check_shows_what_is_to_be_done_and_has_status_3(ledger, run):
     assert (status, err) == (3, "")
     for line in (
         "to do +budget team +5 of 4 credits used or held, .* +Its limit was lowered below what is used",
-        r"to do +spend 2 +2\.5 credits unknown for 40 d, DAG images, task generate, run run-1, map index 7  ",
+        (
+            r"to do +spend 2 +2\.5 credits unknown, held 40 d ago, DAG images, task generate, run run-1, "
+            "map index 7  "
+        ),
         "  Find out whether it was paid for, then settle it as posted or as void",
-        "note +spend 3 +1 credits held beyond the lease for 2 d, .* becomes unknown by itself",
+        "note +spend 3 +1 credits held for 2 d, beyond the lease, .* becomes unknown when another",
     ):
         assert len(re.findall(line, out)) == 1
 
@@ -344,7 +347,7 @@ def test_what_cannot_be_settled_hinders_no_other(ledger, run):
             "ledger settle --as void",
             "Name the KEY of each spend to settle; without --as, this command lists them.",
         ),
-        ("ledger prune --before 23h", "What is younger than a day is not deleted: the latest is "),
+        ("ledger prune --before 23h", "Only what is older than a day can be deleted: give a time up to "),
         (
             "ledger prune --before soon",
             "--before must be a time before now such as 7d, 24h or 30m, or a date ",

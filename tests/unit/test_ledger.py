@@ -394,9 +394,9 @@ def test_only_what_certainly_was_not_paid_for_is_given_back(ledger, time, more, 
 
     assert (state(ledger, "a"), used(ledger)) == ((ends, 3), 0 if ends == "void" else 3)
     assert row(ledger, "a").reason == (
-        "Its lease ended. It never ran, or each of its calls is itemized."
+        "Its lease ended. It never ran, or each of its calls is a spend of its own."
         if ends == "void"
-        else "Its lease ended, and nobody has said how it ended."
+        else "Its lease ended, and its outcome was never reported."
     )
 
 

@@ -42,7 +42,7 @@ def test_a_time_may_be_how_long_ago_by_the_databases_clock(ledger):
 @pytest.mark.parametrize("before", [timedelta(hours=23), datetime(2026, 11, 17, 12, 0, 1)])
 def test_what_is_younger_than_a_day_is_not_deleted(before, ledger):
     with pytest.raises(
-        ValueError, match=r"^What is younger than a day is not deleted: the latest is 2026-11-17"
+        ValueError, match=r"^Only what is older than a day can be deleted: give a time up to 2026-11-17"
     ):
         prune(ledger.database, before)
 

@@ -244,7 +244,7 @@ def _spend_finding(spend: OpenSpend) -> dict[str, str]:
         return _finding("to do", what, detail, _TO_SETTLE)
     detail = f"{data['credits']} credits held for {data['age']}, beyond the lease, {who}{reason}"
     becomes = "unknown" if spend.may_be_paid else "void"
-    advice = f"Its worker may be gone. It becomes {becomes} when another task lacks credits."
+    advice = f"Its worker may be gone. It becomes {becomes} when the next task spends."
     return _finding("note", what, detail, advice)
 
 

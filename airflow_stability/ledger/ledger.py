@@ -52,8 +52,8 @@ _NEXT = {
 #: Whether a held spend may have been paid for. A run whose calls are itemized pays only by those calls.
 _BEGUN = and_(spends.c.started_at.is_not(None), ~spends.c.itemized)
 
-_LEASE_ENDED = "Its lease ended, and nobody has said how it ended."
-_NEVER_RAN = "Its lease ended. It never ran, or each of its calls is itemized."
+_LEASE_ENDED = "Its lease ended, and its outcome was never reported."
+_NEVER_RAN = "Its lease ended. It never ran, or each of its calls is a spend of its own."
 
 
 # Made once, so that SQLAlchemy compiles each statement, and computes its cache key, only once.
@@ -347,7 +347,7 @@ class Ledger:
         names = ("dag_id", "run_id", "task_id", "map_index")
         same_task = [spends.c[name] == getattr(spender, name) for name in names]
         earlier = [spends.c.state == HELD, ~_BEGUN, spends.c.try_number < spender.try_number]
-        reason = "Its try is over. It never ran, or each of its calls is itemized."
+        reason = "Its try is over. It never ran, or each of its calls is a spend of its own."
 
         def work(connection: Connection, now: datetime) -> None:
             _end(connection, now, [*earlier, *same_task], VOID, reason)

@@ -239,7 +239,7 @@ def test_a_ledger_in_which_nothing_is_to_be_done_has_status_0(ledger, run):
         ("ok", "clock", ""),
         ("note", "budget full", "It is used up: its tasks wait."),
         ("note", "budget team", "It has reached 50 % of its limit."),
-        ("note", "spend 3", "Its worker may be gone. It becomes void when another task lacks credits."),
+        ("note", "spend 3", "Its worker may be gone. It becomes void when the next task spends."),
     ]
     assert "5 of 10 credits used or held, renews " in out
     assert "3 credits held for 2 d, beyond the lease, DAG images, task generate, run run-1" in out
@@ -264,7 +264,7 @@ def test_a_check_shows_what_is_to_be_done_and_has_status_3(ledger, run):
             "map index 7  "
         ),
         "  Find out whether it was paid for, then settle it as posted or as void",
-        "note +spend 3 +1 credits held for 2 d, beyond the lease, .* becomes unknown when another",
+        "note +spend 3 +1 credits held for 2 d, beyond the lease, .* becomes unknown when the next",
     ):
         assert len(re.findall(line, out)) == 1
 

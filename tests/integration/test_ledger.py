@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import select
 
 from airflow_stability.hooks.ledger import open_ledger
+from airflow_stability.ledger.ledger import Hold, Spender
 from airflow_stability.ledger.schema import spends
 from airflow_stability.simulator import StabilitySimulator
 from tests.integration.decision_table import FAILURES
@@ -34,6 +35,9 @@ def finished(run_dag, tmp_path_factory):
             ledger.set_budget("images", 18, "month")
             ledger.set_budget("tight", 2, "total")
             ledger.set_budget("rest", 100, "total")
+            ledger.set_budget("narrow", 3, "total")
+            ledger.hold([Hold("another", Spender("with_ledger", budget="narrow"), 1)])
+            ledger.end("another", "posted")
             result = run_dag("ledger", {"folder": str(folder / "images")})
             with ledger.database.engine.connect() as connection:
                 rows = list(connection.execute(select(spends).order_by(spends.c.held_at)))

@@ -76,7 +76,7 @@ with DAG(
     def waits_for_its_budget(client):
         raise AssertionError("it must not run")
 
-    @task.stability(**SPEND | {"wait_timeout": 1}, credits=1, budget="tight")
+    @task.stability(**SPEND | {"wait_timeout": 1}, credits=1, budget="narrow")
     def calls_more_than_it_has_declared(client):
         client.generate(CORE, prompt="a fox")
 
@@ -96,8 +96,8 @@ with DAG(
 
     paint() >> paint_two() >> find_two() >> paint_in_a_plain_task()
     spend_elsewhere(), fail_elsewhere(), fail_before_paying(), refused_elsewhere()
-    takes_half_of_a_budget() >> [waits_for_its_budget(), calls_more_than_it_has_declared()]
-    never_fits(), has_no_budget(), has_no_ledger(), ledger_is_away()
+    takes_half_of_a_budget() >> waits_for_its_budget()
+    never_fits(), has_no_budget(), has_no_ledger(), calls_more_than_it_has_declared(), ledger_is_away()
     StabilitySpendOperator(
         task_id="templated",
         python_callable=lambda client: client.generate(CORE, prompt="a fox"),

@@ -80,8 +80,7 @@ SETTINGS = {
     "scheduler__task_instance_heartbeat_timeout_detection_interval": 3,
     "scheduler__trigger_timeout_check_interval": 2,
     "triggerer__job_heartbeat_sec": 2,
-    # One that starts on a busy machine must not be taken for dead: two would have the same triggers.
-    "triggerer__triggerer_health_check_threshold": 15,
+    "triggerer__triggerer_health_check_threshold": 6,
     "workers__max_failed_heartbeats": 10,
     "core__simple_auth_manager_all_admins": True,
 }

@@ -436,6 +436,7 @@ def test_a_ledger_needs_a_database(run, monkeypatch):
     assert SECRET not in err
 
 
+@pytest.mark.skipif(IS_LOWEST, reason="Airflow 2.11.0 does not load PostgreSQL's hook of that time")
 def test_a_database_out_of_reach_is_an_error_without_its_password(run, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

@@ -449,7 +449,7 @@ class Feed:
             self._client.key,
             had_worked,
             requested_at=self._requested_at or 0.0,
-            ledger=None if isinstance(outcome, StabilityError) else self._client.get().ledger,
+            ledger=None if isinstance(outcome, StabilityError) else self._client.ledger,
             wallet=wallet,
             shares=shares,
         )

@@ -23,6 +23,7 @@ from airflow_stability.triggers import calls
 if TYPE_CHECKING:
     # At run time they are loaded with the first poll, because a DAG file loads the triggers with the sensor.
     from airflow_stability.client import StabilityClient
+    from airflow_stability.client.recording import LedgerSettings
     from airflow_stability.compat import Connection
 
 
@@ -242,6 +243,11 @@ class FeedClient:
     def key_has_worked(self) -> bool:
         """Whether the client's API key has read a balance for this feed."""
         return self._key_that_worked == self.key
+
+    @property
+    def ledger(self) -> LedgerSettings | None:
+        """The ledger that the client's connection names; None if it names none, or without a client."""
+        return None if self._client is None else self._client.ledger
 
     def take_note_of_success(self) -> None:
         """Take note that the client has read a balance."""

@@ -437,6 +437,26 @@ def test_a_refused_key_is_not_asked_with_twice_while_its_connection_stays(simula
     assert [record.status for record in simulator.requests] == [200, 401]
 
 
+def test_a_connection_that_breaks_during_a_call_does_not_end_the_feed(simulator, connection, monkeypatch):
+    """Another feed reads it meanwhile. The balance that comes was requested with the connection before."""
+    simulator.inject(Fault.hang(), times=1)
+
+    async def main():
+        slow = asyncio.create_task(follow(1, interval=60))
+        while not simulator.requests:
+            await asyncio.sleep(0.01)
+        monkeypatch.setenv("AIRFLOW_CONN_STABILITY_DEFAULT", "stability://:sk-KEY@?request_timeout=soon")
+        await asyncio.sleep(0.3)  # so that the other feed does not take the connection as it was read
+        (broken,) = await follow(1, interval=0.2, organization="org-default")
+        simulator.clear_faults()
+        return broken, *(await slow)
+
+    broken, balance = asyncio.run(asyncio.wait_for(main(), 20))
+
+    assert isinstance(broken.outcome, StabilityConfigurationError)
+    assert balance.outcome == 25.0
+
+
 def test_a_feed_never_raises_into_its_followers():
     found = asyncio.run(asyncio.wait_for(follow(2, conn_id="nowhere", interval=0.1), 10))
 

@@ -101,11 +101,11 @@ class DeferralEvent:
 
 def handover_arguments(gate: Gate, now: datetime) -> dict[str, Any]:
     """Return what a gate has learned on a worker, as arguments of the trigger that goes on waiting."""
-    balance, failure = gate.last_balance, gate.last_failure
+    reading, failure = gate.last_reading(now), gate.last_failure
     return {
         "last_organization": gate.organization,
         "last_credits": gate.last_credits,
-        "last_credits_age": (now - balance[1]).total_seconds() if balance else 0.0,
+        "last_credits_age": reading[1] if reading else 0.0,
         "last_failure": str(failure) if failure else None,
         "locked_out": gate.seconds_until_poll(now),
     }

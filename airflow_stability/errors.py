@@ -129,9 +129,9 @@ class StabilityBudgetExhaustedError(StabilityTransientError):
 
 
 class StabilityLedgerUnavailableError(StabilityTransientError):
-    """The ledger's database is out of reach. Nothing is sent that could not be written down before."""
+    """The ledger's database is out of reach. No call is sent unless it is written down first."""
 
-    advice = "No call is sent that could not be written down before. Check the database and its connection."
+    advice = "No call is sent unless it is written down first. Check the database and its connection."
 
 
 class StabilityMalformedResponseError(StabilityTransientError):

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from airflow_stability import errors, metrics
 from airflow_stability.compat import Context, task_state_store
 from airflow_stability.hooks.stability import StabilityHook
-from airflow_stability.rules.gate import Decision, Gate, Verdict
+from airflow_stability.rules.gate import Decision, Gate
 from airflow_stability.rules.wording import clock_time, no_ledger_text
 
 #: The name under which a task's page shows why the task waits, or why it waited last.
@@ -63,29 +63,21 @@ def hold_expected_credits(
     :param seconds: how long the credits are held.
     :returns: what follows: the gate opens, waits or fails.
     """
-    recorder = hook.get_conn().recorder
+    recorder, now = hook.get_conn().recorder, datetime.now(UTC)
     if recorder is None:
         if budget is None:
             return decision
         text = no_ledger_text(budget, hook.stability_conn_id)
-        return Decision(Verdict.FAIL, text, True, failure=errors.StabilityConfigurationError.__name__)
-    if not gate.expected_credits or gate.last_balance is None:
+        return gate.observe_hold_failure(errors.StabilityConfigurationError(text), now)
+    if not gate.expected_credits:
         return decision
-    credits, read_at = gate.last_balance
-    now = datetime.now(UTC)
+    from airflow_stability.client.recording import WantedCredits  # a DAG file needs none of it
+
+    wanted = WantedCredits(gate.expected_credits, budget, gate.organization, gate.last_reading(now))
     try:
-        obstacle = recorder.reserve(
-            gate.expected_credits,
-            minimum=gate.minimum_credits,
-            budget=budget,
-            organization=gate.organization,
-            balance=(credits, (now - read_at).total_seconds()),
-            seconds=seconds,
-        )
-    except errors.StabilityPermanentError as error:
-        return Decision(Verdict.FAIL, str(error), True, failure=type(error).__name__)
-    except errors.StabilityError as error:  # unknown is not poor: the gate waits
-        obstacle = str(error)
+        obstacle = recorder.reserve(wanted, minimum=gate.minimum_credits, seconds=seconds)
+    except errors.StabilityError as error:
+        return gate.observe_hold_failure(error, now)
     return decision if obstacle is None else gate.observe_obstacle(obstacle, now)
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 from datetime import datetime, timedelta
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 from sqlalchemy import func, select
@@ -286,3 +287,16 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 assert all(to_microcredits(limit) for limit, _ in LIMITS.values())
+
+
+def run_machine(engine, *, examples, steps):
+    """Run the machine on a database."""
+    case = type("LedgerMachineOnADatabase", (LedgerMachine,), {"engine": engine}).TestCase
+    case.settings = settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    case("runTest").runTest()

@@ -28,6 +28,21 @@ class LedgerSettings(NamedTuple):
     budget: str | None
 
 
+class WantedCredits(NamedTuple):
+    """Credits that a task wants to hold.
+
+    :param credits: what it will spend.
+    :param budget: the task's own; None for the connection's.
+    :param organization: whose balance was read.
+    :param balance: the balance and its age in seconds; None if none was read.
+    """
+
+    credits: float
+    budget: str | None
+    organization: str | None
+    balance: tuple[float, float] | None
+
+
 class Recorder(Protocol):
     """Writes down the calls of a client. Several threads may use it."""
 
@@ -45,44 +60,23 @@ class Recorder(Protocol):
         """Write down how a call ended. It raises nothing: what cannot be written now is written later."""
 
     def begin_run(
-        self,
-        credits: float,
-        *,
-        budget: str | None,
-        organization: str | None,
-        itemized: bool,
-        balance: tuple[float, float] | None,
-        hold: str | None,
-        is_rest: bool,
+        self, wanted: WantedCredits, *, itemized: bool, hold: str | None, is_rest: bool
     ) -> str | None:
         """Hold the credits of a run of a task, which begins at once; return why it must wait, or None.
 
-        :param credits: what it will spend.
-        :param budget: the task's own; None for the connection's.
-        :param organization: whose balance was read.
         :param itemized: whether every payment of the run is a call of this client.
-        :param balance: the balance and its age in seconds; None if none was read.
         :param hold: the key of what a trigger has held for the run; None if none has.
         :param is_rest: whether an earlier run has paid for durable calls, which are not paid for again.
         :raises StabilityLedgerUnavailableError: the ledger is out of reach.
         :raises StabilityConfigurationError: there is no such budget, or the run can never fit into it.
         """
 
-    def reserve(
-        self,
-        credits: float,
-        *,
-        minimum: float | None,
-        budget: str | None,
-        organization: str | None,
-        balance: tuple[float, float],
-        seconds: float,
-    ) -> str | None:
+    def reserve(self, wanted: WantedCredits, *, minimum: float | None, seconds: float) -> str | None:
         """Hold credits for the run behind a gate for some time; return why the gate must wait, or None.
 
-        :param minimum: the credits that the balance must exceed; None if ``credits`` are enough.
+        :param minimum: the credits that the balance must exceed; None if the wanted credits are enough.
         :param seconds: how long they are held.
-        :raises StabilityError: see :meth:`begin_run`, which has the other arguments.
+        :raises StabilityError: see :meth:`begin_run`.
         """
 
     def end_run(self, *, completed: bool, refused: bool) -> None:

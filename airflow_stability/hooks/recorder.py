@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from airflow_stability import metrics
-from airflow_stability.client.recording import POSTED, UNKNOWN, VOID, LedgerSettings
+from airflow_stability.client.recording import POSTED, UNKNOWN, VOID, LedgerSettings, WantedCredits
 from airflow_stability.errors import StabilityError, StabilityLedgerUnavailableError, StabilityTransientError
 from airflow_stability.hooks.ledger import open_ledger
 from airflow_stability.hooks.storage import AirflowStorage
 from airflow_stability.ledger.budgets import Budget
-from airflow_stability.ledger.ledger import LEASE_SECONDS, Call, Hold, HoldResult, Reading, Spender
+from airflow_stability.ledger.ledger import LEASE_SECONDS, Call, Hold, HoldResult, Ledger, Reading, Spender
 from airflow_stability.prices import price_if_known
 from airflow_stability.rules.credits import from_microcredits, total
 from airflow_stability.rules.wording import budget_text, held_text
@@ -82,6 +82,13 @@ def _report_soft_limits(reached: Iterable[Budget]) -> None:
         _log.warning("The soft limit is reached: %s.", budget.text)
 
 
+def _hold(ledger: Ledger, hold: Hold, balance: tuple[float, float] | None) -> str | None:
+    """Hold credits, and report the budgets; return why they were refused, or None."""
+    result = ledger.hold([hold], None if balance is None else Reading(*balance))
+    report_budgets(result)
+    return obstacle_to(hold, result)
+
+
 class LedgerRecorder:
     """Writes down the calls of a client: a :class:`~airflow_stability.client.recording.Recorder`.
 
@@ -107,18 +114,10 @@ class LedgerRecorder:
     # The run of a spending task
 
     def begin_run(
-        self,
-        credits: float,
-        *,
-        budget: str | None,
-        organization: str | None,
-        itemized: bool,
-        balance: tuple[float, float] | None,
-        hold: str | None,
-        is_rest: bool,
+        self, wanted: WantedCredits, *, itemized: bool, hold: str | None, is_rest: bool
     ) -> str | None:
         """Hold the credits of a run of a task; see the protocol."""
-        spender = self._spender(budget, organization)
+        spender, credits = self._spender(wanted.budget, wanted.organization), wanted.credits
         ledger = open_ledger(self.ledger_conn_id)
         ledger.end_leases()
         is_retry = (spender.try_number or 0) > 1
@@ -132,33 +131,19 @@ class LedgerRecorder:
             if is_retry or is_rest:
                 credits = max(total(credits, -ledger.durable_credits(spender)), 0.0)
             key = uuid.uuid4().hex
-            wanted = Hold(key, spender, credits, None, itemized, starts=True, lease=LEASE_SECONDS)
+            new = Hold(key, spender, credits, None, itemized, starts=True, lease=LEASE_SECONDS)
             with self._not_begun(key):
-                obstacle = self._hold(wanted, balance)
+                obstacle = _hold(ledger, new, wanted.balance)
             if obstacle is not None:
                 return obstacle
         _runs[self.ledger_conn_id] = Run(key, spender, itemized)
         return None
 
-    def reserve(
-        self,
-        credits: float,
-        *,
-        minimum: float | None,
-        budget: str | None,
-        organization: str | None,
-        balance: tuple[float, float],
-        seconds: float,
-    ) -> str | None:
+    def reserve(self, wanted: WantedCredits, *, minimum: float | None, seconds: float) -> str | None:
         """Hold credits for the run behind a gate; see the protocol."""
-        spender = self._spender(budget, organization)
-        return self._hold(Hold(uuid.uuid4().hex, spender, credits, minimum, lease=seconds), balance)
-
-    def _hold(self, hold: Hold, balance: tuple[float, float] | None) -> str | None:
-        reading = None if balance is None else Reading(*balance)
-        result = open_ledger(self.ledger_conn_id).hold([hold], reading)
-        report_budgets(result)
-        return obstacle_to(hold, result)
+        spender = self._spender(wanted.budget, wanted.organization)
+        hold = Hold(uuid.uuid4().hex, spender, wanted.credits, minimum, lease=seconds)
+        return _hold(open_ledger(self.ledger_conn_id), hold, wanted.balance)
 
     def end_run(self, *, completed: bool, refused: bool) -> None:
         """Give back what a run has not spent, and wait a while for the ledger if it is out of reach."""
@@ -185,7 +170,7 @@ class LedgerRecorder:
             output,
             lease=max(LEASE_SECONDS, seconds),
         )
-        # Without an end, a run that has paid before would fail, and what it has paid for may be lost.
+        # If it gave up at once, a run that has paid before would fail, and could lose what it has paid for.
         until = time.monotonic() + (PATIENCE if run is not None and run.calls else 0.0)
         with self._not_begun(call.key):
             while True:

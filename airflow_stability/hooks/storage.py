@@ -22,5 +22,10 @@ class AirflowStorage(Storage):
             task_instance: Any = get_current_context()["ti"]
         except Exception:  # which one Airflow raises outside of a task depends on its version
             return {}
-        names = ("dag_id", "run_id", "task_id", "map_index", "try_number")
-        return {name: getattr(task_instance, name, None) for name in names}
+        return facts_of(task_instance)
+
+
+def facts_of(task_instance: Any) -> dict[str, Any]:
+    """Return what tells a try of a task from others; None for what is not known."""
+    names = ("dag_id", "run_id", "task_id", "map_index", "try_number")
+    return {name: getattr(task_instance, name, None) for name in names}

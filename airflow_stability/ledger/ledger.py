@@ -50,10 +50,7 @@ _NEXT = {
 }
 
 #: Whether a held spend may have been paid for. A run whose calls are itemized pays only by those calls.
-_BEGUN = and_(spends.c.started_at.is_not(None), ~spends.c.itemized)
-
-_LEASE_ENDED = "Its lease ended, and its outcome was never reported."
-_NEVER_RAN = "Its lease ended. It never ran, or each of its calls is a spend of its own."
+BEGUN = and_(spends.c.started_at.is_not(None), ~spends.c.itemized)
 
 
 # Made once, so that SQLAlchemy compiles each statement, and computes its cache key, only once.
@@ -313,8 +310,8 @@ class Ledger:
         by = f"Settled by {who}: {reason}" if reason else f"Settled by {who}."
 
         def work(connection: Connection, now: datetime) -> bool:
-            may_be_paid = [] if state == VOID else [_BEGUN]
-            over = and_(spends.c.state == HELD, spends.c.lease_ends_at < now, *may_be_paid)
+            may_be_paid = [] if state == VOID else [BEGUN]
+            over = and_(is_over(now), *may_be_paid)
             where = [spends.c.spend_key == key, or_(spends.c.state == UNKNOWN, over)]
             if _end(connection, now, where, state, by):
                 return True
@@ -327,39 +324,34 @@ class Ledger:
 
     def end_leases(self) -> int:
         """End what is held beyond its lease, and return how many spends were given back by that."""
-        over = [spends.c.state == HELD]
-        self.database.run(
-            lambda connection, now: _end(
-                connection, now, [*over, spends.c.lease_ends_at < now, _BEGUN], UNKNOWN, _LEASE_ENDED
-            )
-        )
-        return self.database.run(
-            lambda connection, now: _end(
-                connection, now, [*over, spends.c.lease_ends_at < now, ~_BEGUN], VOID, _NEVER_RAN
-            )
-        )
+
+        def end(which: Any, state: str, reason: str) -> int:
+            def work(connection: Connection, now: datetime) -> int:
+                return _end(connection, now, [is_over(now), which], state, reason)
+
+            return self.database.run(work)
+
+        # Two transactions, since each locks the budgets before the spends.
+        end(BEGUN, UNKNOWN, "Its lease ended, and its outcome was never reported.")
+        return end(~BEGUN, VOID, "Its lease ended. It never ran, or each of its calls is a spend of its own.")
 
     def end_earlier_tries(self, spender: Spender) -> None:
         """Give back what earlier tries of a task still hold, if their calls are itemized.
 
         Such a hold cannot have been paid for, and its try can spend no more.
         """
-        names = ("dag_id", "run_id", "task_id", "map_index")
-        same_task = [spends.c[name] == getattr(spender, name) for name in names]
-        earlier = [spends.c.state == HELD, ~_BEGUN, spends.c.try_number < spender.try_number]
+        earlier = [spends.c.state == HELD, ~BEGUN, spends.c.try_number < spender.try_number]
         reason = "Its try is over. It never ran, or each of its calls is a spend of its own."
 
         def work(connection: Connection, now: datetime) -> None:
-            _end(connection, now, [*earlier, *same_task], VOID, reason)
+            _end(connection, now, [_is_of_task(spender), *earlier], VOID, reason)
 
         self.database.run(work)
 
     def durable_credits(self, spender: Spender) -> float:
         """Return the credits of a task's durable calls, in all its tries: they are not paid for again."""
-        names = ("dag_id", "run_id", "task_id", "map_index")
-        same_task = [spends.c[name] == getattr(spender, name) for name in names]
         durable = [spends.c.output_hash.is_not(None), spends.c.state.in_(COUNTING)]
-        query = select(func.sum(spends.c.microcredits)).where(*same_task, *durable)
+        query = select(func.sum(spends.c.microcredits)).where(_is_of_task(spender), *durable)
         found = self.database.run(lambda connection, _now: connection.execute(query).scalar())
         return from_microcredits(int(found or 0))
 
@@ -373,6 +365,17 @@ class Ledger:
             _end(connection, now, [spends.c.spend_key == key], VOID, reason)
 
         self.database.run(work)
+
+
+def is_over(now: datetime) -> Any:
+    """Return the condition that a spend is held beyond its lease."""
+    return and_(spends.c.state == HELD, spends.c.lease_ends_at < now)
+
+
+def _is_of_task(spender: Spender) -> Any:
+    """Return the condition that a spend is of the same task, in whatever try."""
+    names = ("dag_id", "run_id", "task_id", "map_index")
+    return and_(*(spends.c[name] == getattr(spender, name) for name in names))
 
 
 class _WrittenError(Exception):

@@ -10,7 +10,7 @@ from sqlalchemy import and_, case, func, or_, select
 from sqlalchemy.engine import Connection
 
 from airflow_stability.ledger.database import Database
-from airflow_stability.ledger.ledger import HELD, POSTED, UNKNOWN, VOID
+from airflow_stability.ledger.ledger import BEGUN, HELD, POSTED, UNKNOWN, VOID, is_over
 from airflow_stability.ledger.schema import balances, spends, wallets
 from airflow_stability.validation import safe_repr
 
@@ -226,17 +226,17 @@ def _recorded(connection: Connection, wallet: str, first: datetime, last: dateti
 
 
 def _open_spends(connection: Connection, now: datetime) -> list[OpenSpend]:
-    is_open = or_(spends.c.state == UNKNOWN, and_(spends.c.state == HELD, spends.c.lease_ends_at < now))
-    rows = connection.execute(select(spends).where(is_open).order_by(spends.c.held_at, spends.c.spend_key))
+    is_unknown = spends.c.state == UNKNOWN
+    query = select(spends, or_(is_unknown, BEGUN).label("may_be_paid")).where(or_(is_unknown, is_over(now)))
+    rows = connection.execute(query.order_by(spends.c.held_at, spends.c.spend_key))
     return [
         OpenSpend(
             key=row["spend_key"],
             age=(now - row["held_at"]).total_seconds(),
-            may_be_paid=row["state"] == UNKNOWN or (row["started_at"] is not None and not row["itemized"]),
             **{name: row[name] for name in _COPIED},
         )
         for row in rows.mappings()
     ]
 
 
-_COPIED = {field.name for field in fields(OpenSpend)} - {"key", "age", "may_be_paid"}
+_COPIED = {field.name for field in fields(OpenSpend)} - {"key", "age"}

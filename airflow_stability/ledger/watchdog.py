@@ -99,12 +99,6 @@ class _Use:
                     wire.shutdown(socket.SHUT_RDWR)
 
 
-def _cut(connection: Any) -> None:
-    # An error means that it has ended already.
-    with contextlib.suppress(Exception), socket.socket(fileno=os.dup(connection.fileno())) as wire:
-        wire.shutdown(socket.SHUT_RDWR)
-
-
 def _watch() -> None:
     """Start the thread, if there is none in this process."""
     global _watcher

@@ -308,16 +308,14 @@ class StabilitySpendOperator(PythonOperator):
             if budget is None:
                 return None
             raise AirflowFailException(wording.no_ledger_text(budget, self.stability_conn_id))
-        last = spending.gate.last_balance
-        balance = None if last is None else (last[0], (datetime.now(UTC) - last[1]).total_seconds())
-        answered = True
+        from airflow_stability.client.recording import WantedCredits  # a DAG file needs none of it
+
+        gate, answered = spending.gate, True
+        reading = gate.last_reading(datetime.now(UTC))
         try:
             obstacle = client.recorder.begin_run(
-                spending.credits,
-                budget=budget,
-                organization=spending.gate.organization,
+                WantedCredits(spending.credits, budget, gate.organization, reading),
                 itemized=takes_client(self.python_callable),
-                balance=balance,
                 hold=self._event.hold if self._event else None,
                 is_rest=spending.state.rest_refused_at is not None,
             )

@@ -114,6 +114,14 @@ class Gate:
         """The credits that were read last; None if none were read."""
         return None if self.last_balance is None else self.last_balance[0]
 
+    def last_reading(self, now: datetime) -> tuple[float, float] | None:
+        """Return the credits that were read last, and how many seconds ago; None if none were read.
+
+        :param now: aware time.
+        """
+        balance = self.last_balance
+        return None if balance is None else (balance[0], (now - balance[1]).total_seconds())
+
     @property
     def last_credits_suffice(self) -> bool:
         """Whether the balance that was read last is enough."""
@@ -171,6 +179,16 @@ class Gate:
         """
         self._obstacle = text
         return self._wait(text, ("obstacle", text), now)
+
+    def observe_hold_failure(self, error: StabilityError, now: datetime) -> Decision:
+        """Decide on a balance that is enough, where the ledger could not hold credits for the task.
+
+        :param error: what went wrong. Unless it is permanent, the gate waits: the ledger may answer later.
+        :param now: aware time.
+        """
+        if isinstance(error, StabilityPermanentError):
+            return Decision(Verdict.FAIL, str(error), True, failure=type(error).__name__)
+        return self.observe_obstacle(str(error), now)
 
     def observe_failure(self, error: StabilityError, now: datetime) -> Decision:
         """Decide on a failure to read the balance.

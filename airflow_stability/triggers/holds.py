@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from asgiref.sync import sync_to_async
 
@@ -20,6 +20,7 @@ from airflow_stability.errors import StabilityError, StabilityLedgerUnavailableE
 from airflow_stability.hooks.connection import reading_failure
 from airflow_stability.hooks.ledger import ledger_of
 from airflow_stability.hooks.recorder import obstacle_to, report_budgets
+from airflow_stability.hooks.storage import facts_of
 from airflow_stability.ledger.ledger import START_SECONDS, Hold, HoldResult, Ledger, Reading, Spender
 from airflow_stability.triggers.feed import Observation, loop_state
 
@@ -57,13 +58,11 @@ async def hold_credits(
     """
     assert observation.ledger is not None
     conn_id, budget = observation.ledger
-    task: Any = getattr(trigger, "task_instance", None)
-    names = ("dag_id", "run_id", "task_id", "map_index", "try_number")
     spender = Spender(
         trigger.stability_conn_id,
         observation.organization,
         trigger.budget or budget,
-        **{name: getattr(task, name, None) for name in names},
+        **facts_of(getattr(trigger, "task_instance", None)),
     )
     lease = trigger.reservation_seconds
     if trigger.is_of_task:

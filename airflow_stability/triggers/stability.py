@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import inspect
 import uuid
 from collections.abc import AsyncIterator
@@ -23,7 +24,6 @@ from airflow_stability.deferral import (
 from airflow_stability.errors import (
     StabilityConfigurationError,
     StabilityError,
-    StabilityPermanentError,
     StabilityTransientError,
 )
 from airflow_stability.rules import wording
@@ -265,17 +265,15 @@ class StabilityBalanceTrigger(BaseTrigger):
             if self.budget is None:
                 return decision
             text = wording.no_ledger_text(self.budget, self.stability_conn_id)
-            return Decision(Verdict.FAIL, text, True, failure=StabilityConfigurationError.__name__)
+            return gate.observe_hold_failure(StabilityConfigurationError(text), observation.at)
         if self.expected_credits is None:
             return decision
-        from airflow_stability.triggers.holds import hold_credits
-
+        # It loads SQLAlchemy, and the loop must load no module.
+        holds = await asyncio.to_thread(importlib.import_module, "airflow_stability.triggers.holds")
         try:
-            obstacle = await hold_credits(self, gate, observation, since=deferral.began - self.waited)
-        except StabilityPermanentError as error:
-            return Decision(Verdict.FAIL, str(error), True, failure=type(error).__name__)
-        except StabilityError as error:  # unknown is not poor: the gate waits
-            obstacle = str(error)
+            obstacle = await holds.hold_credits(self, gate, observation, since=deferral.began - self.waited)
+        except StabilityError as error:
+            return gate.observe_hold_failure(error, observation.at)
         if obstacle is not None:
             return gate.observe_obstacle(obstacle, observation.at)
         self._holds = True

@@ -7,7 +7,6 @@ import time
 from urllib.parse import urlsplit
 
 import pytest
-from hypothesis import HealthCheck, settings
 from sqlalchemy import func, select
 
 from airflow_stability.compat import Connection
@@ -18,7 +17,7 @@ from airflow_stability.ledger.ledger import Call, Hold
 from airflow_stability.ledger.schema import budgets, metadata, spends
 from airflow_stability.rules.credits import MICRO
 from tests.dead_host import DeadHost
-from tests.ledger_machine import LedgerMachine
+from tests.ledger_machine import run_machine
 from tests.ledger_processes import (
     PROCESSES,
     engine_of,
@@ -77,16 +76,8 @@ def rows(ledger, *where):
 
 def test_no_budget_is_exceeded_and_every_charge_counts(server):
     engine = engine_of(server.url)
-    case = type("OnPostgreSQL", (LedgerMachine,), {"engine": engine}).TestCase
-    case.settings = settings(
-        max_examples=15,
-        stateful_step_count=30,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
     try:
-        case("runTest").runTest()
+        run_machine(engine, examples=15, steps=30)
     finally:
         engine.dispose()
 

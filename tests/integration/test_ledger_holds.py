@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from urllib.parse import quote
@@ -188,3 +190,33 @@ def test_a_trigger_that_starts_anew_holds_nothing_twice(simulator, ledger):
     assert triggerer.events[0]["hold"] == first.hold
     with ledger.database.engine.connect() as connection:
         assert len(list(connection.execute(select(spends)))) == 1
+
+
+LOADS = """
+import asyncio, sys, threading
+
+loaded_by = {}
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        loaded_by[name] = threading.current_thread()
+
+async def main():
+    from tests.integration.test_ledger_holds import trigger
+
+    one = trigger()
+    sys.meta_path.insert(0, Finder())
+    async for event in one.run():
+        print(event.payload["verdict"])
+
+asyncio.run(main())
+print(loaded_by["airflow_stability.triggers.holds"] is threading.main_thread())
+"""
+
+
+def test_the_event_loop_loads_nothing_for_a_ledger(simulator, ledger):
+    command = [sys.executable, "-W", "ignore", "-c", LOADS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-2:] == ["open", "False"]

@@ -56,13 +56,19 @@ def open_credits(page: Page) -> FrameLocator:
     return frame
 
 
+def complaints_of(page: Page) -> list[str]:
+    """Return a list to which the page's errors are added, and what the browser forbids it."""
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    return complaints
+
+
 def test_she_reads_balance_rate_plot_and_who_waits(
     log_in: Callable[[str], Page], take_picture: Callable[[Page, str], None]
 ) -> None:
     page = log_in("op")
-    complaints: list[str] = []
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
+    complaints = complaints_of(page)
     frame = open_credits(page)
 
     wallet = frame.get_by_role("region", name="stability_default the key's default organization")
@@ -93,8 +99,7 @@ def test_she_sees_who_spent_what_which_budget_is_nearly_used_up_and_who_waits_fo
     log_in: Callable[[str], Page], take_picture: Callable[[Page, str], None]
 ) -> None:
     page = log_in("op")
-    complaints: list[str] = []
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    complaints = complaints_of(page)
     ledger = open_credits(page).get_by_role("region", name=f"Ledger {LEDGER}")
 
     budgets = ledger.get_by_role("table", name="Budgets").get_by_role("row")

@@ -777,8 +777,7 @@ def test_a_database_that_stays_away_is_said_in_a_sentence_without_secrets(engine
         ledger.hold([hold("a", 1)])
     assert str(raised.value) == (
         "The ledger in connection 'ledger' is out of reach: Exception: the server is away, and its password "
-        "is ***. No call is sent that could not be written down before. Check the database and its "
-        "connection."
+        "is ***. No call is sent unless it is written down first. Check the database and its connection."
     )
     assert raised.value.__context__ is None
     assert len(begun) == database_module.TRIES

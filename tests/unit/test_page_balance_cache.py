@@ -101,7 +101,11 @@ def test_a_balance_is_requested_at_most_once_a_minute(balances, api, url, time):
     assert known.failure is None
 
 
-def test_a_page_that_comes_during_a_request_waits_for_its_result(balances, api, url):
+def answer_later(api, url):
+    """Let the API answer with 40 credits once the test lets it.
+
+    :returns: the event that lets it, and one that tells that a request has come.
+    """
     answer, under_way = threading.Event(), threading.Event()
 
     def slow(request):
@@ -110,6 +114,11 @@ def test_a_page_that_comes_during_a_request_waits_for_its_result(balances, api, 
         return (200, {}, '{"credits": 40.0}')
 
     api.add_callback(responses.GET, url, slow)
+    return answer, under_way
+
+
+def test_a_page_that_comes_during_a_request_waits_for_its_result(balances, api, url):
+    answer, under_way = answer_later(api, url)
     first = balances.get({"wallet": [None]}, wait_seconds=0)["wallet"]
     assert first.pending
     assert not first.balances
@@ -121,13 +130,7 @@ def test_a_page_that_comes_during_a_request_waits_for_its_result(balances, api, 
 
 
 def test_no_page_waits_for_a_request_that_has_hung_for_long(balances, api, url, time):
-    answer = threading.Event()
-
-    def hang(request):
-        answer.wait(10)
-        return (200, {}, '{"credits": 40.0}')
-
-    api.add_callback(responses.GET, url, hang)
+    answer, _ = answer_later(api, url)
     balances.get({"wallet": [None]}, wait_seconds=0)
     time.advance(3600)
     try:
@@ -364,14 +367,7 @@ def test_connections_with_one_key_share_a_balance(balances, api, url, time):
 
 @pytest.mark.usefixtures("one_key")
 def test_connections_with_one_key_that_are_looked_at_together_make_one_request(balances, api, url):
-    answer, under_way = threading.Event(), threading.Event()
-
-    def slow(request):
-        under_way.set()
-        answer.wait(10)
-        return (200, {}, '{"credits": 40.0}')
-
-    api.add_callback(responses.GET, url, slow)
+    answer, under_way = answer_later(api, url)
     balances.get({"one": [None], "other": [None]}, wait_seconds=0)
     under_way.wait(10)
     threading.Timer(0.05, answer.set).start()

@@ -53,8 +53,8 @@ TESTS_WITHOUT_AIRFLOW = (
     "test_validation",
 )
 
-#: Tests that start many processes of Airflow's command line, which takes seconds for each. CI runs them on the
-#: oldest, the newest and the beta.
+#: Tests that start many processes of Airflow's command line, which takes seconds for each. CI runs them on
+#: the oldest, the newest and the beta.
 TESTS_OF_COMMANDS = ("test_cli_ledger",)
 
 

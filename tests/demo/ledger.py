@@ -16,7 +16,7 @@ LATER = "Demo/Later"
 #: Its second one, where midnight comes soon.
 SOON = "Demo/Soon"
 #: How soon: after so many seconds, or so many times as long as the command takes that sets the budget.
-SECONDS, TIMES = 8.0, 3
+SECONDS, TIMES = 8.0, 2
 
 
 class DemoLedger:
@@ -28,6 +28,7 @@ class DemoLedger:
         self._command_seconds = 0.0
         #: When the first day of the budget ends: known when it is about to.
         self.midnight: datetime | None = None
+        self._midnight_was_told = False
 
     def set_up(self) -> None:
         """Make the tables and the budget."""
@@ -40,19 +41,21 @@ class DemoLedger:
         self._command_seconds = time.monotonic() - started
 
     def let_the_day_end(self) -> None:
-        """Give the budget a time zone in which midnight comes soon."""
+        """Give the budget a time zone in which midnight comes soon.
+
+        If the machine is so slow that it comes before the command ends, the budget renews a little sooner.
+        """
         self.midnight = midnight = _in_seconds(max(SECONDS, TIMES * self._command_seconds))
         make_time_zone(TIME_ZONES, SOON, midnight)
         when = f"midnight is at {midnight.astimezone():%H:%M:%S} of our time"
         self._say("demo", f"Nobody has to wait for hours: in {SOON}, which the demo has just made, {when}.")
         self._set_budget(SOON)
 
-    def day_has_ended(self) -> bool:
-        """Return whether midnight has come, and print that."""
-        if self.midnight is None or datetime.now(UTC) < self.midnight:
-            return False
-        self._say("demo", f"It is midnight in {SOON}: a new day of the budget begins.")
-        return True
+    def tell_midnight(self) -> None:
+        """Print that midnight has come, once."""
+        if self.midnight and datetime.now(UTC) >= self.midnight and not self._midnight_was_told:
+            self._midnight_was_told = True
+            self._say("demo", f"It is midnight in {SOON}: a new day of the budget begins.")
 
     def show_spends(self) -> None:
         """Print who has spent what."""

@@ -54,7 +54,6 @@ class ImagePipelineStory:
             self._spend_elsewhere,
             self._top_up_for_the_images,
             self._let_the_day_end,
-            lambda _states: ledger.day_has_ended(),
         ]
 
     def start(self) -> None:
@@ -79,6 +78,7 @@ class ImagePipelineStory:
         """Print what is new, and try the next step. Return whether the run is over and all of it printed."""
         succeeded = self._airflow.run_succeeded(PIPELINE_DAG)
         states = self._airflow.api.task_states(PIPELINE_DAG)
+        self._ledger.tell_midnight()
         self._print_news(states)
         if self._steps and self._steps[0](states):
             del self._steps[0]

@@ -162,13 +162,15 @@ class Gate:
         :param now: aware time at which it was read.
         :param reserved: credits of it that are reserved for others, who may not have spent them yet.
         """
-        self.last_balance, self._reserved, self._obstacle = (credits, now), reserved, None
+        self.last_balance, self._reserved = (credits, now), reserved
         self._key_has_worked = True
         self._refused_since = self.last_failure = None
         self._failures = 0
         self._lockout.end()
         if suffices(credits, self.minimum_credits, self.expected_credits, reserved=reserved):
+            # An obstacle stays the reason of a timeout until the ledger has answered anew.
             return Decision(Verdict.OPEN, wording.opens_text(self._balance_text(credits)), True, credits)
+        self._obstacle = None
         return self._wait(f"{self._balance_text(credits)}.", ("low", credits, reserved > 0), now)
 
     def observe_obstacle(self, text: str, now: datetime) -> Decision:

@@ -17,7 +17,8 @@ INTERVALS = {"deferrable": 5.0, "poke": 5.0, "reschedule": 20.0}
 #: How many tasks spend, by how they wait.
 SPENDING = {"deferrable": 15, "reschedule": 5}
 SPENDING_INTERVAL = 10.0
-#: The budgets of the tasks that spend, in turn. Each has as much as its tasks need.
+#: The budgets of the tasks that spend, in turn. Somebody else has used up each of them. After the first
+#: top-up, it is raised by as much as its tasks need.
 BUDGETS = ("books", "games", "maps")
 #: Seconds for which a triggerer counts the credits of a task as spent.
 RESERVATION_SECONDS = 15.0

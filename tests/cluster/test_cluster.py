@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from airflow_stability.ledger.ledger import Hold, Spender
 from airflow_stability.simulator import RateLimit, RequestRecord, StabilitySimulator
 from tests.cluster.conftest import FIGURES
 from tests.cluster.plan import (
@@ -115,6 +116,8 @@ class Cluster:
         #: While nothing happened: the calls for the deferred gates, and how many triggerers had any of those.
         self.polls_in_quiet: list[RequestRecord] = []
         self.feeds_in_quiet = 0
+        #: How many images were made while all budgets were used up.
+        self.images_without_budget: int
         #: How long the story took, and how long of that gates waited.
         self.seconds, self.waited = 0.0, 0.0
 
@@ -126,7 +129,9 @@ class Cluster:
         for mode in SPENDING:
             self._open_wallet(f"spending_{mode}", COST - 0.5)
         for budget in BUDGETS:
-            self.ledger.ledger.set_budget(budget, tasks_of(budget) * COST, "total")
+            self.ledger.ledger.set_budget(budget, COST, "total")
+            self.ledger.ledger.hold([Hold(budget, Spender("somebody_else", budget=budget), COST)])
+            self.ledger.ledger.end(budget, "posted")
         self._connect()
         airflow.start(*COMPONENTS)
         airflow.wait_for("all components are healthy", airflow.healthy)
@@ -149,6 +154,10 @@ class Cluster:
             self._tell("%s", what)
             self._disturb(what)
             self._top_up(number)
+            if number == 0:
+                airflow.wait_for("tasks wait for each budget", self._wait_for_budgets)
+                self.images_without_budget = self.simulator.images_made
+                self._raise_budgets()
             airflow.wait_for(
                 f"what the top-up after {what} pays for has ended",
                 lambda number=number: self._settled(number),
@@ -221,7 +230,29 @@ class Cluster:
         for mode in SPENDING:
             self.simulator.top_up(images(mode, number) * COST, f"spending_{mode}")
 
+    def _raise_budgets(self) -> None:
+        for budget in BUDGETS:
+            limit = str((1 + tasks_of(budget)) * COST)
+            self.airflow.run(
+                "stability",
+                "budget",
+                "set",
+                budget,
+                "--limit",
+                limit,
+                "--every",
+                "total",
+                "--ledger-conn-id",
+                "ledger",
+            )
+
     # What is seen
+
+    def _wait_for_budgets(self) -> bool:
+        """Tell whether tasks wait for each budget, and have said so."""
+        said = "".join(log.read_text() for log in self.airflow.task_logs.glob("dag_id=spending/**/attempt=*"))
+        used = f"{COST:g} of {COST:g} credits used or held"
+        return all(f"budget {budget}: {used}" in said for budget in BUDGETS)
 
     def _all_wait(self) -> bool:
         states = self.airflow.states("gates") | {
@@ -394,8 +425,12 @@ def test_the_ledger_and_the_books_agree(cluster):
         assert cluster.ledger.credits("posted", conn_id=conn_id) == count * COST
         assert cluster.ledger.credits("held", "unknown", conn_id=conn_id) == 0
     assert {budget.name: budget.used / 1e6 for budget in cluster.ledger.ledger.budgets()} == {
-        budget: tasks_of(budget) * COST for budget in BUDGETS
+        budget: (1 + tasks_of(budget)) * COST for budget in BUDGETS
     }
+
+
+def test_nothing_was_paid_for_while_the_budgets_were_used_up(cluster):
+    assert cluster.images_without_budget == 0
 
 
 def most_polls(seconds: float, interval: float, feeds: int) -> float:

@@ -6,6 +6,7 @@ This module loads SQLAlchemy, so triggers load it in a thread, when they need a 
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -15,7 +16,8 @@ from airflow_stability.compat import read_connection
 from airflow_stability.daemon_threads import start_in_thread
 from airflow_stability.errors import StabilityError, StabilityLedgerUnavailableError
 from airflow_stability.hooks.connection import reading_failure
-from airflow_stability.hooks.ledger import ledger_of
+from airflow_stability.hooks.ledger import ledger_conn_id_in, ledger_of
+from airflow_stability.ledger.budgets import Budget
 from airflow_stability.ledger.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -25,6 +27,21 @@ if TYPE_CHECKING:
 ANSWER_SECONDS = 60.0
 
 _Result = TypeVar("_Result")
+
+
+async def read_budget(stability_conn_id: str, name: str) -> Budget:
+    """Return a budget of the ledger that a Stability connection names.
+
+    :raises StabilityError: the connection, its ledger or the budget is not there, or is out of reach.
+    """
+    conn_id = ledger_conn_id_in(await _read(stability_conn_id))
+    try:
+        ledger = await open_ledger(conn_id)
+        return await run_in_thread(conn_id, functools.partial(ledger.budget, name))
+    except Exception as error:
+        failure = failure_of(conn_id, error)
+    # Outside the handler: the original's text or context may hold a password.
+    raise failure
 
 
 async def open_ledger(conn_id: str) -> Ledger:

@@ -121,7 +121,8 @@ def __getattr__(name: str) -> Any:
     if name == "BaseEventTrigger" and AIRFLOW_VERSION < (3, 0):
         # Airflow 2.11 cannot start a DAG on an event. An import of a class that needs this must say so.
         raise ImportError(
-            "StabilityBalanceEventTrigger needs Airflow 3 or later: Airflow 2.11 has no asset watchers."
+            "StabilityBalanceEventTrigger and StabilityBudgetEventTrigger need Airflow 3 or later: Airflow "
+            "2.11 has no asset watchers."
         )
     if name in _MODULES:
         return getattr(importlib.import_module(_MODULES[name]), name)

@@ -123,16 +123,24 @@ def check_conn_id(value: object) -> str:
 def check_budget(value: object) -> str | None:
     """Return the name of a budget of the ledger, or None for the connection's.
 
+    :raises ValueError: see :func:`check_budget_name`.
+    """
+    hint = "; leave it out (None) for the connection's"
+    return None if value is None else check_budget_name(value, hint=hint)
+
+
+def check_budget_name(value: object, *, hint: str = "") -> str:
+    """Return the name of a budget of the ledger.
+
+    :param hint: what the error text says beside what a name is.
     :raises ValueError: it is no text of 1 to 100 printable characters, or has blanks around it.
     """
-    if value is None:
-        return None
     is_name = isinstance(value, str) and value == value.strip() and value.isprintable() and len(value) <= 100
     if is_name and not _is_nothing(value):
         return str(value)
     raise ValueError(
-        "budget must be a name of 1 to 100 printable characters, without blanks around it; leave it out "
-        f"(None) for the connection's; {_got(value)}."
+        f"budget must be a name of 1 to 100 printable characters, without blanks around it{hint}; "
+        f"{_got(value)}."
     )
 
 

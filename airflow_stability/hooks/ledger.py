@@ -44,12 +44,22 @@ def ledger_conn_id_of(stability_conn_id: str) -> str:
     :raises StabilityConfigurationError: its extra names no ledger, or the connection is unusable.
     :raises StabilityTransientError: the connection could not be read just now.
     """
-    with client_from_connection(_read(stability_conn_id)) as client:
+    hint = ", or name that connection with --ledger-conn-id"
+    return ledger_conn_id_in(_read(stability_conn_id), hint=hint)
+
+
+def ledger_conn_id_in(connection: Connection, *, hint: str = "") -> str:
+    """Return the same of a Stability connection that has been read.
+
+    :param hint: what else the error text advises if there is no ledger.
+    :raises StabilityConfigurationError: see :func:`ledger_conn_id_of`.
+    """
+    with client_from_connection(connection) as client:
         if client.ledger is not None:
             return client.ledger.conn_id
     raise StabilityConfigurationError(
-        f"Connection {stability_conn_id!r} names no ledger: set ledger_conn_id in its extra to the id of a "
-        "connection to a database, or name that connection with --ledger-conn-id."
+        f"Connection {connection.conn_id!r} names no ledger: set ledger_conn_id in its extra to the id of a "
+        f"connection to a database{hint}."
     )
 
 

@@ -18,7 +18,7 @@ from airflow_stability.rules.budget_periods import (
     renewal_text,
 )
 from airflow_stability.rules.credits import MOST, from_microcredits, to_microcredits
-from airflow_stability.validation import check_budget, check_credits, format_number, safe_repr
+from airflow_stability.validation import check_budget_name, check_credits, format_number, safe_repr
 
 #: The states of spends that count against a budget.
 COUNTING = ("held", "posted", "unknown")
@@ -103,8 +103,7 @@ def checked(
         is_percent = isinstance(soft_percent, int) and not isinstance(soft_percent, bool)
         if not is_percent or not 1 <= soft_percent <= 100:  # type: ignore[operator]  # it is an int
             raise ValueError(f"soft must be a whole percent from 1 to 100; got {safe_repr(soft_percent)}.")
-    name = check_budget("" if name is None else name)
-    assert name is not None
+    name = check_budget_name(name)
     every, timezone = check_every(every), check_timezone(timezone)
     credits = check_credits(limit, argument="limit")
     if credits > MOST:

@@ -197,6 +197,16 @@ class Ledger:
         """Return all budgets, by name."""
         return self.database.run(budgets.look)
 
+    def budget(self, name: str) -> Budget:
+        """Return a budget.
+
+        :raises StabilityBudgetNotFoundError: there is none of this name.
+        """
+        for budget in self.budgets():
+            if budget.name == name:
+                return budget
+        raise StabilityBudgetNotFoundError(_no_budget_text(name))
+
     # Spends
 
     def hold(self, holds: Sequence[Hold], reading: Reading | None = None) -> HoldResult:

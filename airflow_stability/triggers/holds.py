@@ -12,17 +12,12 @@ import contextvars
 import functools
 from typing import TYPE_CHECKING, NamedTuple
 
-from asgiref.sync import sync_to_async
-
-from airflow_stability.compat import read_connection
-from airflow_stability.daemon_threads import start_in_thread
-from airflow_stability.errors import StabilityError, StabilityLedgerUnavailableError
-from airflow_stability.hooks.connection import reading_failure
-from airflow_stability.hooks.ledger import ledger_of
+from airflow_stability.errors import StabilityError
 from airflow_stability.hooks.recorder import obstacle_to, report_budgets
 from airflow_stability.hooks.storage import facts_of
-from airflow_stability.ledger.ledger import START_SECONDS, Hold, HoldResult, Ledger, Reading, Spender
+from airflow_stability.ledger.ledger import START_SECONDS, Hold, Reading, Spender
 from airflow_stability.triggers.feed import Observation, loop_state
+from airflow_stability.triggers.ledgers import failure_of, open_ledger, run_in_thread
 
 if TYPE_CHECKING:
     from airflow_stability.rules.gate import Gate
@@ -33,9 +28,6 @@ QUIET_SECONDS = 0.1
 
 #: Seconds after which they are requested in any case.
 MOST_SECONDS = 2.0
-
-#: Seconds after which nobody waits for the ledger's answer any more.
-ANSWER_SECONDS = 60.0
 
 
 class _Wanted(NamedTuple):
@@ -104,11 +96,8 @@ class HoldQueue:
             try:
                 for group in _groups(wanted):
                     await self._ask(group)
-            except StabilityError as error:
-                _fail(wanted, error)
             except Exception as error:  # this task must never fail, or all gates of the ledger would hang
-                text = f"The ledger in connection {self._conn_id!r} cannot be used ({type(error).__name__})."
-                _fail(wanted, StabilityLedgerUnavailableError(text))
+                _fail(wanted, failure_of(self._conn_id, error))
 
     async def _collect(self) -> None:
         loop = asyncio.get_running_loop()
@@ -119,11 +108,11 @@ class HoldQueue:
 
     async def _ask(self, group: list[_Wanted]) -> None:
         """Request the holds of one wallet, for one balance that was read of it."""
-        ledger = await self._open()
+        ledger = await open_ledger(self._conn_id)
         holds = [each.hold for each in group]
         age = asyncio.get_running_loop().time() - group[0].requested_at
         call = functools.partial(ledger.hold, holds, Reading(group[0].credits, age))
-        result = await self._in_thread(call)
+        result = await run_in_thread(self._conn_id, call)
         report_budgets(result)
         for each in group:
             if each.held.done():  # its trigger was cancelled: its hold ends with the lease
@@ -132,26 +121,6 @@ class HoldQueue:
                 each.held.set_result(obstacle_to(each.hold, result))
             except StabilityError as error:
                 each.held.set_exception(error)
-
-    async def _open(self) -> Ledger:
-        try:
-            connection = await read_connection(self._conn_id)
-        except Exception as error:
-            failure = reading_failure(self._conn_id, error)
-        else:
-            # The database's own hook asks Airflow to mask secrets. That must not happen in a thread of ours.
-            return await sync_to_async(ledger_of)(connection)
-        raise failure
-
-    async def _in_thread(self, call: functools.partial[HoldResult]) -> HoldResult:
-        try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                return await asyncio.wrap_future(start_in_thread(call))
-        except TimeoutError:
-            raise StabilityLedgerUnavailableError(
-                f"The ledger in connection {self._conn_id!r} has not answered within {ANSWER_SECONDS:g} s. "
-                f"{StabilityLedgerUnavailableError.advice}"
-            ) from None
 
 
 def _groups(wanted: list[_Wanted]) -> list[list[_Wanted]]:

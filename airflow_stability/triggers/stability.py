@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
     from airflow_stability.compat import Context
+    from airflow_stability.triggers.budget_events import (
+        StabilityBudgetEventTrigger as StabilityBudgetEventTrigger,
+    )
     from airflow_stability.triggers.events import StabilityBalanceEventTrigger as StabilityBalanceEventTrigger
 
 
@@ -331,9 +334,13 @@ _ARGUMENT_NAMES = [
 
 
 def __getattr__(name: str) -> Any:
-    # An alias, loaded on demand: on Airflow 2.11 there is no such trigger, and the import says so.
+    # Aliases, loaded on demand: on Airflow 2.11 there are no such triggers, and the import says so.
     if name == "StabilityBalanceEventTrigger":
         from airflow_stability.triggers.events import StabilityBalanceEventTrigger
 
         return StabilityBalanceEventTrigger
+    if name == "StabilityBudgetEventTrigger":
+        from airflow_stability.triggers.budget_events import StabilityBudgetEventTrigger
+
+        return StabilityBudgetEventTrigger
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -44,5 +44,8 @@ MAPPED = ("mapped_a", "mapped_b")
 MAPPED_GATES = {f"mapped_{name}": SHARED[name] for name in ("classic", "end", "start", "start_and_end")}
 #: In a DAG of their own.
 STOPPED = ("marked_failed", "cleared")
-#: DAGs that start at a crossing of the minimum, by the direction.
-EVENTS = ("restored", "low")
+#: DAGs that start at a crossing of the minimum, by the direction, and when a budget reaches its soft limit.
+EVENTS = ("restored", "low", "soft_limit")
+BUDGET = "watched"
+#: The budget's soft limit: a part of its limit, in percent.
+SOFT_PERCENT = 50

@@ -17,10 +17,12 @@ import pytest
 from cryptography.fernet import Fernet
 
 from airflow_stability.compat import AIRFLOW_VERSION, RENDERS_IN_TRIGGERER, STARTS_IN_TRIGGERER
+from airflow_stability.ledger.ledger import Hold, Spender
 from airflow_stability.simulator import StabilitySimulator
 from tests.conftest import ROOT
 from tests.e2e.gates import (
     ALONE,
+    BUDGET,
     DEADLINE,
     EVENTS,
     LASTS,
@@ -33,11 +35,13 @@ from tests.e2e.gates import (
     REQUEST_TIMEOUT,
     RICH,
     SHARED,
+    SOFT_PERCENT,
     STOPPED,
     TOP_UP,
     TROUBLES,
     TWO,
 )
+from tests.e2e.ledgers import LedgerOfTasks
 from tests.leaks import Search
 from tests.real_airflow import COMPONENTS, XCOM, RealAirflow
 from tests.rest_api import RestApi
@@ -121,6 +125,8 @@ class Wallets:
         # The gates on two organizations name theirs.
         if connection not in ("two", "mapped"):
             options += f"&organization={connection}"
+        if connection == "watched":
+            options += "&ledger_conn_id=ledger_of_watched"
         return f"{self.of[connection].connection_uri(key)}?{options}"
 
     def rotate(self, connection: str) -> None:
@@ -134,8 +140,10 @@ class Wallets:
 class Story:
     """What happens, and what it leaves."""
 
-    def __init__(self, airflow: RealAirflow, wallets: Wallets, metrics: StatsdListener) -> None:
-        self.airflow, self.wallets, self.metrics = airflow, wallets, metrics
+    def __init__(
+        self, airflow: RealAirflow, wallets: Wallets, metrics: StatsdListener, ledger: LedgerOfTasks
+    ) -> None:
+        self.airflow, self.wallets, self.metrics, self.ledger = airflow, wallets, metrics, ledger
         self.deadlines: list[dict[str, list[str]]] = []
         self.trouble_since: dict[str, float] = {}
         self.healed_at: dict[str, float] = {}
@@ -147,7 +155,8 @@ class Story:
         airflow.run("db", "migrate")
         uris = {connection: wallets.uri(connection) for connection in wallets.of}
         wallets.of["never_worked"].revoke_key(wallets.keys["never_worked"])
-        airflow.connect(uris)
+        airflow.connect(uris | {"ledger_of_watched": self.ledger.connection})
+        self._set_limit(10)
         airflow.start()
         airflow.wait_for("all components are healthy", airflow.healthy)
         dags = ["gates", "stopped", *(EVENTS if HAS_EVENTS else ()), "late"]
@@ -161,11 +170,17 @@ class Story:
         airflow.wait_for("gates and stopped wait", self._most_wait, seconds=300)
         if HAS_EVENTS:
             # Airflow sets up those of a DAG that it has read since the DAG was unpaused.
-            airflow.wait_for("both watchers are there", lambda: len(airflow.query(WATCHERS)) == len(EVENTS))
+            airflow.wait_for("all watchers are there", lambda: len(airflow.query(WATCHERS)) == len(EVENTS))
         self._wait_for_polls("before a crossing")
         wallets.of["watched"].top_up(TOP_UP, "watched")
         if HAS_EVENTS:
-            airflow.wait_for("restored has run", lambda: self.payloads("restored"))
+            # The first reading fires nothing.
+            reading = f"Watching: budget {BUDGET}: 0 of 10 credits"
+            log = airflow.log_of("triggerer")
+            airflow.wait_for("the budget was read", lambda: reading in log.read_text())
+            self._spend(5)
+            for dag_id in ("restored", "soft_limit"):
+                airflow.wait_for(f"{dag_id} has run", lambda dag_id=dag_id: self.payloads(dag_id))
         airflow.run("dags", "unpause", "late")
         airflow.wait_for("late waits", lambda: self._waiting("late") == set(LATE))
         # With this, what watches has also had the time to remember what it has fired.
@@ -174,6 +189,8 @@ class Story:
         self.deadlines.append(self._deadlines())
         airflow.kill("triggerer")
         wallets.of["watched"].set_credits(POOR, "watched")
+        self._set_limit(20)
+        self._spend(6)
         airflow.start("triggerer")
         self._wait_for_polls("after the triggerer was killed")
         self.deadlines.append(self._deadlines())
@@ -208,6 +225,13 @@ class Story:
         self.airflow.wait_for(
             f"polls {when}", lambda: all(self.wallets.calls(connection, since=now) for connection in polled)
         )
+
+    def _set_limit(self, credits: float) -> None:
+        self.ledger.ledger.set_budget(BUDGET, credits, "total", soft_percent=SOFT_PERCENT)
+
+    def _spend(self, credits: float) -> None:
+        hold = Hold(f"{credits} credits", Spender("watched", "watched", BUDGET), credits)
+        assert self.ledger.ledger.hold([hold]).held
 
     def _deadlines(self) -> dict[str, list[str]]:
         """Return the deadlines of the gates that wait: in their triggers' arguments, and kept by Airflow."""
@@ -291,7 +315,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         airflow = RealAirflow(folder, dags, settings=SETTINGS | metrics.settings(), seconds=LIMIT)
         airflow.environment["PYTHONPATH"] = str(ROOT)
         try:
-            story = Story(airflow, wallets, metrics)
+            story = Story(airflow, wallets, metrics, LedgerOfTasks(f"sqlite:///{folder / 'ledger.db'}"))
             story.play()
             yield story
         finally:
@@ -434,6 +458,14 @@ def test_a_crossing_starts_a_dag_once_and_is_remembered_where_airflow_can(story)
     # It fell while no triggerer ran.
     low = [(payload["previous_credits"], payload["credits"]) for payload in story.payloads("low")]
     assert low == ([(RICH, POOR)] if HAS_MEMORY else [])
+
+
+@pytest.mark.skipif(not HAS_EVENTS, reason="Airflow 2.11 starts no DAG on an event")
+def test_a_soft_limit_starts_a_dag_once_and_is_remembered_where_airflow_can(story):
+    runs = [(payload["used"], payload["limit"]) for payload in story.payloads("soft_limit")]
+
+    # It was reached anew, after a change, while no triggerer ran.
+    assert sorted(runs) == ([(5.0, 10.0), (11.0, 20.0)] if HAS_MEMORY else [(5.0, 10.0)])
 
 
 def test_each_log_holds_its_own_lines_and_no_others(story):

@@ -67,6 +67,19 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     return run
 
 
+@pytest.fixture
+def logged(capfd: pytest.CaptureFixture[str]) -> Callable[[], str]:
+    """Return a function that returns what was logged: Airflow 3 writes the log of a trigger to stdout."""
+    said = ""
+
+    def logged() -> str:
+        nonlocal said
+        said += capfd.readouterr().out
+        return said
+
+    return logged
+
+
 @pytest.fixture(scope="session")
 def airflow_database(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Make Airflow's database, and a folder of DAGs: the examples and those of the tests.

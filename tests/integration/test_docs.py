@@ -273,9 +273,10 @@ ARGUMENTS_OF = {
     "What `generate` takes": StabilityClient.generate,
 }
 if AIRFLOW_VERSION >= (3, 0):
-    from airflow_stability.triggers.stability import StabilityBalanceEventTrigger
+    from airflow_stability.triggers.stability import StabilityBalanceEventTrigger, StabilityBudgetEventTrigger
 
     ARGUMENTS_OF["`StabilityBalanceEventTrigger`"] = StabilityBalanceEventTrigger.__init__
+    ARGUMENTS_OF["`StabilityBudgetEventTrigger`"] = StabilityBudgetEventTrigger.__init__
 
 
 @pytest.mark.parametrize("section", ARGUMENTS_OF)

@@ -74,6 +74,23 @@ def test_a_dag_file_loads_neither_the_client_nor_what_it_stands_on(module):
     assert len(ours) < 15
 
 
+@pytest.mark.skipif(AIRFLOW_VERSION < (3, 0), reason="Airflow 2.11 has no asset watchers")
+def test_a_dag_file_with_watchers_loads_neither_the_client_nor_the_ledger():
+    script = (
+        "import sys, airflow.triggers.base, airflow_stability.compat\n"
+        "before = set(sys.modules)\n"
+        "import airflow_stability.triggers.budget_events, airflow_stability.triggers.events\n"
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    loaded = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+
+    assert not {"requests", "tenacity", "pydantic", "sqlalchemy"} & {name.split(".")[0] for name in loaded}
+    parts = {name.split(".")[1] for name in loaded if name.startswith("airflow_stability.")}
+    assert "triggers" in parts
+    assert not {"client", "ledger"} & parts
+
+
 def test_a_task_without_generate_loads_none_of_it():
     script = (
         "import sys\n"
@@ -89,15 +106,16 @@ def test_a_task_without_generate_loads_none_of_it():
 
     assert "airflow_stability.client.client" in loaded
     parts = ("client.generate", "client.storage", "hooks.storage", "triggers.jobs", "prices")
-    parts += ("ledger", "hooks.ledger", "hooks.recorder")
+    parts += ("ledger", "hooks.ledger", "hooks.recorder", "triggers.ledgers")
     assert not loaded & {f"airflow_stability.{part}" for part in parts}
 
 
 def test_a_class_is_also_found_where_the_others_of_its_kind_are():
-    aliases = {"operators.stability": "StabilitySpendOperator"}
+    aliases = [("operators.stability", "StabilitySpendOperator")]
     if AIRFLOW_VERSION >= (3, 0):
-        aliases["triggers.stability"] = "StabilityBalanceEventTrigger"
-    for path, name in aliases.items():
+        aliases.append(("triggers.stability", "StabilityBalanceEventTrigger"))
+        aliases.append(("triggers.stability", "StabilityBudgetEventTrigger"))
+    for path, name in aliases:
         defined = getattr(importlib.import_module(f"airflow_stability.{path}"), name)
         assert defined.__module__ != f"airflow_stability.{path}"
 

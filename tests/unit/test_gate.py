@@ -292,3 +292,16 @@ def test_speaks_when_what_it_waits_for_is_reserved():
     ]
 
     assert spoken == [True, False, True, False]
+
+
+def test_a_budget_stays_the_reason_while_its_ledger_is_asked_again():
+    gate = Gate(None, expected_credits=3)
+    gate.observe_balance(25, START)
+    gate.observe_obstacle("budget images: 9 of 9 credits used or held.", START)
+    gate.observe_balance(25, after(minutes=1))
+
+    assert gate.timeout_text(60) == "Timed out after 60 s: budget images: 9 of 9 credits used or held."
+
+    gate.observe_balance(2, after(minutes=2))
+
+    assert "has 2 credits" in gate.timeout_text(60)

@@ -111,7 +111,7 @@ def _look_into(
     try:
         word = left(spend)
     except Exception as error:  # it may be readable later
-        _log.warning("What its task has left of the spend %s cannot be read: %s", key, type(error).__name__)
+        _log.debug("What its task has left of the spend %s cannot be read: %s", key, type(error).__name__)
         return
     finding = NOTHING_LEFT
     if word is not None:

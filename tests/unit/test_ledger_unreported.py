@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from datetime import timedelta
 
@@ -9,12 +10,19 @@ import fsspec
 import pytest
 from sqlalchemy import event
 
+from airflow_stability.client.recording import LedgerSettings, WantedCredits
 from airflow_stability.client.storage import Folder
 from airflow_stability.errors import StabilityLedgerUnavailableError
 from airflow_stability.hooks import unreported
+from airflow_stability.hooks.ledger import open_ledger
+from airflow_stability.hooks.recorder import PATIENCE, PAUSE, LedgerRecorder
 from airflow_stability.hooks.storage import AirflowStorage
 from airflow_stability.hooks.unreported import is_there, write_what_was_left
 from airflow_stability.ledger.ledger import Call, Spender
+from tests.versions import IS_LOWEST
+
+# Airflow 2.11.0 loads all hooks for one of them, and modules of that time use what is deprecated.
+pytestmark = [pytest.mark.filterwarnings("ignore")] if IS_LOWEST else []
 
 CORE = "stable-image/generate/core"
 
@@ -279,3 +287,73 @@ def test_a_storage_that_hangs_is_given_up(tmp_path, monkeypatch):
     with pytest.raises(TimeoutError):
         is_there(f"{tmp_path}/a.png")
     ends.set()
+
+
+class TaskInstance:
+    """Airflow's, as far as an XCom needs it; and when each was pushed."""
+
+    def __init__(self, clock):
+        self._clock = clock
+        self.fails = False
+        self.pushed = []
+
+    def xcom_push(self, key, value):
+        self.pushed.append((self._clock.now, key, value))
+        if self.fails:
+            raise RuntimeError("The API server is away, too.")
+
+
+@pytest.fixture
+def task_instance(clock, monkeypatch):
+    made = TaskInstance(clock)
+    monkeypatch.setattr(unreported, "get_current_context", lambda: {"ti": made})
+    return made
+
+
+@pytest.fixture
+def recorder(monkeypatch, tmp_path):
+    """Return the recorder of a ledger that is away."""
+    monkeypatch.setenv("AIRFLOW_CONN_NO_LEDGER", f"sqlite:///{tmp_path}/missing/ledger.db")
+    return LedgerRecorder(LedgerSettings("no_ledger", None), conn_id="default", organization=None, prices={})
+
+
+def test_an_outcome_is_left_before_the_task_waits_for_the_ledger(recorder, task_instance, clock, caplog):
+    began = clock.now
+    recorder.end("a", "unknown", "?" * 300)
+
+    ((when, key, value),) = task_instance.pushed
+    assert (key, value) == ("stability_spend_a", {"state": "unknown", "reason": "?" * 200})
+    assert when - began < PAUSE
+    assert clock.now - began >= PATIENCE
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.message.startswith("The ledger does not know that the spend a is unknown. A later task")
+
+
+def test_an_outcome_that_cannot_be_left_is_in_the_log(recorder, task_instance, caplog):
+    task_instance.fails = True
+    recorder.end("a", "posted")
+
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert record.message.startswith(
+        "The ledger does not know that the spend a is posted. It will call it unknown"
+    )
+
+
+def test_a_thread_of_the_function_leaves_it_to_the_end_of_the_run(
+    recorder, task_instance, monkeypatch, tmp_path
+):
+    away = os.environ["AIRFLOW_CONN_NO_LEDGER"]
+    monkeypatch.setenv("AIRFLOW_CONN_NO_LEDGER", f"sqlite:///{tmp_path}/ledger.db")
+    open_ledger("no_ledger").database.init()
+    recorder.begin_run(WantedCredits(3, None, None, None), itemized=True, hold=None, is_rest=False)
+    call = recorder.begin(CORE, None, None, 60.0)
+    monkeypatch.setenv("AIRFLOW_CONN_NO_LEDGER", away)
+    thread = threading.Thread(target=recorder.end, args=(call, "posted"))
+    thread.start()
+    thread.join()
+    assert task_instance.pushed == []
+
+    recorder.end_run(completed=True, refused=False)
+
+    assert [value["state"] for _, _, value in task_instance.pushed] == ["posted", "void"]
+    assert task_instance.pushed[0][1] == f"stability_spend_{call}"

@@ -52,7 +52,7 @@ with DAG("ledger_away", **ALONE, default_args={"retries": 0, "retry_delay": time
     def paint_otherwise():
         go_away()
 
-    @task.stability(**SPEND | {"wait_timeout": 1})
+    @task.stability(**SPEND, max_refusals=1)
     def be_refused():
         go_away()
         raise StabilityPaymentRequiredError("402")

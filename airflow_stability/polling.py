@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from airflow_stability import errors, metrics
 from airflow_stability.compat import Context, task_state_store
 from airflow_stability.hooks.stability import StabilityHook
-from airflow_stability.rules.gate import Decision, Gate
+from airflow_stability.rules.gate import Decision, Gate, Verdict
 from airflow_stability.rules.wording import clock_time, no_ledger_text
 
 #: The name under which a task's page shows why the task waits, or why it waited last.
@@ -56,13 +56,18 @@ def _read_balance(gate: Gate, hook: StabilityHook, organization: str | None) -> 
 def hold_expected_credits(
     gate: Gate, hook: StabilityHook, decision: Decision, *, budget: str | None, seconds: float
 ) -> Decision:
-    """Hold the credits that the run behind an open gate will spend, if there is a ledger.
+    """Hold the credits that the run behind a gate will spend, if there is a ledger.
 
-    :param decision: that the gate opens.
+    For a gate that waits for credit, the ledger holds nothing. But it tells at once if the credits can never
+    be held, and then the gate fails.
+
+    :param decision: the gate's, on the balance that was read.
     :param budget: the gate's own; None for the connection's.
     :param seconds: how long the credits are held.
     :returns: what follows: the gate opens, waits or fails.
     """
+    if decision.verdict is Verdict.FAIL or gate.last_failure is not None:
+        return decision
     recorder, now = hook.get_conn().recorder, datetime.now(UTC)
     if recorder is None:
         if budget is None:
@@ -73,12 +78,16 @@ def hold_expected_credits(
         return decision
     from airflow_stability.client.recording import WantedCredits  # a DAG file needs none of it
 
+    # What the balance does not cover, a ledger refuses, after it has looked at the budget.
+    is_open = decision.verdict is Verdict.OPEN
     wanted = WantedCredits(gate.expected_credits, budget, gate.organization, gate.last_reading(now))
     try:
         obstacle = recorder.reserve(wanted, minimum=gate.minimum_credits, seconds=seconds)
-    except errors.StabilityError as error:
+    except errors.StabilityPermanentError as error:
         return gate.observe_hold_failure(error, now)
-    return decision if obstacle is None else gate.observe_obstacle(obstacle, now)
+    except errors.StabilityError as error:
+        return gate.observe_hold_failure(error, now) if is_open else decision
+    return gate.observe_obstacle(obstacle, now) if is_open and obstacle is not None else decision
 
 
 def show_wait(context: Context, text: str) -> None:

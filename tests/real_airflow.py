@@ -39,6 +39,8 @@ COMPONENTS = (
     if AIRFLOW_VERSION < (3, 0)
     else ("scheduler", "dag-processor", "triggerer", "api-server")
 )
+#: The provider's commands, which Airflow knows from 3.2 on.
+STABILITY = ("airflow", "stability") if AIRFLOW_VERSION >= (3, 2) else ("airflow_stability",)
 #: Where XComs and rendered arguments are.
 XCOM_TABLE, RENDERED_FIELDS_TABLE = "xcom", "rendered_task_instance_fields"
 #: What stands after FROM to query a table under the name and with the columns that it had before Airflow 3.4.
@@ -193,16 +195,23 @@ class RealAirflow:
         """Start `airflow ARGUMENTS` in a session of its own, with its output in the log NAME."""
         return self._python(name, "-m", "airflow", *arguments)
 
-    def _python(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
-        """Start Python with Airflow's settings in its environment."""
+    def stability(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start a command of the provider, with its output in a pipe and its errors in the log NAME."""
+        return self._python(name, "-m", *STABILITY, *arguments, output=subprocess.PIPE)
+
+    def _python(self, name: str, *arguments: str, output: int | None = None) -> subprocess.Popen[bytes]:
+        """Start Python with Airflow's settings in its environment.
+
+        :param output: where its output goes; None for the log.
+        """
         with self.log_of(name).open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, *arguments],
                 env=self.environment,
                 cwd=self.home,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
+                stdout=log if output is None else output,
+                stderr=log,
                 start_new_session=True,
             )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sys
 import threading
-from collections.abc import Container
+from collections.abc import Container, Iterable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import quote
 from urllib.request import getproxies
@@ -98,7 +98,8 @@ class RequestSender:
         *,
         max_seconds: float | None = None,
         durable: bool = False,
-        **kwargs: Any,
+        headers: Mapping[str, str] | None = None,
+        arguments: Mapping[str, Any] | None = None,
     ) -> requests.Response:
         """Send a request once, and return the response with its body read.
 
@@ -106,10 +107,10 @@ class RequestSender:
         :param timeout: seconds for connecting, and for each gap in the response.
         :param max_seconds: seconds for the whole attempt; None for twice the timeout.
         :param durable: whether the same call, made again, does not pay again.
-        :param kwargs: more arguments of ``requests.Request``, ``headers`` among them.
+        :param arguments: more arguments of ``requests.Request``.
         :raises StabilityError: the response is not an expected one, or no complete one came.
         """
-        prepared = self._prepare(method, path, version, **kwargs)
+        prepared = self._prepare(method, path, version, headers or {}, arguments or {})
         organization = prepared.headers.get("Organization")
         whose = f" for organization {organization}" if organization else ""
         call = clean(f"{method} {path}{whose}", self.secrets)
@@ -139,20 +140,27 @@ class RequestSender:
             self.maybe_paid_durably += calls if durable else 0
 
     def _prepare(
-        self, method: str, path: str, version: str, *, headers: dict[str, str], **kwargs: Any
+        self,
+        method: str,
+        path: str,
+        version: str,
+        headers: Mapping[str, str],
+        arguments: Mapping[str, Any],
     ) -> requests.PreparedRequest:
         if version != "v1alpha":
             headers = {**self._identity, **headers}
         url, auth = self._base_url + path, self._auth[version]
         try:
-            request = requests.Request(method, url, headers=headers, auth=auth, **kwargs)
+            request = requests.Request(method, url, headers=dict(headers), auth=auth, **arguments)
             prepared = self._session.prepare_request(request)
             for value in prepared.headers.values():
                 if isinstance(value, str):
                     value.encode("latin-1")  # http.client would find it only while sending
+            if not isinstance(prepared.body, Iterable | None):  # as would this
+                raise TypeError(f"the body is of type {type(prepared.body).__name__}")
             return prepared
-        except (ValueError, UnicodeError, requests.RequestException) as error:
-            reason = clean(str(error), self.secrets)
+        except Exception as error:  # whatever requests makes of arguments of another type
+            reason = clean(str(error) or type(error).__name__, self.secrets)
         shown = clean(path, self.secrets)[:80]
         raise errors.StabilityConfigurationError(f"{method} {shown!r} cannot be sent: {reason}.")
 

@@ -253,7 +253,7 @@ class StabilityClient:
             ANY_ENDPOINT,
             durable=durable,
             headers=headers or {},
-            **kwargs,
+            arguments=kwargs,
         )
         if method == "GET":
             return build_retrying(self.retry_deadline)(send)

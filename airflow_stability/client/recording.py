@@ -60,13 +60,14 @@ class Recorder(Protocol):
         """Write down how a call ended. It raises nothing: what cannot be written now is written later."""
 
     def begin_run(
-        self, wanted: WantedCredits, *, itemized: bool, hold: str | None, is_rest: bool
+        self, wanted: WantedCredits, *, itemized: bool, hold: str | None, replays: bool
     ) -> str | None:
         """Hold the credits of a run of a task, which begins at once; return why it must wait, or None.
 
         :param itemized: whether every payment of the run is a call of this client.
         :param hold: the key of what a trigger has held for the run; None if none has.
-        :param is_rest: whether an earlier run has paid for durable calls, which are not paid for again.
+        :param replays: whether the task has had a run before. Its durable calls are not paid for again, so
+            their credits are not held.
         :raises StabilityLedgerUnavailableError: the ledger is out of reach.
         :raises StabilityConfigurationError: there is no such budget, or the run can never fit into it.
         """

@@ -19,7 +19,7 @@ from airflow_stability.hooks.unreported import leave, write_what_was_left
 from airflow_stability.ledger.budgets import Budget
 from airflow_stability.ledger.ledger import LEASE_SECONDS, Call, Hold, HoldResult, Ledger, Reading, Spender
 from airflow_stability.prices import price_if_known
-from airflow_stability.rules.credits import from_microcredits, total
+from airflow_stability.rules.credits import from_microcredits
 from airflow_stability.rules.wording import budget_text, held_text
 
 _log = logging.getLogger(__name__)
@@ -88,10 +88,10 @@ def obstacle_to(hold: Hold, result: HoldResult) -> str | None:
         raise result.failures[hold.key]
     if hold.key not in result.refused:
         return None
-    exhausted = result.refused[hold.key]
+    exhausted, needed = result.refused[hold.key], result.needed[hold.key]
     if exhausted is not None:
-        return budget_text(exhausted.text, hold.credits)
-    return held_text(result.reserved[hold.key], hold.credits)
+        return budget_text(exhausted.text, needed)
+    return held_text(result.reserved[hold.key], needed)
 
 
 def report_budgets(result: HoldResult) -> None:
@@ -140,25 +140,30 @@ class LedgerRecorder:
     # The run of a spending task
 
     def begin_run(
-        self, wanted: WantedCredits, *, itemized: bool, hold: str | None, is_rest: bool
+        self, wanted: WantedCredits, *, itemized: bool, hold: str | None, replays: bool
     ) -> str | None:
         """Hold the credits of a run of a task; see the protocol."""
-        spender, credits = self._spender(wanted.budget, wanted.organization), wanted.credits
+        spender = self._spender(wanted.budget, wanted.organization)
         ledger = open_ledger(self.ledger_conn_id)
         ledger.end_leases()
         write_what_was_left(ledger)
-        is_retry = (spender.try_number or 0) > 1
-        if is_retry:
+        if (spender.try_number or 0) > 1:
             ledger.end_earlier_tries(spender)
         if hold is not None and ledger.start(hold, spender.budget, itemized=itemized):
             key = hold
         else:
             if hold is not None:  # of another budget
                 ledger.end(hold, VOID, "Its task has taken another hold.")
-            if is_retry or is_rest:
-                credits = max(total(credits, -ledger.durable_credits(spender)), 0.0)
             key = uuid.uuid4().hex
-            new = Hold(key, spender, credits, None, itemized, starts=True, lease=LEASE_SECONDS)
+            new = Hold(
+                key,
+                spender,
+                wanted.credits,
+                itemized=itemized,
+                starts=True,
+                replays=replays,
+                lease=LEASE_SECONDS,
+            )
             with self._not_begun(key):
                 obstacle = _hold(ledger, new, wanted.balance)
             if obstacle is not None:

@@ -7,9 +7,10 @@ wallet, the budgets by name, the spends.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -104,6 +105,8 @@ class Hold:
     :param minimum: the credits that the wallet must exceed; None if the credits themselves are enough.
     :param itemized: whether every payment of the run is a call of ours, which gets a spend of its own.
     :param starts: whether the run begins at once.
+    :param replays: whether the task has had a run before. Its durable calls are not paid for again, so their
+        credits are not held.
     :param lease: seconds until the hold ends by itself, if nobody ends it.
     """
 
@@ -113,6 +116,7 @@ class Hold:
     minimum: float | None = None
     itemized: bool = False
     starts: bool = False
+    replays: bool = False
     lease: float = START_SECONDS
 
 
@@ -136,6 +140,7 @@ class HoldResult:
     :param refused: by refused key, the budget that has too little left; None if the balance is too low.
     :param failures: by key that can never be held, the reason.
     :param reserved: by key that was refused because of the balance, the credits of it that others hold.
+    :param needed: by refused key, the credits that were to be held.
     :param budgets: the budgets of the holds, as they are now.
     :param soft_limits: the budgets that have reached their soft limits through these holds.
     """
@@ -144,6 +149,7 @@ class HoldResult:
     refused: dict[str, Budget | None] = field(default_factory=dict)
     failures: dict[str, StabilityConfigurationError] = field(default_factory=dict)
     reserved: dict[str, float] = field(default_factory=dict)
+    needed: dict[str, float] = field(default_factory=dict)
     budgets: list[Budget] = field(default_factory=list)
     soft_limits: list[Budget] = field(default_factory=list)
 
@@ -239,16 +245,15 @@ class Ledger:
         return again
 
     def _hold(self, holds: Sequence[Hold], reading: Reading | None) -> HoldResult:
+        def work(connection: Connection, now: datetime, *, look_first: bool = False) -> HoldResult:
+            to_pay = [_without_durable_calls(connection, each) for each in holds]
+            at_once = None if look_first else _hold_at_once(connection, now, to_pay, reading)
+            return at_once or _hold(connection, now, to_pay, reading, look_first=look_first)
+
         try:
-            return self.database.run(
-                lambda connection, now: (
-                    _hold_at_once(connection, now, holds, reading) or _hold(connection, now, holds, reading)
-                )
-            )
+            return self.database.run(work)
         except IntegrityError:  # one of the keys, or the wallet, exists already
-            return self.database.run(
-                lambda connection, now: _hold(connection, now, holds, reading, look_first=True)
-            )
+            return self.database.run(functools.partial(work, look_first=True))
 
     def start(
         self, key: str, budget: str | None, *, itemized: bool = False, lease: float = LEASE_SECONDS
@@ -413,13 +418,6 @@ class Ledger:
 
         self.database.run(work)
 
-    def durable_credits(self, spender: Spender) -> float:
-        """Return the credits of a task's durable calls, in all its tries: they are not paid for again."""
-        durable = [spends.c.output_hash.is_not(None), spends.c.state.in_(COUNTING)]
-        query = select(func.sum(spends.c.microcredits)).where(_is_of_task(spender), *durable)
-        found = self.database.run(lambda connection, _now: connection.execute(query).scalar())
-        return from_microcredits(int(found or 0))
-
     def not_charged(self, output: str, reason: str) -> None:
         """Take note that the API has not charged the last call for an output, although it accepted it."""
 
@@ -455,6 +453,16 @@ def _known(connection: Connection, keys: Iterable[str]) -> dict[str, RowMapping]
     """Lock the spends that have one of the keys, and return them by key."""
     query = select(spends).where(spends.c.spend_key.in_(list(keys))).order_by(spends.c.spend_key)
     return {row["spend_key"]: row for row in connection.execute(query.with_for_update()).mappings()}
+
+
+def _without_durable_calls(connection: Connection, hold: Hold) -> Hold:
+    """Return a hold without the credits of the task's durable calls, in all its tries."""
+    if not hold.replays:
+        return hold
+    durable = [spends.c.output_hash.is_not(None), spends.c.state.in_(COUNTING)]
+    query = select(func.sum(spends.c.microcredits)).where(_is_of_task(hold.spender), *durable)
+    paid = int(connection.execute(query).scalar() or 0)
+    return replace(hold, credits=from_microcredits(max(to_microcredits(hold.credits) - paid, 0)))
 
 
 def _hold_at_once(
@@ -502,10 +510,10 @@ def _hold(
         elif budget is not None and microcredits > budget.limit:
             result.failures[hold.key] = StabilityConfigurationError(_too_large_text(budget, hold.credits))
         elif reading is not None and not _suffices(hold, reading, spoken_for):
-            result.refused[hold.key] = None
+            result.refused[hold.key], result.needed[hold.key] = None, hold.credits
             result.reserved[hold.key] = from_microcredits(spoken_for)
         elif budget is not None and microcredits and microcredits > budget.left:
-            result.refused[hold.key] = budget
+            result.refused[hold.key], result.needed[hold.key] = budget, hold.credits
         else:
             values = _hold_values(hold, microcredits, budgets.held_at(budget, now))
             if row is None:

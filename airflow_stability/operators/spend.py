@@ -41,7 +41,7 @@ from airflow_stability.errors import (
 )
 from airflow_stability.hooks.stability import StabilityHook
 from airflow_stability.operators.client_argument import CLIENT, is_async, takes_client, without_client
-from airflow_stability.polling import read_and_decide, show_wait
+from airflow_stability.polling import hold_expected_credits, read_and_decide, show_wait
 from airflow_stability.rules import wording
 from airflow_stability.rules.gate import Decision, Gate, Verdict
 from airflow_stability.rules.pacing import RESERVATION_SECONDS
@@ -270,7 +270,7 @@ class StabilitySpendOperator(PythonOperator):
             show_wait(context, decision.text)
         finally:
             hook.close()
-        raise self._leave(context, spending.gate, step)
+        raise self._leave(context, spending, step)
 
     def _run(self, context: Context, spending: Spending, hook: StabilityHook) -> Any:
         """Run the function, and wait if it is refused."""
@@ -279,7 +279,7 @@ class StabilitySpendOperator(PythonOperator):
             client = hook_of_function.get_conn()
             client.waits_for_jobs = self.reschedule
             if (step := self._begin_in_ledger(context, spending, client)) is not None:
-                raise self._leave(context, spending.gate, step)
+                raise self._leave(context, spending, step)
             with self._not_retried_after_paying(context, client):
                 try:
                     with self._ended_in_ledger(client):
@@ -317,7 +317,7 @@ class StabilitySpendOperator(PythonOperator):
                 WantedCredits(spending.credits, budget, gate.organization, reading),
                 itemized=takes_client(self.python_callable),
                 hold=self._event.hold if self._event else None,
-                is_rest=spending.state.rest_refused_at is not None,
+                replays=spending.replays,
             )
         except StabilityPermanentError as error:
             raise deferral.failure_exception(str(error), type(error).__name__) from None
@@ -389,7 +389,7 @@ class StabilitySpendOperator(PythonOperator):
         if isinstance(step, Wait):
             pause = format_number(round(step.pause, 1))
             self.log.info("The function runs again in %s s at the earliest.", pause)
-        return self._leave(context, spending.gate, step)
+        return self._leave(context, spending, step)
 
     @contextlib.contextmanager
     def _not_retried_after_paying(self, context: Context, client: StabilityClient) -> Iterator[None]:
@@ -432,6 +432,10 @@ class StabilitySpendOperator(PythonOperator):
 
     def _poll(self, gate: Gate, hook: StabilityHook) -> Decision:
         decision = read_and_decide(gate, hook, self.organization)
+        if decision.verdict is Verdict.WAIT:
+            # It may never get its credits. If it goes on, they are held when its run begins.
+            budget = check_budget(self.budget)
+            decision = hold_expected_credits(gate, hook, decision, budget=budget, seconds=0.0)
         if decision.verdict is Verdict.FAIL:
             raise deferral.failure_exception(decision.text, decision.failure)
         return decision
@@ -475,11 +479,11 @@ class StabilitySpendOperator(PythonOperator):
         kwargs: Mapping[str, Any] = super().determine_kwargs(context)
         return {**kwargs, CLIENT: self._client} if takes_client(self.python_callable) else kwargs
 
-    def _leave(self, context: Context, gate: Gate, step: Wait | GiveUp) -> BaseException:
+    def _leave(self, context: Context, spending: Spending, step: Wait | GiveUp) -> BaseException:
         """Return the exception with which the task leaves the worker, to wait or to fail."""
         if isinstance(step, GiveUp):
             return AirflowFailException(step.text)
-        now = datetime.now(UTC)
+        gate, now = spending.gate, datetime.now(UTC)
         if self.reschedule:
             return _rescheduled(step, now)
         from airflow_stability.triggers.stability import StabilityBalanceTrigger
@@ -492,6 +496,7 @@ class StabilitySpendOperator(PythonOperator):
             budget=self.budget,
             hold=self._event.hold if self._event else None,  # what was held for this run, but did not begin
             is_of_task=True,
+            run_credits=spending.credits if spending.replays else None,
             poke_interval=self.poke_interval,
             reservation_seconds=self.reservation_seconds,
             timeout=self.wait_timeout,

@@ -268,6 +268,11 @@ class Spending:
         self._credits_before_run = 0.0
         self._set_gate()
 
+    @property
+    def replays(self) -> bool:
+        """Whether the task has had a run before. Its durable calls are not paid for again."""
+        return self.state.try_number > 1 or self.state.rest_refused_at is not None
+
     def after_poll(self, decision: Decision, now: datetime) -> Run | Wait | GiveUp:
         """Return what follows a poll that did not fail permanently."""
         if decision.verdict is Verdict.OPEN:

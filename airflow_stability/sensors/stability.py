@@ -384,10 +384,9 @@ class StabilityBalanceSensor(SensorBase):
         from airflow_stability.polling import hold_expected_credits, read_and_decide, show_wait
 
         decision = read_and_decide(self._gate, self._hook, self.organization)
-        if decision.verdict is Verdict.OPEN:
-            decision = hold_expected_credits(
-                self._gate, self._hook, decision, budget=self.budget, seconds=self.reservation_seconds
-            )
+        decision = hold_expected_credits(
+            self._gate, self._hook, decision, budget=self.budget, seconds=self.reservation_seconds
+        )
         if decision.verdict is Verdict.FAIL:
             raise _GateFailed(decision.text, decision.failure)
         if decision.should_log:

@@ -67,7 +67,9 @@ async def hold_credits(
     lease = trigger.reservation_seconds
     if trigger.is_of_task:
         lease = max(lease, START_SECONDS)
-    hold = Hold(trigger.hold, spender, gate.expected_credits, gate.minimum_credits, lease=lease)
+    replays = trigger.run_credits is not None
+    credits = trigger.run_credits if trigger.run_credits is not None else gate.expected_credits
+    hold = Hold(trigger.hold, spender, credits, gate.minimum_credits, replays=replays, lease=lease)
     holds = loop_state().holds
     if conn_id not in holds:
         holds[conn_id] = HoldQueue(conn_id)

@@ -24,6 +24,7 @@ from airflow_stability.deferral import (
 from airflow_stability.errors import (
     StabilityConfigurationError,
     StabilityError,
+    StabilityPermanentError,
     StabilityTransientError,
 )
 from airflow_stability.rules import wording
@@ -76,6 +77,8 @@ class StabilityBalanceTrigger(BaseTrigger):
     :param hold: the key of what is held in the ledger for the run behind the gate; None for a new one.
     :param is_of_task: whether that run is the task's own, which goes on with the hold on a worker. If not, it
         is held for ``reservation_seconds``.
+    :param run_credits: credits of a whole run of the task, if it has had a run before. The ledger then holds
+        them without what the task has paid for durable calls. None to hold the expected credits.
     :param memory: what the task has to remember, as plain JSON types: the event hands it back.
     :param unknown_arguments: arguments of another release. They are kept, handed on and ignored.
     """
@@ -104,6 +107,7 @@ class StabilityBalanceTrigger(BaseTrigger):
         budget: str | None = None,
         hold: str | None = None,
         is_of_task: bool = False,
+        run_credits: float | None = None,
         memory: dict[str, Any] | None = None,
         **unknown_arguments: Any,
     ) -> None:
@@ -129,6 +133,7 @@ class StabilityBalanceTrigger(BaseTrigger):
         self.budget = budget
         self.hold = hold or uuid.uuid4().hex
         self.is_of_task = is_of_task
+        self.run_credits = run_credits
         self.memory = memory
         self.unknown_arguments = unknown_arguments
         self._unrendered: str | None = None
@@ -234,6 +239,7 @@ class StabilityBalanceTrigger(BaseTrigger):
             reservation=self._reservation(gate, deferral),
         )
         key: int | None = None
+        may_fit = self.run_credits is not None  # a run has begun before
         async with contextlib.aclosing(feed):
             async for observation in feed:
                 gate.organization = observation.organization
@@ -249,8 +255,10 @@ class StabilityBalanceTrigger(BaseTrigger):
                     # The ledger knows better what is reserved, for all triggerers together.
                     reserved = 0.0 if observation.ledger else observation.reserved
                     decision = gate.observe_balance(outcome, observation.at, reserved=reserved)
-                    if decision.verdict is Verdict.OPEN:
+                    if decision.verdict is Verdict.OPEN or not may_fit:
+                        # At the first balance, a ledger tells if it can never hold the credits.
                         decision = await self._hold(gate, observation, decision, deferral)
+                        may_fit = True
                 if decision.verdict is not Verdict.WAIT:
                     return decision
                 if decision.should_log:
@@ -268,15 +276,18 @@ class StabilityBalanceTrigger(BaseTrigger):
             return gate.observe_hold_failure(StabilityConfigurationError(text), observation.at)
         if self.expected_credits is None:
             return decision
+        is_open = decision.verdict is Verdict.OPEN
         # It loads SQLAlchemy, and the loop must load no module.
         holds = await asyncio.to_thread(importlib.import_module, "airflow_stability.triggers.holds")
         try:
             obstacle = await holds.hold_credits(self, gate, observation, since=deferral.began - self.waited)
-        except StabilityError as error:
+        except StabilityPermanentError as error:
             return gate.observe_hold_failure(error, observation.at)
+        except StabilityError as error:
+            return gate.observe_hold_failure(error, observation.at) if is_open else decision
         if obstacle is not None:
-            return gate.observe_obstacle(obstacle, observation.at)
-        self._holds = True
+            return gate.observe_obstacle(obstacle, observation.at) if is_open else decision
+        self._holds = is_open
         return decision
 
     def _reservation(self, gate: Gate, deferral: Deferral) -> Reservation | None:

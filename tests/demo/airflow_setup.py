@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -9,13 +10,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tests.demo.errors import DemoError
-from tests.demo.folders import DEMO, LOGS, PASSWORD_FILE, ROOT, display_path
+from tests.demo.folders import DEMO, LEDGER, LOGS, PASSWORD_FILE, ROOT, TIME_ZONES, display_path
 from tests.demo.rest_api import RestApi
-from tests.demo.scenario import ACCOUNT_DAG, PIPELINE_DAG
+from tests.demo.scenario import ACCOUNT_DAG, BUDGET, PIPELINE_DAG
 from tests.demo.signals import StopSignals
 from tests.demo.task_log import TaskLog
 from tests.demo.terminal import Terminal
-from tests.real_airflow import COMPONENTS, RealAirflow, descendants
+from tests.demo.time_zone import search_path
+from tests.real_airflow import COMPONENTS, STABILITY, RealAirflow, descendants
 
 USER = "admin"
 SETTINGS = {
@@ -28,7 +30,8 @@ SETTINGS = {
     # Airflow's default is five minutes. The demo shows a retry.
     "core__default_task_retry_delay": 1,
 }
-#: Seconds after which the demo gives up. It takes about a minute on two cores.
+CONNECTION, LEDGER_CONNECTION = "stability_default", "stability_ledger"
+#: Seconds after which the demo gives up. It takes about a minute and a half on two cores.
 TIME_LIMIT = 600
 #: Seconds between two looks at what the demo waits for.
 LOOK_EVERY = 0.5
@@ -47,6 +50,7 @@ class DemoAirflow:
         self._signals = signals
         self._give_up = started + TIME_LIMIT
         self.real = RealAirflow(DEMO, ROOT / "example_dags", settings=SETTINGS)
+        self.real.environment["PYTHONTZPATH"] = search_path(TIME_ZONES)
         self.api = RestApi(self.real.url, USER, password)
 
     # Waiting
@@ -110,22 +114,45 @@ class DemoAirflow:
                 raise DemoError(f"{error['filename']} could not be loaded:\n{error['stack_trace']}")
         return all(self.api.get(f"/api/v2/dags/{dag}") for dag in (PIPELINE_DAG, ACCOUNT_DAG))
 
-    def create_connection(self, url: str, api_key: str) -> None:
-        """Create the connection to the simulator over the REST API.
+    def create_connections(self, url: str, api_key: str) -> None:
+        """Create the connections to the simulator and to the ledger's database over the REST API.
 
         So the API key is on no command line, in no file and in no environment variable.
         """
+        ledger = {"connection_id": LEDGER_CONNECTION, "conn_type": "sqlite", "host": str(LEDGER)}
+        self.api.call("POST", "/api/v2/connections", ledger)
         host, port = url.removeprefix("http://").rsplit(":", 1)
+        extra = {"ledger_conn_id": LEDGER_CONNECTION, "budget": BUDGET}
         connection = {
-            "connection_id": "stability_default",
+            "connection_id": CONNECTION,
             "conn_type": "stability",
             "host": host,
             "port": int(port),
             "schema": "http",
             "password": api_key,
+            "extra": json.dumps(extra),
         }
         self.api.call("POST", "/api/v2/connections", connection)
-        self._say("connection stability_default created; it holds the API key, encrypted")
+        self._say(f"connection {CONNECTION} created; it holds the API key, encrypted")
+        self._say(f"its extra names a ledger, {display_path(LEDGER)}, and the budget {BUDGET!r}")
+
+    # Commands of the provider
+
+    def run_stability(self, *arguments: str) -> None:
+        """Run a command of the provider as a user would, and print it and its output.
+
+        :raises AirflowError: the command failed.
+        """
+        name, python = "-".join(arguments[:2]), [] if STABILITY[0] == "airflow" else ["python", "-m"]
+        line = " ".join([*python, *STABILITY, *arguments])
+        self._terminal.say("ledger", f"$ {line}")
+        command = self.real.stability(name, *arguments)
+        self.wait_for(line, lambda: self.real.finished(name, command))
+        assert command.stdout is not None
+        with command.stdout as output:
+            for text in output.read().decode().splitlines():
+                if text.strip():
+                    self._terminal.say("", text.rstrip())
 
     # Runs of DAGs
 

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from cryptography.fernet import Fernet
+from sqlalchemy import create_engine, select
 
+from airflow_stability.ledger.budgets import COUNTING
+from airflow_stability.ledger.schema import spends
+from airflow_stability.rules.credits import from_microcredits
 from airflow_stability.simulator import StabilitySimulator
+from tests.demo.airflow_setup import CONNECTION
 from tests.demo.errors import DemoError
-from tests.demo.folders import IMAGES, display_path
+from tests.demo.folders import IMAGES, LEDGER, display_path
 from tests.demo.scenario import (
+    BUDGET,
+    BUDGET_LIMIT,
+    CREDITS_PER_IMAGE,
     FINAL_CREDITS,
     KILLED_RUN_ID,
     PAID_IMAGES,
@@ -96,6 +107,36 @@ def check_credits(simulator: StabilitySimulator) -> str:
     )
 
 
+def check_ledger(simulator: StabilitySimulator, midnight: datetime | None) -> str:
+    """Check that the ledger knows all that the simulator was paid, and that no day exceeded the budget.
+
+    The lost image is not posted: a dead worker cannot say whether it has paid.
+
+    :param midnight: when the first day of the budget ended.
+    :raises DemoError: a sum differs, or a spend is not in the budget.
+    """
+    engine = create_engine(f"sqlite:///{LEDGER}")
+    with engine.connect() as connection:
+        rows = list(connection.execute(select(spends).where(spends.c.state.in_(COUNTING))))
+    engine.dispose()
+
+    def total(spends: Iterable[Any]) -> float:
+        return from_microcredits(sum(spend.microcredits for spend in spends))
+
+    paid = sum(charge.credits for charge in simulator.charges)
+    posted = total(row for row in rows if row.state == "posted")
+    lost = total(row for row in rows if row.state != "posted" and row.run_id == KILLED_RUN_ID)
+    sums = f"{posted:g} credits posted, and {lost:g} held or unknown for the lost image"
+    if (posted, lost) != (len(PROMPTS) * CREDITS_PER_IMAGE, CREDITS_PER_IMAGE) or total(rows) != paid:
+        raise DemoError(f"the simulator was paid {paid:g} credits, and the ledger has {sums}")
+    first = total(row for row in rows if midnight and row.held_at.replace(tzinfo=UTC) < midnight)
+    second = total(rows) - first
+    days = f"{first:g} on the first day and {second:g} on the second, of {BUDGET_LIMIT} each"
+    if first != BUDGET_LIMIT or second > BUDGET_LIMIT or {row.budget for row in rows} != {BUDGET}:
+        raise DemoError(f"the budget {BUDGET} did not count these spends as it should: {days}")
+    return f"the ledger has all that the simulator was paid: {sums}. The budget counts {days}"
+
+
 def check_api_key(airflow: RealAirflow, api_key: str) -> str:
     """Check that Airflow holds the API key nowhere but in the connection, encrypted.
 
@@ -104,7 +145,7 @@ def check_api_key(airflow: RealAirflow, api_key: str) -> str:
     :raises DemoError: the key stands elsewhere, or the connection does not hold it.
     """
     places, files, rows = airflow.places_of(api_key)
-    [(encrypted,)] = airflow.query("SELECT password FROM connection")
+    [(encrypted,)] = airflow.query("SELECT password FROM connection WHERE conn_id = :id", id=CONNECTION)
     if Fernet(airflow.fernet_key).decrypt(encrypted.encode()).decode() != api_key:
         raise DemoError("the connection in Airflow's database does not hold the API key")
     if places:

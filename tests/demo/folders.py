@@ -12,6 +12,8 @@ IMAGES = DEMO / "images"
 LOGS = DEMO / "logs"
 TASK_LOGS = DEMO / "airflow" / "logs"
 PASSWORD_FILE = DEMO / "password.json"
+LEDGER = DEMO / "ledger.db"
+TIME_ZONES = DEMO / "zoneinfo"
 
 
 def prepare_folder(user: str, password: str) -> None:

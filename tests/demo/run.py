@@ -10,13 +10,21 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from airflow_stability.simulator import StabilitySimulator
 from tests.demo.airflow_setup import USER, DemoAirflow
-from tests.demo.checks import check_api_key, check_credits, check_images, check_killed_run, check_tasks
+from tests.demo.checks import (
+    check_api_key,
+    check_credits,
+    check_images,
+    check_killed_run,
+    check_ledger,
+    check_tasks,
+)
 from tests.demo.errors import DemoError
 from tests.demo.folders import IMAGES, LOGS, display_path, prepare_folder
 from tests.demo.killed_worker import KilledWorkerStory
+from tests.demo.ledger import DemoLedger
 from tests.demo.scenario import INITIAL_CREDITS, PIPELINE_DAG, RUN_ID
 from tests.demo.signals import StopRequested, StopSignals
-from tests.demo.story import ImagePipelineStory, show_account
+from tests.demo.story import ImagePipelineStory
 from tests.demo.terminal import Terminal
 from tests.real_airflow import AirflowError
 
@@ -63,20 +71,23 @@ class Demo:
         balance = f"the balance is {simulator.credits():g} credits"
         self._say("simulator", f"a simulated Stability API runs at {simulator.url}; {balance}")
         airflow.start()
-        airflow.create_connection(simulator.url, simulator.api_key)
-        story = ImagePipelineStory(self._terminal, airflow, simulator)
+        airflow.create_connections(simulator.url, simulator.api_key)
+        ledger = DemoLedger(self._terminal, airflow)
+        story = ImagePipelineStory(self._terminal, airflow, simulator, ledger)
         story.start()
         if self._keep:
             self._say_address(f"/dags/{PIPELINE_DAG}/runs/{RUN_ID}")
+        ledger.set_up()  # while Airflow starts the run; its gate is closed
         story.follow()
         KilledWorkerStory(self._terminal, airflow, simulator).tell()
-        show_account(self._terminal, airflow)
+        ledger.show_spends()
         if not self._keep:
             airflow.stop()
         self._say("check", check_tasks(airflow.real))
         self._say("check", check_images())
         self._say("check", check_killed_run(airflow.real))
         self._say("check", check_credits(simulator))
+        self._say("check", check_ledger(simulator, ledger.midnight))
         self._say("check", check_api_key(airflow.real, simulator.api_key))
         where = f"images: {display_path(IMAGES)}, logs: {display_path(LOGS)}"
         self._say("done", f"The demo succeeded in {self._elapsed()}; {where}")

@@ -27,14 +27,21 @@ IMAGE_PATH = "/v2beta/stable-image/generate/core"
 
 #: Too few credits for the gate.
 INITIAL_CREDITS = 2.0
-#: Enough for the gate and three images: one of the second two requests is refused.
-FIRST_TOP_UP = 8.0
-#: More than the remaining images cost. A triggerer that has let a task continue counts the task's credits as
-#: spent for a minute, even if the balance already shows that they are.
+#: Enough for four images.
+FIRST_TOP_UP = 10.0
+#: What somebody else spends while two images are requested: then one of these requests is refused.
+SPENT_ELSEWHERE = 3.0
+#: Enough for the remaining images, for the second run's gate, and for the image that is lost.
 SECOND_TOP_UP = 12.0
 #: The images that are paid for: one for each prompt, and the one that is lost.
 PAID_IMAGES = len(PROMPTS) + 1
-FINAL_CREDITS = INITIAL_CREDITS + FIRST_TOP_UP + SECOND_TOP_UP - PAID_IMAGES * CREDITS_PER_IMAGE
+FINAL_CREDITS = (
+    INITIAL_CREDITS + FIRST_TOP_UP + SECOND_TOP_UP - SPENT_ELSEWHERE - PAID_IMAGES * CREDITS_PER_IMAGE
+)
+
+BUDGET = "demo"
+#: Enough for all images of the first run but one.
+BUDGET_LIMIT = (len(PROMPTS) - 1) * CREDITS_PER_IMAGE
 
 
 def image_statuses(simulator: StabilitySimulator) -> list[int | None]:

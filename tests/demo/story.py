@@ -9,9 +9,11 @@ from airflow_stability.simulator import Fault, StabilitySimulator
 from tests.demo.airflow_setup import DemoAirflow
 from tests.demo.errors import DemoError
 from tests.demo.folders import IMAGES, display_path
+from tests.demo.ledger import DemoLedger
 from tests.demo.rest_api import TaskStates
 from tests.demo.scenario import (
     ACCOUNT_DAG,
+    BUDGET,
     CREDITS_PER_IMAGE,
     FIRST_TOP_UP,
     IMAGE_PATH,
@@ -19,6 +21,7 @@ from tests.demo.scenario import (
     PIPELINE_DAG,
     PROMPTS,
     SECOND_TOP_UP,
+    SPENT_ELSEWHERE,
     image_statuses,
 )
 from tests.demo.task_log import TaskLog
@@ -32,10 +35,14 @@ class ImagePipelineStory:
     acted. The next step is tried only after that. To tell more, add a method to the list of steps.
     """
 
-    def __init__(self, terminal: Terminal, airflow: DemoAirflow, simulator: StabilitySimulator) -> None:
+    def __init__(
+        self, terminal: Terminal, airflow: DemoAirflow, simulator: StabilitySimulator, ledger: DemoLedger
+    ) -> None:
+        self._terminal = terminal
         self._say = terminal.say
         self._airflow = airflow
         self._simulator = simulator
+        self._ledger = ledger
         self._gate = TaskLog(PIPELINE_DAG, "wait_for_credit")
         self._images = [TaskLog(PIPELINE_DAG, "generate_image", index) for index in range(len(PROMPTS))]
         self._report = TaskLog(PIPELINE_DAG, "report")
@@ -44,8 +51,9 @@ class ImagePipelineStory:
         self._steps = [
             self._top_up_for_the_gate,
             self._release_image_requests,
-            self._release_image_requests,
+            self._spend_elsewhere,
             self._top_up_for_the_images,
+            self._let_the_day_end,
         ]
 
     def start(self) -> None:
@@ -70,6 +78,7 @@ class ImagePipelineStory:
         """Print what is new, and try the next step. Return whether the run is over and all of it printed."""
         succeeded = self._airflow.run_succeeded(PIPELINE_DAG)
         states = self._airflow.api.task_states(PIPELINE_DAG)
+        self._ledger.tell_midnight()
         self._print_news(states)
         if self._steps and self._steps[0](states):
             del self._steps[0]
@@ -107,6 +116,46 @@ class ImagePipelineStory:
 
     def _release_image_requests(self, _states: TaskStates) -> bool:
         """Let the simulator respond to image requests when as many as possible are pending at once."""
+        if not self._requests_are_pending():
+            return False
+        self._simulator.clear_faults()
+        self._hold_image_requests()
+        return True
+
+    def _spend_elsewhere(self, states: TaskStates) -> bool:
+        """Let somebody else spend before the simulator responds: one of the requests is refused then."""
+        if not self._requests_are_pending():
+            return False
+        credits = self._simulator.credits() - SPENT_ELSEWHERE
+        self._simulator.set_credits(credits)
+        somebody = f"somebody spends {SPENT_ELSEWHERE:g} credits on the web site"
+        self._say("simulator", f"{somebody}; the balance is {credits:g} credits now")
+        self._simulator.clear_faults()
+        self._hold_image_requests()
+        return True
+
+    def _top_up_for_the_images(self, states: TaskStates) -> bool:
+        """Top up when all images that are not made yet wait in the triggerer and have said so."""
+        waiting = self._waiting_images(states)
+        if not waiting or not all(log.last_message for log in waiting):
+            return False
+        self._say("image", f"{len(waiting)} tasks are deferred: they hold no worker while they wait.")
+        self._top_up(SECOND_TOP_UP)
+        self._simulator.clear_faults()
+        return True
+
+    def _let_the_day_end(self, states: TaskStates) -> bool:
+        """Let the budget's day end when the last image waits for that. Meanwhile, run another DAG."""
+        waiting = self._waiting_images(states)
+        if not waiting or not all(f"budget {BUDGET}:" in log.last_message for log in waiting):
+            return False
+        self._say("image", "There is credit, but the budget is used up. So this task is deferred, too.")
+        self._ledger.let_the_day_end()
+        show_account(self._terminal, self._airflow)
+        return True
+
+    def _requests_are_pending(self) -> bool:
+        """Return whether as many image requests as possible are pending, and print that."""
         requests = len(image_statuses(self._simulator))
         if requests - self._released_requests != PARALLEL_IMAGES:
             return False
@@ -116,24 +165,16 @@ class ImagePipelineStory:
             "simulator",
             f"received {PARALLEL_IMAGES} image requests at once; the balance is {credits:g} credits",
         )
-        self._simulator.clear_faults()
-        self._hold_image_requests()
         return True
 
-    def _top_up_for_the_images(self, states: TaskStates) -> bool:
-        """Top up when all images that are not made yet wait in the triggerer and have said so."""
+    def _waiting_images(self, states: TaskStates) -> list[TaskLog]:
+        """Return the logs of the images that wait; none unless all that are not made yet wait."""
         waiting = [
             log
             for index, log in enumerate(self._images)
             if states.get(("generate_image", index)) == "deferred"
         ]
-        all_wait = waiting and len(waiting) + len(self._finished_images) == len(PROMPTS)
-        if not all_wait or not all(log.last_message for log in waiting):
-            return False
-        self._say("image", f"{len(waiting)} tasks are deferred: they hold no worker while they wait.")
-        self._top_up(SECOND_TOP_UP)
-        self._simulator.clear_faults()
-        return True
+        return waiting if len(waiting) + len(self._finished_images) == len(PROMPTS) else []
 
     def _hold_image_requests(self) -> None:
         self._simulator.inject(Fault.hang(), path=IMAGE_PATH)

@@ -9,7 +9,7 @@ import time
 
 from tests.demo.errors import DemoError
 
-COLOURS = {"gate": "33", "simulator": "35", "image": "36", "done": "1;32", "failed": "1;31"}
+COLOURS = {"gate": "33", "simulator": "35", "image": "36", "ledger": "34", "done": "1;32", "failed": "1;31"}
 #: Seconds between two lines of progress where the output is not a terminal.
 PROGRESS_EVERY = 10
 

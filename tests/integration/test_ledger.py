@@ -77,6 +77,8 @@ CORE = "stable-image/generate/core"
         ("fail_before_paying", "failed", []),
         ("refused_elsewhere", "failed", []),
         ("never_fits", "failed", []),
+        ("never_fits_and_is_poor", "failed", []),
+        ("gate_never_fits_and_is_poor", "failed", []),
         ("has_no_budget", "failed", []),
         ("waits_for_its_budget", "failed", []),
         ("calls_more_than_it_has_declared", "failed", []),
@@ -105,6 +107,12 @@ LATE = "Timed out after 1 s: "
     ("task_id", "beginning", "end"),
     [
         ("never_fits", NEVER, "Raise the limit, or lower the credits."),
+        ("never_fits_and_is_poor", NEVER.replace("30", "3000"), "Raise the limit, or lower the credits."),
+        (
+            "gate_never_fits_and_is_poor",
+            NEVER.replace("30", "3000"),
+            "Raise the limit, or lower the credits.",
+        ),
         ("has_no_budget", "There is no budget 'nowhere' in the ledger. Make it with ", "name another one."),
         (
             "waits_for_its_budget",

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import select
 
 from airflow_stability.hooks.ledger import open_ledger
-from airflow_stability.ledger.ledger import Hold, Spender
+from airflow_stability.ledger.ledger import Call, Hold, Spender
 from airflow_stability.ledger.schema import spends
 from tests.triggerer import gate_trigger
 from tests.versions import IS_LOWEST
@@ -131,6 +131,23 @@ def test_tasks_wait_for_their_budget_until_its_limit_is_raised(simulator, ledger
         assert triggerer.opened == [0, 1, 2, 3, 4]
 
 
+def test_the_rest_of_a_run_holds_what_it_still_has_to_pay(simulator, ledger):
+    ledger.set_budget("images", 5, "total")
+    paid = Call("paid", Spender("stability_default", budget="images"), "core", 3, output="s3://bucket/1.png")
+    ledger.begin_call(paid, None)
+    ledger.end("paid", "posted")
+    rest = trigger(minimum_credits=1.0, expected_credits=0.0, run_credits=6.0, budget="images")
+    with Triggerer({0: rest}) as triggerer:
+        polled(simulator, 3)
+        assert triggerer.events == {}  # its other 3 credits do not fit
+        ledger.set_budget("images", 6, "total")
+        until(lambda: triggerer.events)
+
+    with ledger.database.engine.connect() as connection:
+        held = select(spends.c.spend_key, spends.c.microcredits).where(spends.c.state == "held")
+        assert connection.execute(held).all() == [(triggerer.events[0]["hold"], 3_000_000)]
+
+
 def test_a_text_says_that_the_budget_was_the_reason(simulator, ledger):
     ledger.set_budget("images", 4, "total")
     ledger.hold([Hold("other", Spender("stability_default", budget="images"), 2)])
@@ -159,8 +176,9 @@ def test_a_text_says_that_the_budget_was_the_reason(simulator, ledger):
         ),
     ],
 )
-def test_what_can_never_be_held_fails_at_once(simulator, ledger, arguments, text):
-    simulator.set_credits(100.0)
+@pytest.mark.parametrize("credits", [0.5, 100.0], ids=["poor", "rich"])
+def test_what_can_never_be_held_fails_at_once(simulator, ledger, arguments, text, credits):
+    simulator.set_credits(credits)
     ledger.set_budget("images", 4, "total")
     with Triggerer({0: trigger(**arguments)}) as triggerer:
         until(lambda: triggerer.events)

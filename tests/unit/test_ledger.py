@@ -206,7 +206,7 @@ def test_a_hold_of_another_budget_does_not_begin(ledger):
     assert ledger.start("a", "images")
 
 
-def test_the_durable_calls_of_a_task_are_added_up(ledger):
+def test_a_run_that_replays_holds_nothing_for_what_its_task_has_paid_for(ledger):
     ledger.begin_call(call("paid", 3, output="s3://bucket/1.png"), None)
     ledger.end("paid", "posted")
     ledger.begin_call(call("unknown", 2.5, output="s3://bucket/2.png"), None)
@@ -214,8 +214,18 @@ def test_the_durable_calls_of_a_task_are_added_up(ledger):
     ledger.begin_call(call("refused", 1, output="s3://bucket/3.png"), None)
     ledger.end("refused", "void")
 
-    assert ledger.durable_credits(dataclasses.replace(SPENDER, try_number=2)) == 5.5
-    assert ledger.durable_credits(dataclasses.replace(SPENDER, run_id="another")) == 0
+    ledger.set_budget("images", 16, "total")
+
+    def held(key, credits, **who):
+        ledger.hold([hold(key, credits, dataclasses.replace(SPENDER, **who), replays=True)])
+        return state(ledger, key)
+
+    assert held("next try", 8, try_number=2) == ("held", 2.5)
+    assert held("another run", 1, run_id="another") == ("held", 1)
+    assert held("paid for", 5, try_number=2) == ("held", 0)
+    # The budget has 6 left.
+    refused = ledger.hold([hold("too much", 12, replays=True)])
+    assert refused.needed == {"too much": 6.5}
 
 
 def test_a_run_that_spends_nothing_holds_nothing_in_a_budget_that_is_overspent(ledger):

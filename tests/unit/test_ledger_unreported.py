@@ -345,7 +345,7 @@ def test_a_thread_of_the_function_leaves_it_to_the_end_of_the_run(
     away = os.environ["AIRFLOW_CONN_NO_LEDGER"]
     monkeypatch.setenv("AIRFLOW_CONN_NO_LEDGER", f"sqlite:///{tmp_path}/ledger.db")
     open_ledger("no_ledger").database.init()
-    recorder.begin_run(WantedCredits(3, None, None, None), itemized=True, hold=None, is_rest=False)
+    recorder.begin_run(WantedCredits(3, None, None, None), itemized=True, hold=None, replays=False)
     call = recorder.begin(CORE, None, None, 60.0)
     monkeypatch.setenv("AIRFLOW_CONN_NO_LEDGER", away)
     thread = threading.Thread(target=recorder.end, args=(call, "posted"))

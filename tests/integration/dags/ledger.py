@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from airflow_stability.errors import StabilityPaymentRequiredError
 from airflow_stability.hooks.stability import StabilityHook
 from airflow_stability.operators.spend import StabilitySpendOperator
+from airflow_stability.sensors.stability import StabilityBalanceSensor
 from tests.integration.decision_table import FAILURES
 
 try:
@@ -64,6 +65,10 @@ with DAG(
     def never_fits(client):
         raise AssertionError("it must not run")
 
+    @task.stability(**SPEND, credits=3000, budget="images")
+    def never_fits_and_is_poor(client):
+        raise AssertionError("it must not run")
+
     @task.stability(**SPEND, credits=1, budget="nowhere")
     def has_no_budget(client):
         raise AssertionError("it must not run")
@@ -97,7 +102,22 @@ with DAG(
     paint() >> paint_two() >> find_two() >> paint_in_a_plain_task()
     spend_elsewhere(), fail_elsewhere(), fail_before_paying(), refused_elsewhere()
     takes_half_of_a_budget() >> waits_for_its_budget()
-    never_fits(), has_no_budget(), has_no_ledger(), calls_more_than_it_has_declared(), ledger_is_away()
+    (
+        never_fits(),
+        never_fits_and_is_poor(),
+        has_no_budget(),
+        has_no_ledger(),
+        calls_more_than_it_has_declared(),
+        ledger_is_away(),
+    )
+    StabilityBalanceSensor(
+        task_id="gate_never_fits_and_is_poor",
+        minimum_credits=0,
+        expected_credits=3000,
+        budget="images",
+        poke_interval=0.2,
+        **CONN,
+    )
     StabilitySpendOperator(
         task_id="templated",
         python_callable=lambda client: client.generate(CORE, prompt="a fox"),

@@ -462,6 +462,16 @@ def read_connections_as_a_command() -> None:
         os.environ["_AIRFLOW_PROCESS_CONTEXT"] = "server"
 
 
+def xcom_of(key: str, *, dag_id: str, run_id: str, task_id: str, map_index: int) -> Any:
+    """Return an XCom of any task, for a task that is under way; None if there is none.
+
+    The public ``xcom_pull`` of Airflow 2.11 only finds XComs of the same logical date.
+    """
+    return __getattr__("XCom").get_one(
+        key=key, dag_id=dag_id, run_id=run_id, task_id=task_id, map_index=map_index
+    )
+
+
 def task_state_store(context: Context) -> Any:
     """Return the store whose entries the task's page shows; None before Airflow 3.3."""
     return context.get("task_state_store")

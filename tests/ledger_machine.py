@@ -15,6 +15,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from sqlalchemy import func, select
 
 from airflow_stability.errors import StabilityBudgetExhaustedError
+from airflow_stability.hooks.unreported import write_what_was_left
 from airflow_stability.ledger.budgets import COUNTING
 from airflow_stability.ledger.database import Database
 from airflow_stability.ledger.ledger import Call, Hold, Ledger, Reading, Spender
@@ -64,6 +65,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.numbers = itertools.count()
         #: What the API has charged, in millionths, by the key of the spend.
         self.books = {}
+        #: What tasks have left of calls that they could not write down, by the key of the spend.
+        self.left = {}
         metadata.drop_all(self.engine)
         self.ledger = self.restarted()
         self.ledger.database.init()
@@ -173,8 +176,13 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger.begin_call(call, run.key)  # its first try was committed, and nobody knew
         return sent
 
-    @rule(sent=calls, answer=st.sampled_from(["posted", "void", "unknown"]), dies=st.booleans())
-    def answer(self, sent, answer, dies):
+    @rule(
+        sent=calls,
+        answer=st.sampled_from(["posted", "void", "unknown"]),
+        dies=st.booleans(),
+        leaves=st.booleans(),
+    )
+    def answer(self, sent, answer, dies, leaves):
         if sent.ended or not sent.run.alive:
             return
         sent.ended = True
@@ -184,6 +192,8 @@ class LedgerMachine(RuleBasedStateMachine):
             self.books[sent.call.key] = self.row(sent.call.key).microcredits
         if dies:  # after the answer, before it is written down
             sent.run.alive = False
+            if leaves:  # the ledger is away
+                self.left[sent.call.key] = answer, "left by its task"
             return
         self.ledger.end(sent.call.key, answer)
         assert not self.ledger.end(sent.call.key, answer)
@@ -224,6 +234,19 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule()
     def end_leases(self):
         self.ledger.end_leases()
+
+    @rule()
+    def look_for_what_was_left(self):
+        found = {}
+
+        def left_by_task(spend):
+            if spend.spend_key in self.left:
+                found[spend.spend_key] = self.left[spend.spend_key]
+            return found.get(spend.spend_key)
+
+        write_what_was_left(self.ledger, left_by_task, lambda output: False)
+        for key, (state, _) in found.items():
+            assert self.row(key).state == state
 
     @rule(days=st.sampled_from([1, 3, 10]))
     def prune(self, days):

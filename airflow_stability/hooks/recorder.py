@@ -15,6 +15,7 @@ from airflow_stability.client.recording import POSTED, UNKNOWN, VOID, LedgerSett
 from airflow_stability.errors import StabilityError, StabilityLedgerUnavailableError, StabilityTransientError
 from airflow_stability.hooks.ledger import open_ledger
 from airflow_stability.hooks.storage import AirflowStorage
+from airflow_stability.hooks.unreported import leave, write_what_was_left
 from airflow_stability.ledger.budgets import Budget
 from airflow_stability.ledger.ledger import LEASE_SECONDS, Call, Hold, HoldResult, Ledger, Reading, Spender
 from airflow_stability.prices import price_if_known
@@ -48,9 +49,34 @@ class Run:
 #: The run that is under way in this process, by ledger. All clients share it: a function may make its own.
 _runs: dict[str, Run] = {}
 
-#: How spends have ended that is not written yet, by ledger: several clients and threads of a process write.
-_unwritten: dict[str, list[tuple[str, str, str | None]]] = {}
+
+@dataclass
+class Outcome:
+    """How a spend has ended, and is not written yet.
+
+    :param left: whether its task has left it in an XCom.
+    """
+
+    key: str
+    state: str
+    reason: str | None
+    left: bool = False
+
+
+#: The outcomes that are not written yet, by ledger: several clients and threads of a process write.
+_unwritten: dict[str, list[Outcome]] = {}
 _writing = threading.RLock()
+
+
+_LATER = "A later task that spends with this ledger writes it, from an XCom of this task"
+
+
+def _leave(outcomes: Iterable[Outcome]) -> None:
+    """Leave outcomes in XComs of the task that is under way, as far as this is possible."""
+    # Up to Airflow 3.1, requests of several threads to Airflow could get each other's responses.
+    if threading.current_thread() is threading.main_thread():
+        for each in outcomes:
+            each.left = each.left or leave(each.key, each.state, each.reason)
 
 
 def obstacle_to(hold: Hold, result: HoldResult) -> str | None:
@@ -120,6 +146,7 @@ class LedgerRecorder:
         spender = self._spender(wanted.budget, wanted.organization)
         ledger = open_ledger(self.ledger_conn_id)
         ledger.end_leases()
+        write_what_was_left(ledger)
         if (spender.try_number or 0) > 1:
             ledger.end_earlier_tries(spender)
         if hold is not None and ledger.start(hold, spender.budget, itemized=itemized):
@@ -233,10 +260,10 @@ class LedgerRecorder:
 
     def _later(self, key: str, outcome: str, reason: str | None = None) -> None:
         with _writing:
-            _unwritten.setdefault(self.ledger_conn_id, []).append((key, outcome, reason))
+            _unwritten.setdefault(self.ledger_conn_id, []).append(Outcome(key, outcome, reason))
 
     def _write(self, patience: float) -> None:
-        """Write what is not written yet.
+        """Write what is not written yet. If the ledger is out of reach, the task leaves it in XComs first.
 
         :param patience: seconds to wait for a ledger that is out of reach; afterwards the rest is given up.
             0.0 for a single try, after which the rest is kept.
@@ -247,19 +274,22 @@ class LedgerRecorder:
             failure: StabilityError | None = None
             while waiting:
                 try:
-                    open_ledger(self.ledger_conn_id).end(*waiting[0])
+                    first = waiting[0]
+                    open_ledger(self.ledger_conn_id).end(first.key, first.state, first.reason)
                     del waiting[0]
                     continue
                 except StabilityError as error:
                     failure = error
+                _leave(waiting)  # before it waits: the process may be killed meanwhile
                 if time.monotonic() >= until or not isinstance(failure, StabilityTransientError):
                     break
                 time.sleep(PAUSE)
             if not patience:
                 return
-            for key, outcome, _ in waiting:
-                text = "The ledger does not know that the spend %s is %s, and will call it unknown: %s"
-                _log.error(text, key, outcome, failure)
+            for each in waiting:
+                becomes = _LATER if each.left else "It will call it unknown"
+                text = "The ledger does not know that the spend %s is %s. %s: %s"
+                _log.error(text, each.key, each.state, becomes, failure)
             waiting.clear()
 
     def _spender(self, budget: str | None, organization: str | None) -> Spender:

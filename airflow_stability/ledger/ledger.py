@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -41,6 +41,18 @@ START_SECONDS = 900.0
 #: Seconds that a run of a function, or a call, may take. After that, its outcome is unknown.
 LEASE_SECONDS = 7200.0
 
+#: Seconds after which the end of a call is overdue: by default, a call takes no longer.
+OVERDUE_SECONDS = 300.0
+
+#: How long somebody looks for what a task has left of a spend of which nothing was heard.
+LOOKED_FOR = timedelta(days=7)
+
+#: Why a spend is unknown of which nothing was heard until its lease ended.
+NEVER_REPORTED = "Its lease ended, and its outcome was never reported."
+
+#: What is added to that when somebody has looked, and found nothing.
+NOTHING_LEFT = "Its task has left nothing that tells."
+
 #: The states that may follow a state. What is posted or void may still change into the other: a worker that
 #: was taken for dead may come back with the truth.
 _NEXT = {
@@ -53,6 +65,7 @@ _NEXT = {
 #: Whether a held spend may have been paid for. A run whose calls are itemized pays only by those calls.
 BEGUN = and_(spends.c.started_at.is_not(None), ~spends.c.itemized)
 
+_IS_CALL = spends.c.endpoint.is_not(None)
 
 # Made once, so that SQLAlchemy compiles each statement, and computes its cache key, only once.
 _INSERT = spends.insert()
@@ -158,6 +171,18 @@ class Call:
     credits: float | None
     output: str | None = None
     lease: float = LEASE_SECONDS
+
+
+@dataclass(frozen=True)
+class Unreported:
+    """A spend of whose end the ledger has heard nothing. Its fields are those of the table."""
+
+    spend_key: str
+    dag_id: str | None
+    run_id: str | None
+    task_id: str | None
+    map_index: int | None
+    output: str | None
 
 
 class Ledger:
@@ -347,8 +372,48 @@ class Ledger:
             return self.database.run(work)
 
         # Two transactions, since each locks the budgets before the spends.
-        end(BEGUN, UNKNOWN, "Its lease ended, and its outcome was never reported.")
+        end(BEGUN, UNKNOWN, NEVER_REPORTED)
         return end(~BEGUN, VOID, "Its lease ended. It never ran, or each of its calls is a spend of its own.")
+
+    def unreported(self, limit: int) -> list[Unreported]:
+        """Return the latest spends of whose end nothing was heard, and that nobody has looked into.
+
+        These are calls that are overdue, and what became unknown when its lease ended. Each is returned until
+        somebody notes what was found: once while it is held, and once more when its lease has ended.
+
+        :param limit: at most so many of either kind.
+        """
+
+        def work(connection: Connection, now: datetime) -> list[Unreported]:
+            ends_at = spends.c.lease_ends_at
+            overdue_at = now + timedelta(seconds=LEASE_SECONDS - OVERDUE_SECONDS)
+            kinds = (
+                (spends.c.state == UNKNOWN, spends.c.reason == NEVER_REPORTED, ends_at > now - LOOKED_FOR),
+                # A run may take as long as it likes.
+                (spends.c.state == HELD, spends.c.reason.is_(None), ends_at < overdue_at, _IS_CALL),
+            )
+            found: list[Unreported] = []
+            for kind in kinds:  # each of the two is read from the index, in its order
+                query = select(*_UNREPORTED).where(*kind).order_by(ends_at.desc()).limit(limit)
+                found += [Unreported(*row) for row in connection.execute(query)]
+            return found
+
+        return self.database.run(work)
+
+    def note(self, key: str, finding: str) -> None:
+        """Take note that somebody has looked into an unreported spend. It keeps its state.
+
+        :param finding: what was found. Nothing changes if the spend has ended meanwhile.
+        """
+        of_key = spends.c.spend_key == key
+
+        def work(connection: Connection, _now: datetime) -> None:
+            held = (of_key, spends.c.state == HELD, spends.c.reason.is_(None))
+            ended = (of_key, spends.c.state == UNKNOWN, spends.c.reason == NEVER_REPORTED)
+            for where, reason in ((held, finding), (ended, f"{NEVER_REPORTED} {finding}")):
+                connection.execute(spends.update().where(*where).values(reason=reason[:500]))
+
+        self.database.run(work)
 
     def end_earlier_tries(self, spender: Spender) -> None:
         """Give back what earlier tries of a task still hold, if their calls are itemized.
@@ -373,6 +438,10 @@ class Ledger:
             _end(connection, now, [spends.c.spend_key == key], VOID, reason)
 
         self.database.run(work)
+
+
+#: The columns of an unreported spend.
+_UNREPORTED = [spends.c[field.name] for field in fields(Unreported)]
 
 
 def is_over(now: datetime) -> Any:

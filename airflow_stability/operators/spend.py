@@ -376,6 +376,9 @@ class StabilitySpendOperator(PythonOperator):
         payments: Payments,
     ) -> BaseException:
         """Return the exception with which the task leaves the worker after a refusal of the function."""
+        if not takes_client(self.python_callable):
+            # The next run needs a hold of its own: an XCom may say that this run has not spent its hold.
+            self._event = None
         self.log.warning("Refused: %s", refusal)
         show_wait(context, f"Refused: {refusal}")
         if payments.maybe_paid:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from airflow_stability.compat import AIRFLOW_VERSION
+from airflow_stability.hooks.unreported import is_there
 
 if AIRFLOW_VERSION >= (3, 0):
     from airflow.sdk import ObjectStoragePath
@@ -20,5 +21,7 @@ if __name__ == "__main__":
         path.fs.pipe_file(path.path, b"by the client", mode="create")
     elif step == "read":
         sys.stdout.write(path.read_bytes().decode())
+    elif step == "find":
+        sys.stdout.write(f"there: {is_there(str(path))}")
     else:
         sys.exit(f"There is no step {step}.")

@@ -53,6 +53,14 @@ def test_a_process_outside_of_tasks_writes_and_reads_with_a_connection(server: S
     assert output.endswith("by the client")
 
 
+def test_an_output_is_found_by_its_address_which_names_the_connection(server: S3Server) -> None:
+    assert run(server, "find")[1].endswith("there: False")
+
+    server.put("images/a.png", b"by another")
+
+    assert run(server, "find")[1].endswith("there: True")
+
+
 def test_an_exclusive_write_does_not_overwrite(server: S3Server) -> None:
     server.put("images/a.png", b"by another")
 

@@ -53,9 +53,13 @@ TESTS_WITHOUT_AIRFLOW = (
     "test_validation",
 )
 
-#: Tests that start many processes of Airflow's command line, which takes seconds for each. CI runs them on
-#: the oldest, the newest and the beta.
-TESTS_OF_COMMANDS = ("test_cli_ledger",)
+#: Tests that start many processes, which takes seconds for each. CI runs them on the oldest, the newest and
+#: the beta.
+TESTS_OF_COMMANDS = ("test_cli", "test_cli_ledger", "test_docs", "test_package")
+
+#: Tests whose gates wait for minutes, and that are about Airflow, not about the versions of libraries. CI
+#: runs them on all Airflows, but not with the lowest versions of libraries.
+LONG_TESTS_OF_AIRFLOW = ("test_a_minute_of_trouble", "test_decision_table")
 
 
 def is_covered_elsewhere(test_file: Path) -> bool:
@@ -67,4 +71,6 @@ def is_covered_elsewhere(test_file: Path) -> bool:
     is_between = (3, 0) <= AIRFLOW_VERSION < NEWEST
     if name in TESTS_OF_COMMANDS:
         return is_between or IS_LOWEST
+    if name in LONG_TESTS_OF_AIRFLOW:
+        return IS_LOWEST
     return name in TESTS_WITHOUT_AIRFLOW and (is_between or (OLDEST_OR_NEWEST and AIRFLOW_VERSION != NEWEST))

@@ -505,4 +505,4 @@ def test_a_worker_that_is_killed_around_a_call_has_paid_once_at_most(cluster, ki
 
 
 def test_a_job_is_paid_once_whatever_becomes_of_a_triggerer(cluster, killed_tasks):
-    killed_tasks.check_job(cluster.airflow)
+    killed_tasks.check_job(cluster.airflow, triggerers=2)

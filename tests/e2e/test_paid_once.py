@@ -85,7 +85,7 @@ def test_object_storage_has_killed_each_worker_that_it_should(story):
 
 def test_a_job_is_paid_once_and_waited_for_in_a_triggerer_that_is_killed(story):
     airflow, killed_tasks, _ = story
-    killed_tasks.check_job(airflow)
+    killed_tasks.check_job(airflow, triggerers=1)
 
 
 def test_what_was_paid_for_while_the_ledger_was_away_is_written_by_a_later_task(story):

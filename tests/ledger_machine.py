@@ -118,10 +118,12 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(run=runs)
     def hold_again(self, run):
         before = self.row(run.key)
-        if before is not None:
-            self.ledger.hold([Hold(run.key, run.spender, run.credits, None, run.itemized)])
-        if before is not None and before.state != "void":
-            assert self.row(run.key) == before
+        if before is None:
+            return
+        self.ledger.hold([Hold(run.key, run.spender, run.credits, None, run.itemized)])
+        if before.state != "void":
+            lease = {"lease_ends_at": None}  # it begins anew if the run has not begun
+            assert dict(self.row(run.key)._mapping) | lease == dict(before._mapping) | lease
 
     def start(self, run):
         """Begin to run, or go on."""

@@ -147,16 +147,16 @@ class RequestSender:
         headers: Mapping[str, str],
         arguments: Mapping[str, Any],
     ) -> requests.PreparedRequest:
-        if version != "v1alpha":
-            headers = {**self._identity, **headers}
         url, auth = self._base_url + path, self._auth[version]
+        identity = {} if version == "v1alpha" else self._identity
         try:
-            request = requests.Request(method, url, headers=dict(headers), auth=auth, **arguments)
+            request = requests.Request(method, url, headers={**identity, **headers}, auth=auth, **arguments)
             prepared = self._session.prepare_request(request)
             for value in prepared.headers.values():
                 if isinstance(value, str):
                     value.encode("latin-1")  # http.client would find it only while sending
-            if not isinstance(prepared.body, Iterable | None):  # as would this
+            body = prepared.body
+            if not isinstance(body, Iterable | None) and not hasattr(body, "read"):  # as would this
                 raise TypeError(f"the body is of type {type(prepared.body).__name__}")
             return prepared
         except Exception as error:  # whatever requests makes of arguments of another type

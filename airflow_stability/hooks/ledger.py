@@ -11,7 +11,13 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from airflow_stability.compat import BaseHook
-from airflow_stability.errors import StabilityConfigurationError, StabilityError
+from airflow_stability.errors import (
+    StabilityConfigurationError,
+    StabilityConnectionNotFoundError,
+    StabilityError,
+    StabilityLedgerUnavailableError,
+    StabilityTransientError,
+)
 from airflow_stability.hooks.connection import client_from_connection, reading_failure
 from airflow_stability.ledger.database import Database, adapt, engine_arguments
 from airflow_stability.ledger.ledger import Ledger
@@ -67,11 +73,26 @@ def open_ledger(conn_id: str) -> Ledger:
     """Return the ledger of a connection. The connection is read each time, the engine is kept.
 
     :param conn_id: a connection to a database.
-    :raises StabilityConnectionNotFoundError: there is no such connection.
     :raises StabilityConfigurationError: its database cannot hold a ledger, or a provider is missing for it.
-    :raises StabilityTransientError: the connection could not be read just now.
+    :raises StabilityLedgerUnavailableError: the connection is not there, or could not be read just now.
     """
-    return ledger_of(_read(conn_id))
+    try:
+        connection = _read(conn_id)
+    except StabilityError as error:
+        failure = unread_failure(error)
+    else:
+        return ledger_of(connection)
+    raise failure
+
+
+def unread_failure(error: StabilityError) -> StabilityError:
+    """Return the error for a ledger whose connection could not be read.
+
+    Airflow says "not found" also when it could not ask its own API server, or a secrets backend. That passes.
+    """
+    if isinstance(error, StabilityConnectionNotFoundError | StabilityTransientError):
+        return StabilityLedgerUnavailableError(f"The ledger's connection cannot be read: {error}")
+    return error
 
 
 def ledger_of(connection: Connection) -> Ledger:

@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from airflow_stability import metrics
 from airflow_stability.client.recording import POSTED, UNKNOWN, VOID, LedgerSettings, WantedCredits
@@ -38,12 +38,14 @@ class Run:
     :param hold: the key of the hold.
     :param itemized: whether every payment of the run is a call of its client.
     :param calls: how many calls it has made, and outputs it has found.
+    :param outputs: the key of the last call, by the address of its output.
     """
 
     hold: str
     spender: Spender
     itemized: bool
     calls: int = 0
+    outputs: dict[str, str] = field(default_factory=dict)
 
 
 #: The run that is under way in this process, by ledger. All clients share it: a function may make its own.
@@ -153,7 +155,7 @@ class LedgerRecorder:
             key = hold
         else:
             if hold is not None:  # of another budget
-                ledger.end(hold, VOID, "Its task has taken another hold.")
+                ledger.release(hold, "Its task has taken another hold.")
             key = uuid.uuid4().hex
             new = Hold(
                 key,
@@ -216,6 +218,8 @@ class LedgerRecorder:
         _report_soft_limits(reached)
         if run is not None:
             run.calls += 1
+            if output is not None:
+                run.outputs[output] = call.key
         return call.key
 
     def end(self, key: str, outcome: str, reason: str | None = None) -> None:
@@ -235,6 +239,10 @@ class LedgerRecorder:
 
     def not_charged(self, address: str, reason: str) -> None:
         """Take note that the API has not charged a call that it had accepted."""
+        if (run := self._run) is not None and address in run.outputs:
+            # It must come after what is not written yet: that the call was accepted.
+            self.end(run.outputs[address], VOID, reason)
+            return
         try:
             open_ledger(self.ledger_conn_id).not_charged(address, reason)
         except StabilityError as error:

@@ -28,7 +28,7 @@ XCOM_KEY = "stability_spend_{}"
 
 #: How many spends of each kind a task takes from the ledger, and how many of them it looks into.
 #: It takes them by lot. So many tasks at once share the work, and one spend does not stop that of others.
-TAKEN, LOOKED_INTO = 50, 10
+TAKEN, LOOKED_INTO = 500, 10
 
 #: Seconds after which a task looks into no more of them, and for which it waits for a storage.
 SECONDS = 3.0
@@ -124,8 +124,9 @@ def _look_into(
             output_is_there = has_output(output)
         except Exception as error:
             _log.warning("The output of the spend %s cannot be looked for: %s", key, type(error).__name__)
-            output_is_there = False
+            output_is_there, finding = False, "Its output could not be looked for."
         if output_is_there:
             ledger.output_found(output)
+            finding = "Its output is there, and another call may have made it."
     # It does not keep each task that follows busy.
     ledger.note(key, finding)

@@ -67,6 +67,9 @@ BEGUN = and_(spends.c.started_at.is_not(None), ~spends.c.itemized)
 
 _IS_CALL = spends.c.endpoint.is_not(None)
 
+#: What tells a task instance from others, in whatever try.
+_TASK = ("dag_id", "run_id", "task_id", "map_index")
+
 # Made once, so that SQLAlchemy compiles each statement, and computes its cache key, only once.
 _INSERT = spends.insert()
 _LOCK = select(spends).where(spends.c.spend_key == bindparam("key")).with_for_update()
@@ -256,7 +259,7 @@ class Ledger:
 
     def _hold(self, holds: Sequence[Hold], reading: Reading | None) -> HoldResult:
         def work(connection: Connection, now: datetime, *, look_first: bool = False) -> HoldResult:
-            to_pay = [_without_durable_calls(connection, each) for each in holds]
+            to_pay = _without_durable_calls(connection, holds)
             at_once = None if look_first else _hold_at_once(connection, now, to_pay, reading)
             return at_once or _hold(connection, now, to_pay, reading, look_first=look_first)
 
@@ -312,6 +315,11 @@ class Ledger:
             return bool(_end(connection, now, [spends.c.spend_key == key], state, reason))
 
         return self.database.run(work)
+
+    def release(self, key: str, reason: str) -> None:
+        """Give back a hold whose run has not begun. Any other spend stays as it is."""
+        not_begun = [spends.c.spend_key == key, spends.c.state == HELD, spends.c.started_at.is_(None)]
+        self.database.run(lambda connection, now: _end(connection, now, not_begun, VOID, reason))
 
     def output_found(self, output: str) -> None:
         """Take note that the output of an earlier call was found: that call was paid for.
@@ -451,8 +459,7 @@ def is_over(now: datetime) -> Any:
 
 def _is_of_task(spender: Spender) -> Any:
     """Return the condition that a spend is of the same task, in whatever try."""
-    names = ("dag_id", "run_id", "task_id", "map_index")
-    return and_(*(spends.c[name] == getattr(spender, name) for name in names))
+    return and_(*(spends.c[name] == getattr(spender, name) for name in _TASK))
 
 
 class _WrittenError(Exception):
@@ -465,14 +472,24 @@ def _known(connection: Connection, keys: Iterable[str]) -> dict[str, RowMapping]
     return {row["spend_key"]: row for row in connection.execute(query.with_for_update()).mappings()}
 
 
-def _without_durable_calls(connection: Connection, hold: Hold) -> Hold:
-    """Return a hold without the credits of the task's durable calls, in all its tries."""
-    if not hold.replays:
-        return hold
+def _without_durable_calls(connection: Connection, holds: Sequence[Hold]) -> Sequence[Hold]:
+    """Return holds without the credits of their tasks' durable calls, in all tries."""
+    # Without a task, it cannot be told whose calls they are.
+    runs = {each.spender.run_id for each in holds if each.replays and each.spender.run_id is not None}
+    if not runs:
+        return holds
+    task = [spends.c[name] for name in _TASK]
     durable = [spends.c.output_hash.is_not(None), spends.c.state.in_(COUNTING)]
-    query = select(func.sum(spends.c.microcredits)).where(_is_of_task(hold.spender), *durable)
-    paid = int(connection.execute(query).scalar() or 0)
-    return replace(hold, credits=from_microcredits(max(to_microcredits(hold.credits) - paid, 0)))
+    query = select(*task, func.sum(spends.c.microcredits)).where(spends.c.run_id.in_(runs), *durable)
+    paid = {tuple(row[:-1]): int(row[-1]) for row in connection.execute(query.group_by(*task))}
+
+    def to_pay(hold: Hold) -> Hold:
+        already = paid.get(tuple(getattr(hold.spender, name) for name in _TASK), 0)
+        if not hold.replays or not already:
+            return hold
+        return replace(hold, credits=from_microcredits(max(to_microcredits(hold.credits) - already, 0)))
+
+    return [to_pay(each) for each in holds]
 
 
 def _hold_at_once(

@@ -108,6 +108,15 @@ spends = Table(
     Index("stability_spends_by_day", "held_on", "dag_id", "budget", "state", "known", "microcredits"),
     Index("stability_spends_by_output", "output_hash"),
 )
+_is_durable = spends.c.output_hash.is_not(None)
+Index(
+    "stability_spends_by_task",
+    spends.c.run_id,
+    spends.c.task_id,
+    # Of durable calls only, where the database can do that: it is read for nothing else.
+    postgresql_where=_is_durable,
+    sqlite_where=_is_durable,
+)
 
 #: The last balance of each wallet. A transaction locks this row while it lets tasks go.
 wallets = Table(

@@ -202,7 +202,9 @@ class StabilitySpendOperator(PythonOperator):
         :raises StabilityConnectionNotFoundError: there is no such connection; Airflow's retries apply.
         """
         event = self._event
-        if event is None or event.is_left_over(context):
+        if event is not None and event.is_left_over(context):
+            event = self._event = None  # its hold belongs to an earlier try, which may have paid
+        if event is None:
             started = first_start(context) if self.reschedule else None
             state = SpendState.rescheduled(started, datetime.now(UTC)) if started else SpendState()
             return self._poll_and_run(context, self._spending(context, state))
@@ -311,10 +313,13 @@ class StabilitySpendOperator(PythonOperator):
         from airflow_stability.client.recording import WantedCredits  # a DAG file needs none of it
 
         gate, answered = spending.gate, True
+        # A job is paid for: its result is fetched even if the budget has nothing left for further calls.
+        is_paid = self._event is not None and self._event.verdict == DeferralEvent.JOB
+        credits = 0.0 if is_paid else spending.credits
         reading = gate.last_reading(datetime.now(UTC))
         try:
             obstacle = client.recorder.begin_run(
-                WantedCredits(spending.credits, budget, gate.organization, reading),
+                WantedCredits(credits, budget, gate.organization, reading),
                 itemized=takes_client(self.python_callable),
                 hold=self._event.hold if self._event else None,
                 replays=spending.replays,

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 class StabilityBudgetEventTrigger(WatcherTrigger):
     """A trigger for an ``AssetWatcher`` that fires when a budget reaches its soft limit. It needs Airflow 3.
 
-    It fires once per period of the budget, and again in the same period only if somebody has changed the
-    limit or the soft limit, and the budget has reached it anew. If the limit is reached already when the
-    trigger reads the budget for the first time, it does not fire. From Airflow 3.3 on, the time at which the
+    It fires once per period of the budget. If somebody changes the limit or the soft limit, it fires again if
+    the budget has reached it already, or when it does. If the limit is reached already when the trigger reads
+    the budget for the first time, it does not fire. From Airflow 3.3 on, the time at which the
     limit was reached last is stored in the asset's state store, so a crossing while no triggerer ran is
     noticed afterwards, if the period is not over by then. Before, the watch begins anew with each restart of
     the triggerer.

@@ -39,11 +39,12 @@ class _Wanted(NamedTuple):
 
 
 async def hold_credits(
-    trigger: StabilityBalanceTrigger, gate: Gate, observation: Observation, *, since: float
+    trigger: StabilityBalanceTrigger, gate: Gate, observation: Observation, *, key: str, since: float
 ) -> str | None:
     """Hold the credits that a gate expects to be spent; return why it must wait, or None.
 
     :param observation: a balance, of a connection with a ledger.
+    :param key: identifies the hold.
     :param since: when the task began to wait, in the loop's time.
     :raises StabilityLedgerUnavailableError: the ledger is out of reach.
     :raises StabilityConfigurationError: there is no such budget, or the credits can never fit into it.
@@ -59,9 +60,11 @@ async def hold_credits(
     lease = trigger.reservation_seconds
     if trigger.is_of_task:
         lease = max(lease, START_SECONDS)
-    replays = trigger.run_credits is not None
-    credits = trigger.run_credits if trigger.run_credits is not None else gate.expected_credits
-    hold = Hold(trigger.hold, spender, credits, gate.minimum_credits, replays=replays, lease=lease)
+    if trigger.run_credits is None:
+        hold = Hold(key, spender, gate.expected_credits, gate.minimum_credits, lease=lease)
+    else:
+        # The gate compares the balance with that of the last refusal. The ledger knows what is left to pay.
+        hold = Hold(key, spender, trigger.run_credits, replays=True, lease=lease)
     holds = loop_state().holds
     if conn_id not in holds:
         holds[conn_id] = HoldQueue(conn_id)

@@ -16,7 +16,7 @@ from airflow_stability.compat import read_connection
 from airflow_stability.daemon_threads import start_in_thread
 from airflow_stability.errors import StabilityError, StabilityLedgerUnavailableError
 from airflow_stability.hooks.connection import reading_failure
-from airflow_stability.hooks.ledger import ledger_conn_id_in, ledger_of
+from airflow_stability.hooks.ledger import ledger_conn_id_in, ledger_of, unread_failure
 from airflow_stability.ledger.budgets import Budget
 from airflow_stability.ledger.ledger import Ledger
 
@@ -50,9 +50,14 @@ async def open_ledger(conn_id: str) -> Ledger:
     :param conn_id: a connection to a database.
     :raises StabilityError: the connection cannot be read, or its database cannot hold a ledger.
     """
-    connection = await _read(conn_id)
-    # The database's own hook asks Airflow to mask secrets. That must not happen in a thread of ours.
-    return await sync_to_async(ledger_of)(connection)
+    try:
+        connection = await _read(conn_id)
+    except StabilityError as error:
+        failure = unread_failure(error)
+    else:
+        # The database's own hook asks Airflow to mask secrets. That must not happen in a thread of ours.
+        return await sync_to_async(ledger_of)(connection)
+    raise failure
 
 
 async def run_in_thread(conn_id: str, call: Callable[[], _Result]) -> _Result:

@@ -141,6 +141,7 @@ class StabilityBalanceTrigger(BaseTrigger):
         self.unknown_arguments = unknown_arguments
         self._unrendered: str | None = None
         self._holds = False
+        self._may_fit = False
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class and its arguments, as Airflow stores them."""
@@ -242,7 +243,7 @@ class StabilityBalanceTrigger(BaseTrigger):
             reservation=self._reservation(gate, deferral),
         )
         key: int | None = None
-        may_fit = self.run_credits is not None  # a run has begun before
+        self._may_fit = self.run_credits is not None  # a run has begun before
         async with contextlib.aclosing(feed):
             async for observation in feed:
                 gate.organization = observation.organization
@@ -258,10 +259,9 @@ class StabilityBalanceTrigger(BaseTrigger):
                     # The ledger knows better what is reserved, for all triggerers together.
                     reserved = 0.0 if observation.ledger else observation.reserved
                     decision = gate.observe_balance(outcome, observation.at, reserved=reserved)
-                    if decision.verdict is Verdict.OPEN or not may_fit:
+                    if decision.verdict is Verdict.OPEN or not self._may_fit:
                         # At the first balance, a ledger tells if it can never hold the credits.
                         decision = await self._hold(gate, observation, decision, deferral)
-                        may_fit = True
                 if decision.verdict is not Verdict.WAIT:
                     return decision
                 if decision.should_log:
@@ -283,11 +283,19 @@ class StabilityBalanceTrigger(BaseTrigger):
         # It loads SQLAlchemy, and the loop must load no module.
         holds = await asyncio.to_thread(importlib.import_module, "airflow_stability.triggers.holds")
         try:
-            obstacle = await holds.hold_credits(self, gate, observation, since=deferral.began - self.waited)
+            obstacle = await holds.hold_credits(
+                self,
+                gate,
+                observation,
+                # What a low balance does not cover is never held.
+                key=self.hold if is_open else uuid.uuid4().hex,
+                since=deferral.began - self.waited,
+            )
         except StabilityPermanentError as error:
             return gate.observe_hold_failure(error, observation.at)
         except StabilityError as error:
             return gate.observe_hold_failure(error, observation.at) if is_open else decision
+        self._may_fit = True
         if obstacle is not None:
             return gate.observe_obstacle(obstacle, observation.at) if is_open else decision
         self._holds = is_open

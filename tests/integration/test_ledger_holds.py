@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 from urllib.parse import quote
 
 import pytest
@@ -132,11 +134,15 @@ def test_tasks_wait_for_their_budget_until_its_limit_is_raised(simulator, ledger
 
 
 def test_the_rest_of_a_run_holds_what_it_still_has_to_pay(simulator, ledger):
+    simulator.set_credits(4.0)
     ledger.set_budget("images", 5, "total")
-    paid = Call("paid", Spender("stability_default", budget="images"), "core", 3, output="s3://bucket/1.png")
-    ledger.begin_call(paid, None)
+    facts = {"dag_id": "images", "run_id": "run-1", "task_id": "paint", "map_index": -1}
+    spender = Spender("stability_default", budget="images", **facts)
+    ledger.begin_call(Call("paid", spender, "core", 3, output="s3://bucket/1.png"), None)
     ledger.end("paid", "posted")
-    rest = trigger(minimum_credits=1.0, expected_credits=0.0, run_credits=6.0, budget="images")
+    # The rest was refused at a balance of 2.5.
+    rest = trigger(minimum_credits=2.5, expected_credits=0.0, run_credits=6.0, budget="images")
+    rest.task_instance = SimpleNamespace(**facts, try_number=1)
     with Triggerer({0: rest}) as triggerer:
         polled(simulator, 3)
         assert triggerer.events == {}  # its other 3 credits do not fit
@@ -193,8 +199,43 @@ def test_a_ledger_that_is_out_of_reach_opens_no_gate(simulator, ledger, monkeypa
     with Triggerer({0: trigger(), 1: trigger(1)}) as triggerer:
         polled(simulator, 3)
         assert triggerer.events == {}
+        # Airflow says so, too, if it could not ask.
+        monkeypatch.delenv("AIRFLOW_CONN_THE_LEDGER")
+        polled(simulator, 3)
+        assert triggerer.events == {}
         monkeypatch.setenv("AIRFLOW_CONN_THE_LEDGER", f"sqlite:///{quote(str(tmp_path / 'ledger.db'))}")
         until(lambda: len(triggerer.events) == 2)
+
+
+def test_a_task_that_can_never_run_is_told_so_when_the_ledger_is_back(simulator, ledger, monkeypatch):
+    simulator.set_credits(0.5)
+    ledger.set_budget("images", 2, "total")
+    there = os.environ["AIRFLOW_CONN_THE_LEDGER"]
+    monkeypatch.delenv("AIRFLOW_CONN_THE_LEDGER")
+    with Triggerer({0: trigger(budget="images")}) as triggerer:
+        polled(simulator, 3)
+        assert triggerer.events == {}
+        monkeypatch.setenv("AIRFLOW_CONN_THE_LEDGER", there)
+        until(lambda: triggerer.events)
+
+    assert triggerer.events[0]["verdict"] == "fail"
+
+
+def test_a_low_balance_renews_no_hold(simulator, ledger):
+    simulator.set_credits(0.5)
+    waits = trigger()
+    ledger.hold([Hold(waits.hold, Spender("stability_default"), CREDITS, lease=100.0)])
+
+    def lease():
+        with ledger.database.engine.connect() as connection:
+            return connection.execute(select(spends.c.lease_ends_at)).scalar()
+
+    before = lease()
+    with Triggerer({0: waits}) as triggerer:
+        polled(simulator, 3)
+
+    assert triggerer.events == {}
+    assert lease() == before
 
 
 def test_a_trigger_that_starts_anew_holds_nothing_twice(simulator, ledger):

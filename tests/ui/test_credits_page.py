@@ -193,7 +193,7 @@ def test_it_can_be_read_on_a_phone_and_in_both_themes(
     page = context.new_page()
     page.goto(f"{airflow.url}stability/")
     expect(page.get_by_text("2.25 credits").first).to_be_visible()
-    page.get_by_text("The balances in numbers").click()
+    page.get_by_role("region", name="stability_default").get_by_text("The balances in numbers").click()
     expect(page.get_by_role("cell", name="62.25")).to_be_visible()
 
     assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -558,6 +558,7 @@ def test_a_method_is_a_word(api, base_url, method):
         {"json": {"a": object()}},
         {"max_seconds": 5},
         {"no_such_argument": "x"},
+        {"headers": [("a", "b")]},
         {"timeout": 0},
         {"timeout": float("inf")},
     ],

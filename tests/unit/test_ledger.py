@@ -228,6 +228,48 @@ def test_a_run_that_replays_holds_nothing_for_what_its_task_has_paid_for(ledger)
     assert refused.needed == {"too much": 6.5}
 
 
+def test_the_durable_calls_of_a_task_are_found_by_an_index(ledger, engine):
+    queries = []
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def note(_connection, _cursor, statement, parameters, *_more):
+        queries.append((statement, parameters))
+
+    ledger.hold([hold(f"h{number}", 1, replays=True) for number in range(5)])
+
+    (found,) = [each for each in queries if "output_hash IS NOT NULL" in each[0]]
+    with engine.connect() as connection:
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {found[0]}", found[1]).all()
+    assert "stability_spends_by_task" in str(plan)
+
+
+def test_whose_durable_calls_are_not_known_is_not_told_from_others(ledger):
+    nobody = Spender("stability_default", budget="images")
+    ledger.begin_call(call("paid", 3, nobody, output="s3://bucket/1.png"), None)
+    ledger.hold([hold("a", 4, nobody, replays=True)])
+
+    assert state(ledger, "a") == ("held", 4)
+
+
+@pytest.mark.parametrize(
+    ("more", "ended", "then"),
+    [
+        ({}, None, "void"),
+        ({"starts": True}, None, "held"),
+        ({"starts": True}, "posted", "posted"),
+        ({"starts": True}, "unknown", "unknown"),
+    ],
+)
+def test_only_a_hold_whose_run_has_not_begun_is_released(ledger, more, ended, then):
+    ledger.hold([hold("a", 3, **more)])
+    if ended:
+        ledger.end("a", ended)
+
+    ledger.release("a", "Its task has taken another hold.")
+
+    assert state(ledger, "a") == (then, 3)
+
+
 def test_a_run_that_spends_nothing_holds_nothing_in_a_budget_that_is_overspent(ledger):
     ledger.hold([hold("a", 8)])
     ledger.set_budget("images", 5, "total")

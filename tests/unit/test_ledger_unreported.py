@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import fsspec
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, select
 
 from airflow_stability.client.recording import LedgerSettings, WantedCredits
 from airflow_stability.client.storage import Folder
@@ -19,6 +19,7 @@ from airflow_stability.hooks.recorder import PATIENCE, PAUSE, LedgerRecorder
 from airflow_stability.hooks.storage import AirflowStorage
 from airflow_stability.hooks.unreported import is_there, write_what_was_left
 from airflow_stability.ledger.ledger import Call, Spender
+from airflow_stability.ledger.schema import spends
 from tests.versions import IS_LOWEST
 
 # Airflow 2.11.0 loads all hooks for one of them, and modules of that time use what is deprecated.
@@ -136,14 +137,17 @@ def test_an_output_that_either_of_two_calls_may_have_made_settles_neither(ledger
     assert look(ledger, outputs=["/images/a.png"]) == []
 
 
-@pytest.mark.parametrize("outputs", [(), TimeoutError()])
-def test_without_a_finding_each_is_looked_into_twice(ledger, outputs):
+@pytest.mark.parametrize(
+    ("outputs", "finding"),
+    [((), unreported.NOTHING_LEFT), (TimeoutError(), "Its output could not be looked for.")],
+)
+def test_without_a_finding_each_is_looked_into_twice(ledger, outputs, finding):
     call(ledger, "a", "/images/a.png")
     pass_(ledger, minutes=4)
     assert look(ledger) == []  # it may be under way
     pass_(ledger, minutes=2)
     assert look(ledger, outputs=outputs) == ["a"]
-    assert (ledger.row("a").state, ledger.row("a").reason) == ("held", unreported.NOTHING_LEFT)
+    assert (ledger.row("a").state, ledger.row("a").reason) == ("held", finding)
     assert look(ledger) == []
 
     pass_(ledger, hours=3)
@@ -152,7 +156,7 @@ def test_without_a_finding_each_is_looked_into_twice(ledger, outputs):
     row = ledger.row("a")
     assert (row.state, row.reason) == (
         "unknown",
-        "Its lease ended, and its outcome was never reported. Its task has left nothing that tells.",
+        f"Its lease ended, and its outcome was never reported. {finding}",
     )
     assert used(ledger) == 3
     assert ledger.settle("a", "void", "ann")
@@ -357,3 +361,28 @@ def test_a_thread_of_the_function_leaves_it_to_the_end_of_the_run(
 
     assert [value["state"] for _, _, value in task_instance.pushed] == ["posted", "void"]
     assert task_instance.pushed[0][1] == f"stability_spend_{call}"
+
+
+def test_what_was_accepted_and_is_not_charged_ends_as_void_though_the_ledger_was_away(
+    recorder, task_instance, monkeypatch, tmp_path
+):
+    away = os.environ["AIRFLOW_CONN_NO_LEDGER"]
+    there = f"sqlite:///{tmp_path}/ledger.db"
+    monkeypatch.setenv("AIRFLOW_CONN_NO_LEDGER", there)
+    open_ledger("no_ledger").database.init()
+    recorder.begin_run(WantedCredits(3, None, None, None), itemized=True, hold=None, replays=False)
+    call = recorder.begin(CORE, None, "s3://bucket/1.png", 60.0)
+    monkeypatch.setenv("AIRFLOW_CONN_NO_LEDGER", away)
+    recorder.end(call, "posted")
+    monkeypatch.setenv("AIRFLOW_CONN_NO_LEDGER", there)
+    recorder.not_charged("s3://bucket/1.png", "moderated")
+    recorder.end_run(completed=False, refused=False)
+
+    with open_ledger("no_ledger").database.engine.connect() as connection:
+        ended = connection.execute(select(spends.c.state).where(spends.c.spend_key == call)).scalar()
+    assert ended == "void"
+
+
+def test_a_connection_that_airflow_does_not_find_may_be_there_later(monkeypatch):
+    with pytest.raises(StabilityLedgerUnavailableError, match="The ledger's connection cannot be read"):
+        open_ledger("nowhere")

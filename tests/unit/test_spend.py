@@ -35,6 +35,8 @@ from airflow_stability.errors import (
     StabilityRequestError,
     StabilityUnavailableError,
 )
+from airflow_stability.hooks.ledger import open_ledger
+from airflow_stability.ledger.ledger import Hold, Spender
 from airflow_stability.operators.client_argument import without_client
 from airflow_stability.operators.spend import StabilitySpendOperator
 from airflow_stability.rules.spending import what_counts
@@ -176,15 +178,16 @@ def test_a_key_that_let_the_task_go_is_not_refused_for_good_at_once(api):
 @pytest.mark.parametrize(("try_number", "left_over"), [(1, False), (2, True)])
 def test_a_new_try_does_not_go_by_what_was_left_of_another(api, try_number, left_over):
     memory = {"seconds_waited": 5.0, "try_number": 1}
-    failed = {"verdict": "unusable", "text": "so it was.", "credits": None, "memory": memory}
+    failed = {"verdict": "unusable", "text": "so it was.", "credits": None, "memory": memory, "hold": "old"}
     context = {"ti": SimpleNamespace(try_number=try_number, start_date=None)}
     gate = StabilityBalanceSensor(task_id="gate", minimum_credits=8, deferrable=True)
     for task_, sends in ((spend(), None), (gate, {"try_number": 1})):
         event_ = failed | ({"memory": sends} if sends else {})
         if left_over:
             api(json={"credits": 2.0})
-            with pytest.raises(TaskDeferred):
+            with pytest.raises(TaskDeferred) as raised:
                 task_.resume_execution("execute_complete", {"event": event_}, context)
+            assert raised.value.trigger.hold != "old"  # that try may have paid
         else:
             with pytest.raises(ValueError, match="so it was"):
                 task_.resume_execution("execute_complete", {"event": event_}, context)
@@ -848,6 +851,26 @@ def test_after_the_job_the_function_runs_again_without_a_look_at_the_balance(api
 
     assert operator.resume_execution("execute_complete", {"event": finished}, context) == str(
         tmp_path / "cat.png"
+    )
+
+
+def test_a_finished_job_is_fetched_although_the_budget_is_used_up(
+    api, tmp_path, monkeypatch, connection, base_url
+):
+    uri = f"stability://:sk-1@{base_url.removeprefix('https://')}?api_version=v1&ledger_conn_id=the_ledger"
+    monkeypatch.setenv("AIRFLOW_CONN_STABILITY_DEFAULT", uri)
+    monkeypatch.setenv("AIRFLOW_CONN_THE_LEDGER", f"sqlite:///{tmp_path}/ledger.db")
+    ledger = open_ledger("the_ledger")
+    ledger.database.init()
+    ledger.set_budget("images", 25, "total")
+    ledger.hold([Hold("others", Spender("stability_default", budget="images"), 25)])
+    (tmp_path / "cat.png.paying.json").write_text(json.dumps({"id": "m", "job_id": JOB}))
+    api(f"/v2beta/results/{JOB}", body=b"picture", content_type="image/png")
+    finished = {"verdict": "job", "text": "It is finished.", "memory": {"seconds_waited": 5.0}}
+    operator = spend(python_callable=upscale(tmp_path), credits=25, budget="images")
+
+    assert operator.resume_execution(
+        "execute_complete", {"event": finished}, {"outlet_events": {}, "ti": TASK_INSTANCE}
     )
 
 

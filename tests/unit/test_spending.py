@@ -54,6 +54,20 @@ def refuse(one, before=5.0, after=5.0, *, maybe_paid=0, durably=0, now=NOW):
     return one.after_refusal(REFUSED, Payments(maybe_paid, durably), poll(one, after), now)
 
 
+@pytest.mark.parametrize(
+    ("state", "stateful", "replays"),
+    [
+        (SpendState(try_number=1), True, False),
+        (SpendState(try_number=2), True, True),
+        (SpendState(try_number=1, last_refusal="402"), True, True),
+        (SpendState(try_number=1, rest_refused_at=0.0), True, True),
+        (SpendState(try_number=1), False, True),  # it does not remember
+    ],
+)
+def test_a_task_that_may_have_run_before_replays(state, stateful, replays):
+    assert spending(state, stateful=stateful).replays is replays
+
+
 def test_the_function_runs_when_the_balance_covers_it():
     assert spending().after_poll(spending().gate.observe_balance(3.0, NOW), NOW) == Run()
 

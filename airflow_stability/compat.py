@@ -463,7 +463,7 @@ def read_connections_as_a_command() -> None:
 
 
 def xcom_of(key: str, *, dag_id: str, run_id: str, task_id: str, map_index: int) -> Any:
-    """Return an XCom of any task, for a task that is under way; None if there is none.
+    """Return the value of an XCom of any task, or None if there is none. Only a running task may call this.
 
     The public ``xcom_pull`` of Airflow 2.11 only finds XComs of the same logical date.
     """

@@ -58,10 +58,10 @@ def hold_expected_credits(
 ) -> Decision:
     """Hold the credits that the run behind a gate will spend, if there is a ledger.
 
-    For a gate that waits for credit, the ledger holds nothing. But it tells at once if the credits can never
-    be held, and then the gate fails.
+    While the gate waits for credit, the ledger holds nothing. But it reports at once if it can never hold the
+    credits. Then the gate fails.
 
-    :param decision: the gate's, on the balance that was read.
+    :param decision: the gate's decision on the balance that was read.
     :param budget: the gate's own; None for the connection's.
     :param seconds: how long the credits are held.
     :returns: what follows: the gate opens, waits or fails.
@@ -78,7 +78,7 @@ def hold_expected_credits(
         return decision
     from airflow_stability.client.recording import WantedCredits  # a DAG file needs none of it
 
-    # What the balance does not cover, a ledger refuses, after it has looked at the budget.
+    # If the balance is too low, the ledger checks the budget first, and then refuses the hold.
     is_open = decision.verdict is Verdict.OPEN
     wanted = WantedCredits(gate.expected_credits, budget, gate.organization, gate.last_reading(now))
     try:

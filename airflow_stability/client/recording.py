@@ -66,8 +66,8 @@ class Recorder(Protocol):
 
         :param itemized: whether every payment of the run is a call of this client.
         :param hold: the key of what a trigger has held for the run; None if none has.
-        :param replays: whether the task has had a run before. Its durable calls are not paid for again, so
-            their credits are not held.
+        :param replays: whether the task has had a run before. The durable calls of that run are not paid for
+            again, so their credits are not held.
         :raises StabilityLedgerUnavailableError: the ledger is out of reach.
         :raises StabilityConfigurationError: there is no such budget, or the run can never fit into it.
         """

@@ -55,9 +55,9 @@ def ledger_conn_id_of(stability_conn_id: str) -> str:
 
 
 def ledger_conn_id_in(connection: Connection, *, hint: str = "") -> str:
-    """Return the same of a Stability connection that has been read.
+    """Return the id of the ledger's connection that a Stability connection names.
 
-    :param hint: what else the error text advises if there is no ledger.
+    :param hint: more advice for the error text, if the connection names no ledger.
     :raises StabilityConfigurationError: see :func:`ledger_conn_id_of`.
     """
     with client_from_connection(connection) as client:
@@ -74,7 +74,7 @@ def open_ledger(conn_id: str) -> Ledger:
 
     :param conn_id: a connection to a database.
     :raises StabilityConfigurationError: its database cannot hold a ledger, or a provider is missing for it.
-    :raises StabilityLedgerUnavailableError: the connection is not there, or could not be read just now.
+    :raises StabilityLedgerUnavailableError: the connection was not found, or could not be read just now.
     """
     try:
         connection = _read(conn_id)
@@ -88,7 +88,8 @@ def open_ledger(conn_id: str) -> Ledger:
 def unread_failure(error: StabilityError) -> StabilityError:
     """Return the error for a ledger whose connection could not be read.
 
-    Airflow says "not found" also when it could not ask its own API server, or a secrets backend. That passes.
+    Airflow also says "not found" if it could not reach its own API server or a secrets backend. Such a
+    failure passes. So the ledger then counts as out of reach.
     """
     if isinstance(error, StabilityConnectionNotFoundError | StabilityTransientError):
         return StabilityLedgerUnavailableError(f"The ledger's connection cannot be read: {error}")

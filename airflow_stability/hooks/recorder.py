@@ -38,7 +38,7 @@ class Run:
     :param hold: the key of the hold.
     :param itemized: whether every payment of the run is a call of its client.
     :param calls: how many calls it has made, and outputs it has found.
-    :param outputs: the key of the last call, by the address of its output.
+    :param outputs: by the address of an output, the key of the last call for it.
     """
 
     hold: str
@@ -54,9 +54,9 @@ _runs: dict[str, Run] = {}
 
 @dataclass
 class Outcome:
-    """How a spend has ended, and is not written yet.
+    """The outcome of a spend that is not written to the ledger yet.
 
-    :param left: whether its task has left it in an XCom.
+    :param left: whether the task has left it in an XCom.
     """
 
     key: str
@@ -65,16 +65,17 @@ class Outcome:
     left: bool = False
 
 
-#: The outcomes that are not written yet, by ledger: several clients and threads of a process write.
+#: The outcomes that are not written yet, by ledger. All clients and threads of a process share them.
 _unwritten: dict[str, list[Outcome]] = {}
 _writing = threading.RLock()
 
 
-_LATER = "A later task that spends with this ledger writes it, from an XCom of this task"
+_LATER = "A later task that spends with this ledger writes that, from an XCom of this task"
+_NEVER = "The ledger will call the spend unknown"
 
 
 def _leave(outcomes: Iterable[Outcome]) -> None:
-    """Leave outcomes in XComs of the task that is under way, as far as this is possible."""
+    """Leave outcomes in XComs of the running task, if that is possible."""
     # Up to Airflow 3.1, requests of several threads to Airflow could get each other's responses.
     if threading.current_thread() is threading.main_thread():
         for each in outcomes:
@@ -240,7 +241,7 @@ class LedgerRecorder:
     def not_charged(self, address: str, reason: str) -> None:
         """Take note that the API has not charged a call that it had accepted."""
         if (run := self._run) is not None and address in run.outputs:
-            # It must come after what is not written yet: that the call was accepted.
+            # That the call was accepted may not be written yet. This outcome must be written after that.
             self.end(run.outputs[address], VOID, reason)
             return
         try:
@@ -271,7 +272,7 @@ class LedgerRecorder:
             _unwritten.setdefault(self.ledger_conn_id, []).append(Outcome(key, outcome, reason))
 
     def _write(self, patience: float) -> None:
-        """Write what is not written yet. If the ledger is out of reach, the task leaves it in XComs first.
+        """Write the outcomes that are not written yet, or leave them in XComs if the ledger is out of reach.
 
         :param patience: seconds to wait for a ledger that is out of reach; afterwards the rest is given up.
             0.0 for a single try, after which the rest is kept.
@@ -288,15 +289,15 @@ class LedgerRecorder:
                     continue
                 except StabilityError as error:
                     failure = error
-                _leave(waiting)  # before it waits: the process may be killed meanwhile
+                _leave(waiting)  # before the pause, in which the process may be killed
                 if time.monotonic() >= until or not isinstance(failure, StabilityTransientError):
                     break
                 time.sleep(PAUSE)
             if not patience:
                 return
             for each in waiting:
-                becomes = _LATER if each.left else "It will call it unknown"
-                text = "The ledger does not know that the spend %s is %s. %s: %s"
+                becomes = _LATER if each.left else _NEVER
+                text = "The ledger does not know that the spend %s is %s. %s. The cause: %s"
                 _log.error(text, each.key, each.state, becomes, failure)
             waiting.clear()
 

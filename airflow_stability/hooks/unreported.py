@@ -1,9 +1,9 @@
-"""How spends ended that the ledger has not heard of, because it was out of reach, or because a worker died.
+"""Outcomes of spends that the ledger does not know, because it was out of reach, or because a worker died.
 
-A task that cannot write how a spend ended leaves that in an XCom of its own. What next spends with this
-ledger looks for such an XCom, and for the output of a durable call, and writes down what it finds. Each spend
-has an XCom of its own, so that a later one of the same task does not replace it. Airflow keeps the XComs of a
-task while it is deferred, and deletes them when the task starts anew.
+A task that cannot write the outcome of a spend to the ledger leaves it in an XCom. The next task that spends
+with this ledger looks for this XCom, and for the output of a durable call. It writes what it finds to the
+ledger. Each spend has an XCom of its own, so that a later spend of the same task does not replace it. Airflow
+keeps the XComs of a task while it is deferred, and deletes them when the task starts again.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ _log = logging.getLogger(__name__)
 #: The key of the XCom for a spend.
 XCOM_KEY = "stability_spend_{}"
 
-#: How many spends of each kind a task takes from the ledger, and how many of them it looks into.
-#: It takes them by lot. So many tasks at once share the work, and one spend does not stop that of others.
+#: The most spends of each kind that a task reads from the ledger, and the most that it looks into. It picks
+#: these at random. So tasks that run at the same time share the work, and one spend that cannot be looked
+#: into does not block the others.
 TAKEN, LOOKED_INTO = 500, 10
 
-#: Seconds after which a task looks into no more of them, and for which it waits for a storage.
+#: Seconds after which a task looks into no further spend. It waits as long for one answer of a storage.
 SECONDS = 3.0
 
 #: The most characters of a reason in an XCom.
@@ -38,21 +39,21 @@ REASON_LENGTH = 200
 
 
 def leave(key: str, outcome: str, reason: str | None) -> bool:
-    """Leave how a spend ended in an XCom of the task that is under way; return whether this was possible."""
+    """Leave the outcome of a spend in an XCom of the running task; return whether that was possible."""
     value = {"state": outcome, "reason": reason and reason[:REASON_LENGTH]}
     try:
         task_instance: Any = get_current_context()["ti"]
         task_instance.xcom_push(key=XCOM_KEY.format(key), value=value)
     except Exception as error:  # whatever Airflow raises, and outside of a task
-        _log.debug("The spend %s cannot be left in an XCom: %s", key, type(error).__name__)
+        _log.debug("The outcome of the spend %s cannot be left in an XCom: %s", key, type(error).__name__)
         return False
     return True
 
 
 def left_by_task(spend: Unreported) -> tuple[str, str | None] | None:
-    """Return how a spend ended, and why, as its task has left it; None if it has left nothing.
+    """Return the outcome of a spend, and the reason, that its task has left; None if it has left none.
 
-    :raises Exception: whatever Airflow raises if it cannot be read.
+    :raises Exception: whatever Airflow raises if the XCom cannot be read.
     """
     if spend.dag_id is None or spend.run_id is None or spend.task_id is None:
         return None
@@ -66,14 +67,15 @@ def left_by_task(spend: Unreported) -> tuple[str, str | None] | None:
 
 
 def is_there(output: str) -> bool:
-    """Tell whether there is an output of this address.
+    """Tell whether there is an output at this address.
 
-    :raises Exception: whatever a storage raises, or TimeoutError if it does not answer soon.
+    :raises Exception: whatever a storage raises, or TimeoutError if it does not answer in time.
     """
     parent, _, file = output.rpartition("/")
     name, _, ending = file.rpartition(".")
     folder = Folder(parent or "/", conn_id=None, name=name, ending=ending, storage=AirflowStorage())
-    # Opening it asks Airflow for a connection, which must not happen in a thread. A storage may hang.
+    # Opening the folder asks Airflow for a connection, which must not happen in a thread. The search runs in
+    # a thread, because a storage may hang.
     return start_in_thread(folder.find).result(timeout=SECONDS) is not None
 
 
@@ -82,10 +84,9 @@ def write_what_was_left(
     left: Callable[[Unreported], tuple[str, str | None] | None] = left_by_task,
     has_output: Callable[[str], bool] = is_there,
 ) -> None:
-    """Write down how unreported spends ended, as far as it can be found out. It raises no Exception.
+    """Write the outcomes of unreported spends to the ledger, if they can be found. It raises no Exception.
 
-    If this ends anywhere in the middle, a spend that was not written yet keeps counting, and the next task
-    looks for it again.
+    If this is interrupted, the spends that were not written yet keep counting. Later tasks look into them.
 
     :param left: returns what the task of a spend has left; see :func:`left_by_task`.
     :param has_output: tells whether there is an output of an address; see :func:`is_there`.
@@ -97,7 +98,7 @@ def write_what_was_left(
             if time.monotonic() >= until:
                 return
             _look_into(ledger, spend, left, has_output)
-    except Exception as error:  # the ledger went away, for example: what follows will say it
+    except Exception as error:  # if the ledger went away, the next call to it says so
         _log.debug("The ledger's unreported spends could not be looked into: %s", error)
 
 
@@ -111,13 +112,13 @@ def _look_into(
     try:
         word = left(spend)
     except Exception as error:  # it may be readable later
-        _log.debug("What its task has left of the spend %s cannot be read: %s", key, type(error).__name__)
+        _log.debug("What the task of the spend %s has left cannot be read: %s", key, type(error).__name__)
         return
     finding = NOTHING_LEFT
     if word is not None:
         outcome, reason = word
         if ledger.end(key, outcome, reason):
-            _log.info("The spend %s is %s: its task had left word, and the ledger was away.", key, outcome)
+            _log.info("The spend %s is %s: its task left that in an XCom.", key, outcome)
         finding = reason or finding
     elif output is not None:
         try:
@@ -127,6 +128,6 @@ def _look_into(
             output_is_there, finding = False, "Its output could not be looked for."
         if output_is_there:
             ledger.output_found(output)
-            finding = "Its output is there, and another call may have made it."
-    # It does not keep each task that follows busy.
+            finding = "Its output is there, but another call may have made it."
+    # With this note, later tasks do not look into the spend again.
     ledger.note(key, finding)

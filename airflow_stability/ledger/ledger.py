@@ -41,17 +41,17 @@ START_SECONDS = 900.0
 #: Seconds that a run of a function, or a call, may take. After that, its outcome is unknown.
 LEASE_SECONDS = 7200.0
 
-#: Seconds after which the end of a call is overdue: by default, a call takes no longer.
+#: Seconds after which the outcome of a call is overdue. With the default settings, no call takes longer.
 OVERDUE_SECONDS = 300.0
 
-#: How long somebody looks for what a task has left of a spend of which nothing was heard.
+#: How long after the end of its lease tasks still look into a spend whose outcome was not reported.
 LOOKED_FOR = timedelta(days=7)
 
-#: Why a spend is unknown of which nothing was heard until its lease ended.
+#: The reason of a spend that is unknown because its lease ended before its outcome was reported.
 NEVER_REPORTED = "Its lease ended, and its outcome was never reported."
 
-#: What is added to that when somebody has looked, and found nothing.
-NOTHING_LEFT = "Its task has left nothing that tells."
+#: What is added to that reason when a task has looked for the outcome and found nothing.
+NOTHING_LEFT = "Its task has left no outcome."
 
 #: The states that may follow a state. What is posted or void may still change into the other: a worker that
 #: was taken for dead may come back with the truth.
@@ -67,7 +67,7 @@ BEGUN = and_(spends.c.started_at.is_not(None), ~spends.c.itemized)
 
 _IS_CALL = spends.c.endpoint.is_not(None)
 
-#: What tells a task instance from others, in whatever try.
+#: The columns that identify a task instance, whatever its try.
 _TASK = ("dag_id", "run_id", "task_id", "map_index")
 
 # Made once, so that SQLAlchemy compiles each statement, and computes its cache key, only once.
@@ -108,8 +108,8 @@ class Hold:
     :param minimum: the credits that the wallet must exceed; None if the credits themselves are enough.
     :param itemized: whether every payment of the run is a call of ours, which gets a spend of its own.
     :param starts: whether the run begins at once.
-    :param replays: whether the task has had a run before. Its durable calls are not paid for again, so their
-        credits are not held.
+    :param replays: whether the task has had a run before. The durable calls of that run are not paid for
+        again, so their credits are not held.
     :param lease: seconds until the hold ends by itself, if nobody ends it.
     """
 
@@ -178,7 +178,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Unreported:
-    """A spend of whose end the ledger has heard nothing. Its fields are those of the table."""
+    """A spend whose outcome was not reported to the ledger. Its fields are columns of the table."""
 
     spend_key: str
     dag_id: str | None
@@ -384,12 +384,13 @@ class Ledger:
         return end(~BEGUN, VOID, "Its lease ended. It never ran, or each of its calls is a spend of its own.")
 
     def unreported(self, limit: int) -> list[Unreported]:
-        """Return the latest spends of whose end nothing was heard, and that nobody has looked into.
+        """Return the latest spends whose outcome was not reported, and that no task has looked into.
 
-        These are calls that are overdue, and what became unknown when its lease ended. Each is returned until
-        somebody notes what was found: once while it is held, and once more when its lease has ended.
+        They are of two kinds: calls that are overdue, and spends that became unknown when their lease ended.
+        After :meth:`note`, a held call is returned no more until its lease has ended, and then until it is
+        noted again.
 
-        :param limit: at most so many of either kind.
+        :param limit: the most spends of each kind.
         """
 
         def work(connection: Connection, now: datetime) -> list[Unreported]:
@@ -397,11 +398,11 @@ class Ledger:
             overdue_at = now + timedelta(seconds=LEASE_SECONDS - OVERDUE_SECONDS)
             kinds = (
                 (spends.c.state == UNKNOWN, spends.c.reason == NEVER_REPORTED, ends_at > now - LOOKED_FOR),
-                # A run may take as long as it likes.
+                # Calls only: a run may take as long as it likes.
                 (spends.c.state == HELD, spends.c.reason.is_(None), ends_at < overdue_at, _IS_CALL),
             )
             found: list[Unreported] = []
-            for kind in kinds:  # each of the two is read from the index, in its order
+            for kind in kinds:  # two queries, so that each reads the index in its order
                 query = select(*_UNREPORTED).where(*kind).order_by(ends_at.desc()).limit(limit)
                 found += [Unreported(*row) for row in connection.execute(query)]
             return found
@@ -409,7 +410,7 @@ class Ledger:
         return self.database.run(work)
 
     def note(self, key: str, finding: str) -> None:
-        """Take note that somebody has looked into an unreported spend. It keeps its state.
+        """Take note of what was found about an unreported spend. The spend keeps its state.
 
         :param finding: what was found. Nothing changes if the spend has ended meanwhile.
         """
@@ -473,8 +474,8 @@ def _known(connection: Connection, keys: Iterable[str]) -> dict[str, RowMapping]
 
 
 def _without_durable_calls(connection: Connection, holds: Sequence[Hold]) -> Sequence[Hold]:
-    """Return holds without the credits of their tasks' durable calls, in all tries."""
-    # Without a task, it cannot be told whose calls they are.
+    """Return the holds without the credits of the durable calls that their tasks have made, in any try."""
+    # The calls of a spender that is no task cannot be told from those of others.
     runs = {each.spender.run_id for each in holds if each.replays and each.spender.run_id is not None}
     if not runs:
         return holds

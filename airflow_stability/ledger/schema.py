@@ -113,7 +113,7 @@ Index(
     "stability_spends_by_task",
     spends.c.run_id,
     spends.c.task_id,
-    # Of durable calls only, where the database can do that: it is read for nothing else.
+    # An index of durable calls only, where the database can do that: nothing else is looked up in it.
     postgresql_where=_is_durable,
     sqlite_where=_is_durable,
 )

@@ -183,8 +183,8 @@ class ThresholdWatch:
         :param organization: whose balance it would have been; None for the key's default.
         """
         refused = isinstance(error, StabilityPermanentError)
-        until = " Until that is mended, the balance is polled less often." if refused else ""
-        unknown = f"The balance of {organization_label(organization)} is unknown, no event can be fired"
+        until = " Until that is fixed, the balance is polled less often." if refused else ""
+        unknown = f"The balance of {organization_label(organization)} is unknown, so no event can be fired"
         should_log = self._log.should_log((type(error), error.status, error.name), now)
         return CrossingDecision(f"{unknown}: {error}{until}", should_log, refused=refused)
 

@@ -1,15 +1,15 @@
 """The decision that starts DAGs when a budget reaches its soft limit.
 
-The ledger notes when a budget has reached its soft limit, once in each period. If somebody changes the limit
-or the soft limit, the ledger forgets the time, and notes the next one. So another time is another crossing.
-The rules:
+The ledger notes the time at which a budget reaches its soft limit, once in each period. If somebody changes
+the limit or the soft limit, the ledger forgets this time. It notes a new one when the budget reaches the soft
+limit again. So a different time means a new crossing. The rules:
 
 - An event fires once for each time that the ledger has noted.
 - The first reading fires nothing: the limit may have been reached long ago. After a restart, a restored state
   replaces the first reading.
-- A time that is gone from the ledger, as in a new period, is not forgotten here. A copy of a database that
-  lags behind may show it again.
-- A failure fires nothing, forgets nothing and ends nothing.
+- The watch remembers a time even if it is gone from the ledger, for example in a new period. A replica of the
+  database that lags behind may show the old time again.
+- A failure fires no event, and does not end the watch. The watch keeps what it remembers.
 - The watch logs when it starts, at each change, and every hour.
 """
 
@@ -44,7 +44,7 @@ class SoftLimitWatch:
         return {"reached_at": self._reached_at} if self._has_read else None
 
     def restore(self, state: object) -> None:
-        """Take over a :attr:`state` from before a restart, unless an event has fired. Else it is ignored."""
+        """Take over a :attr:`state` from before a restart. After an event, or if unusable, it is ignored."""
         match state:
             case {"reached_at": str() | None as reached_at} if self._restorable:
                 self._has_read, self._reached_at = True, reached_at
@@ -75,7 +75,7 @@ class SoftLimitWatch:
         if soft_percent is None:
             then = "It has no soft limit, so no event is fired."
         elif reached_at is None:
-            then = f"An event is fired when {soft_percent} % of the limit are reached."
+            then = f"An event is fired when {soft_percent} % of the limit is reached."
         else:
             then = (
                 f"The soft limit of {soft_percent} % was reached at {clock_time(reached_at)}. The next event "
@@ -87,14 +87,14 @@ class SoftLimitWatch:
     def observe_failure(self, error: StabilityError, now: datetime) -> CrossingDecision:
         """Decide on a failure to read the budget.
 
-        A budget that does not exist has not reached its soft limit: that counts as a reading.
+        If the budget does not exist, it has not reached its soft limit. So that counts as a reading.
 
         :param error: what went wrong.
         :param now: aware time of the failure.
         """
         self._has_read = self._has_read or isinstance(error, StabilityBudgetNotFoundError)
         refused = isinstance(error, StabilityPermanentError)
-        until = " Until that is mended, the ledger is read less often." if refused else ""
+        until = " Until that is fixed, the ledger is read less often." if refused else ""
         should_log = self._log.should_log((type(error), str(error) if refused else ""), now)
-        text = f"It is unknown how much of budget {self._budget} is used, no event can be fired"
+        text = f"It is unknown how much of budget {self._budget} is used, so no event can be fired"
         return CrossingDecision(f"{text}: {error}{until}", should_log, refused=refused)

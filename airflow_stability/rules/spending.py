@@ -270,10 +270,10 @@ class Spending:
 
     @property
     def replays(self) -> bool:
-        """Whether the task may have had a run before. Its durable calls are not paid for again."""
+        """Whether the task may have had a run before. That run's durable calls are not paid for again."""
         state = self.state
         has_run = state.try_number > 1 or state.last_refusal is not None or state.rest_refused_at is not None
-        return has_run or not self.gate.stateful  # which remembers no run
+        return has_run or not self.gate.stateful  # a gate without a state remembers no run
 
     def after_poll(self, decision: Decision, now: datetime) -> Run | Wait | GiveUp:
         """Return what follows a poll that did not fail permanently."""

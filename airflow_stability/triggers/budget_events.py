@@ -1,4 +1,4 @@
-"""StabilityBudgetEventTrigger: the driver of the soft limit's watch in a triggerer. It needs Airflow 3."""
+"""StabilityBudgetEventTrigger: the driver of the soft-limit watch in a triggerer. It needs Airflow 3."""
 
 from __future__ import annotations
 
@@ -20,26 +20,27 @@ from airflow_stability.triggers.watching import WatcherTrigger, WatchStore
 from airflow_stability.validation import check_budget_name, in_utc
 
 if TYPE_CHECKING:
-    # It loads SQLAlchemy. At run time a thread loads it, with the first reading.
+    # This module loads SQLAlchemy. At run time, a thread loads it before the first reading.
     from airflow_stability.ledger.budgets import Budget
 
 
 class StabilityBudgetEventTrigger(WatcherTrigger):
     """A trigger for an ``AssetWatcher`` that fires when a budget reaches its soft limit. It needs Airflow 3.
 
-    It fires once per period of the budget. If somebody changes the limit or the soft limit, it fires again if
-    the budget has reached it already, or when it does. If the limit is reached already when the trigger reads
-    the budget for the first time, it does not fire. From Airflow 3.3 on, the time at which the
-    limit was reached last is stored in the asset's state store, so a crossing while no triggerer ran is
-    noticed afterwards, if the period is not over by then. Before, the watch begins anew with each restart of
-    the triggerer.
+    It fires once per period of the budget. If somebody changes the limit or the soft limit, it can fire
+    again: at once if the budget has already reached the soft limit, or else when the budget reaches it. It
+    does not fire if the soft limit is already reached at the first reading of the budget.
+
+    From Airflow 3.3 on, the asset's state store holds the time at which the soft limit was last reached. So
+    the trigger notices a crossing while no triggerer ran, unless the period is over by then. Before Airflow
+    3.3, the watch begins anew with each restart of the triggerer.
 
     The event's payload is a dict of ``budget``, ``used`` and ``limit`` (credits), ``soft_percent``,
     ``reached_at`` and ``renews_at`` (in ISO format, in UTC; ``renews_at`` is None for a budget that does not
-    renew). The credits are those of the moment when the trigger read the ledger.
+    renew). The credits are those at the time when the trigger read the ledger.
 
     The trigger never ends by itself. Failures are in the triggerer's log. While there is no such budget, or
-    no ledger, it looks every five minutes at most.
+    no ledger, it looks every five minutes, or every ``poke_interval`` if that is longer.
 
     :param budget: the name of a budget of the connection's ledger: 1 to 100 characters. It needs a soft
         limit (``airflow stability budget set --soft``).

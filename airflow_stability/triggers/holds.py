@@ -63,7 +63,8 @@ async def hold_credits(
     if trigger.run_credits is None:
         hold = Hold(key, spender, gate.expected_credits, gate.minimum_credits, lease=lease)
     else:
-        # The gate compares the balance with that of the last refusal. The ledger knows what is left to pay.
+        # After a run that was refused halfway, the gate only asks for more than the refused balance. The
+        # ledger gets the credits of a whole run, and subtracts what the task has paid for durable calls.
         hold = Hold(key, spender, trigger.run_credits, replays=True, lease=lease)
     holds = loop_state().holds
     if conn_id not in holds:

@@ -1,6 +1,6 @@
-"""Ledgers in a triggerer: opened and asked without keeping its event loop busy.
+"""Ledgers in a triggerer. They are opened and queried without blocking the event loop.
 
-This module loads SQLAlchemy, so triggers load it in a thread, when they need a ledger.
+This module loads SQLAlchemy. So triggers load it in a thread, and only when they need a ledger.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from airflow_stability.ledger.ledger import Ledger
 if TYPE_CHECKING:
     from airflow_stability.compat import Connection
 
-#: Seconds after which nobody waits for the ledger's answer any more.
+#: Seconds that a trigger waits for the ledger's answer.
 ANSWER_SECONDS = 60.0
 
 _Result = TypeVar("_Result")
@@ -32,7 +32,7 @@ _Result = TypeVar("_Result")
 async def read_budget(stability_conn_id: str, name: str) -> Budget:
     """Return a budget of the ledger that a Stability connection names.
 
-    :raises StabilityError: the connection, its ledger or the budget is not there, or is out of reach.
+    :raises StabilityError: the connection, its ledger or the budget does not exist, or is out of reach.
     """
     conn_id = ledger_conn_id_in(await _read(stability_conn_id))
     try:
@@ -40,7 +40,7 @@ async def read_budget(stability_conn_id: str, name: str) -> Budget:
         return await run_in_thread(conn_id, functools.partial(ledger.budget, name))
     except Exception as error:
         failure = failure_of(conn_id, error)
-    # Outside the handler: the original's text or context may hold a password.
+    # Raised outside of the handler: the original exception's text or context may hold a password.
     raise failure
 
 
@@ -63,7 +63,7 @@ async def open_ledger(conn_id: str) -> Ledger:
 async def run_in_thread(conn_id: str, call: Callable[[], _Result]) -> _Result:
     """Run a call to a ledger in a thread.
 
-    :param conn_id: the ledger's connection, for the text.
+    :param conn_id: the ledger's connection, for the error text.
     :raises StabilityLedgerUnavailableError: there was no answer in time.
     """
     try:
@@ -77,9 +77,9 @@ async def run_in_thread(conn_id: str, call: Callable[[], _Result]) -> _Result:
 
 
 def failure_of(conn_id: str, error: Exception) -> StabilityError:
-    """Return our error for whatever the use of a ledger has raised.
+    """Return our error for an exception that was raised while a ledger was used.
 
-    :param conn_id: the ledger's connection, for the text.
+    :param conn_id: the ledger's connection, for the error text.
     """
     if isinstance(error, StabilityError):
         return error

@@ -80,8 +80,8 @@ class StabilityBalanceTrigger(BaseTrigger):
     :param hold: the key of what is held in the ledger for the run behind the gate; None for a new one.
     :param is_of_task: whether that run is the task's own, which goes on with the hold on a worker. If not, it
         is held for ``reservation_seconds``.
-    :param run_credits: credits of a whole run of the task, if it has had a run before. The ledger then holds
-        them without what the task has paid for durable calls. None to hold the expected credits.
+    :param run_credits: credits of a whole run, if the task has had a run before. The ledger then holds these
+        credits, less those that the task has paid for durable calls. None to hold the expected credits.
     :param memory: what the task has to remember, as plain JSON types: the event hands it back.
     :param unknown_arguments: arguments of another release. They are kept, handed on and ignored.
     """
@@ -260,7 +260,7 @@ class StabilityBalanceTrigger(BaseTrigger):
                     reserved = 0.0 if observation.ledger else observation.reserved
                     decision = gate.observe_balance(outcome, observation.at, reserved=reserved)
                     if decision.verdict is Verdict.OPEN or not self._may_fit:
-                        # At the first balance, a ledger tells if it can never hold the credits.
+                        # Ask the ledger at the first balance, too: it knows if it can never hold the credits.
                         decision = await self._hold(gate, observation, decision, deferral)
                 if decision.verdict is not Verdict.WAIT:
                     return decision
@@ -287,7 +287,7 @@ class StabilityBalanceTrigger(BaseTrigger):
                 self,
                 gate,
                 observation,
-                # What a low balance does not cover is never held.
+                # If the balance is too low, nothing is held. A new key leaves an earlier hold untouched.
                 key=self.hold if is_open else uuid.uuid4().hex,
                 since=deferral.began - self.waited,
             )

@@ -1,4 +1,4 @@
-"""What the triggers of asset watchers have in common: their arguments, their memory, and that they never end.
+"""The base of the triggers for asset watchers: common arguments, a memory, and a run that never ends.
 
 They need Airflow 3. The dangers for an AssetWatcher's trigger, and what prevents them:
 
@@ -62,8 +62,8 @@ class WatcherTrigger(BaseEventTrigger):
         :raises ValueError: an argument is unusable.
         :raises TypeError: an argument is unknown.
         """
-        # Only serialize() passes it: Airflow makes this trigger from its database. Then arguments of another
-        # release are kept and ignored, and an unusable argument raises nothing.
+        # Only serialize() adds ``stored``: then Airflow makes this trigger from its database. In that case,
+        # arguments of another release are kept and ignored, and an unusable argument raises nothing.
         stored = unknown_arguments.pop("stored", False)
         if unknown_arguments and not stored:
             unknown = ", ".join(sorted(unknown_arguments))
@@ -97,14 +97,14 @@ class WatcherTrigger(BaseEventTrigger):
 
     @abc.abstractmethod
     def _check_own(self) -> None:
-        """Check them.
+        """Check the subclass's own arguments.
 
         :raises ValueError: one is unusable.
         """
 
     @abc.abstractmethod
     def _watch(self) -> Callable[[], AsyncGenerator[TriggerEvent, None]]:
-        """Begin a watch; return what makes its events, and goes on with the same watch if called again."""
+        """Begin a watch; return a function that generates its events. Each call goes on with that watch."""
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class and its arguments, as Airflow stores them. Equal ones make one trigger."""
@@ -114,7 +114,7 @@ class WatcherTrigger(BaseEventTrigger):
             "stored": True,
         }
         if self.queue is not None:
-            # Airflow stores the queue beside these, and takes no notice of a change of it alone.
+            # Airflow stores the queue separately, too. It would not notice if only the queue changed.
             arguments["queue"] = self.queue
         own = type(self)
         return f"{own.__module__}.{own.__qualname__}", arguments | self.unknown_arguments
@@ -147,7 +147,7 @@ class WatcherTrigger(BaseEventTrigger):
             await asyncio.to_thread(log, "%s", decision.text)  # in a thread: see StabilityBalanceTrigger
 
     async def _let_airflow_store(self) -> None:
-        """Give Airflow the time to store an event, before the state says that it was fired."""
+        """Give Airflow time to store an event before the state says that the event was fired."""
         await asyncio.sleep(min(EVENT_STORE_SECONDS, self.poke_interval))
 
 
@@ -205,15 +205,15 @@ class WatchStore:
     def _log_failure(self, done: str, error: Exception) -> None:
         if not self._fails:
             self._fails = True
-            # With more than one store, Airflow gives access to none.
+            # If the trigger belongs to several assets, Airflow gives access to none of their stores.
             shared = (
                 " Several assets with the same trigger have no state store."
                 if isinstance(error, ValueError)
                 else ""
             )
             self._log.warning(
-                "The trigger's state in the asset's state store could not be %s (%s: %s).%s Until it can, a "
-                "crossing around a restart of the triggerer may be missed, or fired twice.",
+                "The trigger's state in the asset's state store could not be %s (%s: %s).%s Until that "
+                "works, a crossing around a restart of the triggerer may be missed, or fired twice.",
                 done,
                 type(error).__name__,
                 error,

@@ -9,12 +9,12 @@ The demo prints what happens while `example_dags/stability_image_pipeline.py` ru
 2. Some images are made. Somebody else spends credits, too. So one request is refused, and its task waits, as
    does the task after it.
 3. After a second top-up one of them goes on. That uses up the budget, and the other one waits for midnight.
-4. The demo makes a time zone in which midnight is near, and gives it to the budget. Until then,
+4. The demo makes a time zone in which midnight is near, and gives it to the budget. Until midnight,
    `example_dags/stability_account.py` reads the account and the balance. At midnight the budget renews, and
    the last image is made.
 5. In a second run, the demo kills the worker of an image that is paid for but not there yet. Airflow tries
    again. The second try finds the marker of the first, pays nothing, and fails with what a person should do.
-6. A command shows who spent what. The lost image is still held there.
+6. A command shows who spent what. In the ledger, the lost image is still `held`.
 
 Then the demo checks the tasks, the images, the credits and the ledger, and searches everything that Airflow
 has written for the API key. The modules, from the command line inwards:

@@ -108,9 +108,9 @@ def check_credits(simulator: StabilitySimulator) -> str:
 
 
 def check_ledger(simulator: StabilitySimulator, midnight: datetime | None) -> str:
-    """Check that the ledger knows all that the simulator was paid, and that no day exceeded the budget.
+    """Check that the ledger has every credit that the simulator got, and that no day exceeded the budget.
 
-    The lost image is not posted: a dead worker cannot say whether it has paid.
+    The lost image is not posted: a dead worker cannot report whether it has paid.
 
     :param midnight: when the first day of the budget ended.
     :raises DemoError: a sum differs, or a spend is not in the budget.
@@ -128,13 +128,13 @@ def check_ledger(simulator: StabilitySimulator, midnight: datetime | None) -> st
     lost = total(row for row in rows if row.state != "posted" and row.run_id == KILLED_RUN_ID)
     sums = f"{posted:g} credits posted, and {lost:g} held or unknown for the lost image"
     if (posted, lost) != (len(PROMPTS) * CREDITS_PER_IMAGE, CREDITS_PER_IMAGE) or total(rows) != paid:
-        raise DemoError(f"the simulator was paid {paid:g} credits, and the ledger has {sums}")
+        raise DemoError(f"the simulator was paid {paid:g} credits, but the ledger has {sums}")
     first = total(row for row in rows if midnight and row.held_at.replace(tzinfo=UTC) < midnight)
     second = total(rows) - first
-    days = f"{first:g} on the first day and {second:g} on the second, of {BUDGET_LIMIT} each"
+    days = f"{first:g} credits on the first day, {second:g} on the second; its limit is {BUDGET_LIMIT} a day"
     if first != BUDGET_LIMIT or second > BUDGET_LIMIT or {row.budget for row in rows} != {BUDGET}:
-        raise DemoError(f"the budget {BUDGET} did not count these spends as it should: {days}")
-    return f"the ledger has all that the simulator was paid: {sums}. The budget counts {days}"
+        raise DemoError(f"the budget {BUDGET} does not count these spends as it should: {days}")
+    return f"the ledger has every credit that the simulator was paid: {sums}. The budget counts {days}"
 
 
 def check_api_key(airflow: RealAirflow, api_key: str) -> str:

@@ -1,4 +1,4 @@
-"""The demo's ledger: its tables, its budget and its table of spends, from the commands that users have."""
+"""The demo's ledger: its tables, its budget and its report of spends, by the commands that users have."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from tests.demo.time_zone import make_time_zone
 
 #: The budget's first time zone. It is noon there when the demo begins, so no midnight comes by accident.
 LATER = "Demo/Later"
-#: Its second one, where midnight comes soon.
+#: The budget's second time zone, in which midnight comes soon.
 SOON = "Demo/Soon"
-#: How soon: after so many seconds, or so many times as long as the command takes that sets the budget.
+#: Midnight comes after this many seconds, or after this many times the seconds that the command to set the
+#: budget takes, whichever is later.
 SECONDS, TIMES = 8.0, 2
 
 
 class DemoLedger:
-    """The ledger, and the budget that all spends of the demo count in."""
+    """The ledger, and the budget that counts all spends of the demo."""
 
     def __init__(self, terminal: Terminal, airflow: DemoAirflow) -> None:
         self._say = terminal.say
         self._airflow = airflow
         self._command_seconds = 0.0
-        #: When the first day of the budget ends: known when it is about to.
+        #: When the first day of the budget ends; None until the demo has chosen that time.
         self.midnight: datetime | None = None
         self._midnight_was_told = False
 
     def set_up(self) -> None:
         """Make the tables and the budget."""
         self._airflow.run_stability("ledger", "init")
-        zone = f"{LATER} is one of the demo's own: it is noon there"
+        zone = f"The demo makes {LATER} for it, where it is noon now"
         self._say("demo", f"A budget renews at midnight in its time zone. {zone}.")
         make_time_zone(TIME_ZONES, LATER, _in_seconds(12 * 60 * 60))
         started = time.monotonic()
@@ -43,12 +44,12 @@ class DemoLedger:
     def let_the_day_end(self) -> None:
         """Give the budget a time zone in which midnight comes soon.
 
-        If the machine is so slow that it comes before the command ends, the budget renews a little sooner.
+        On a slow machine, midnight may come before the command ends. Then the budget renews with the command.
         """
         self.midnight = midnight = _in_seconds(max(SECONDS, TIMES * self._command_seconds))
         make_time_zone(TIME_ZONES, SOON, midnight)
-        when = f"midnight is at {midnight.astimezone():%H:%M:%S} of our time"
-        self._say("demo", f"Nobody has to wait for hours: in {SOON}, which the demo has just made, {when}.")
+        when = f"midnight is at {midnight.astimezone():%H:%M:%S} local time"
+        self._say("demo", f"Nobody has to wait for hours: the demo makes {SOON}, where {when}.")
         self._set_budget(SOON)
 
     def tell_midnight(self) -> None:

@@ -27,9 +27,9 @@ IMAGE_PATH = "/v2beta/stable-image/generate/core"
 
 #: Too few credits for the gate.
 INITIAL_CREDITS = 2.0
-#: Enough for four images.
+#: With the initial credits, enough for four images.
 FIRST_TOP_UP = 10.0
-#: What somebody else spends while two images are requested: then one of these requests is refused.
+#: What somebody else spends while two image requests are pending, so that one of them is refused.
 SPENT_ELSEWHERE = 3.0
 #: Enough for the remaining images, for the second run's gate, and for the image that is lost.
 SECOND_TOP_UP = 12.0
@@ -40,7 +40,7 @@ FINAL_CREDITS = (
 )
 
 BUDGET = "demo"
-#: Enough for all images of the first run but one.
+#: Enough for all images of the first run except one.
 BUDGET_LIMIT = (len(PROMPTS) - 1) * CREDITS_PER_IMAGE
 
 

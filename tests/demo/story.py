@@ -123,7 +123,7 @@ class ImagePipelineStory:
         return True
 
     def _spend_elsewhere(self, states: TaskStates) -> bool:
-        """Let somebody else spend before the simulator responds: one of the requests is refused then."""
+        """Let somebody else spend before the simulator responds, so that it refuses one of the requests."""
         if not self._requests_are_pending():
             return False
         credits = self._simulator.credits() - SPENT_ELSEWHERE
@@ -145,7 +145,7 @@ class ImagePipelineStory:
         return True
 
     def _let_the_day_end(self, states: TaskStates) -> bool:
-        """Let the budget's day end when the last image waits for that. Meanwhile, run another DAG."""
+        """Let the budget's day end when the last image waits for the budget. Meanwhile, run another DAG."""
         waiting = self._waiting_images(states)
         if not waiting or not all(f"budget {BUDGET}:" in log.last_message for log in waiting):
             return False
@@ -155,7 +155,7 @@ class ImagePipelineStory:
         return True
 
     def _requests_are_pending(self) -> bool:
-        """Return whether as many image requests as possible are pending, and print that."""
+        """Return whether as many image requests as possible are pending; if so, print it."""
         requests = len(image_statuses(self._simulator))
         if requests - self._released_requests != PARALLEL_IMAGES:
             return False
@@ -168,7 +168,7 @@ class ImagePipelineStory:
         return True
 
     def _waiting_images(self, states: TaskStates) -> list[TaskLog]:
-        """Return the logs of the images that wait; none unless all that are not made yet wait."""
+        """Return the logs of the waiting images; an empty list unless all images not made yet wait."""
         waiting = [
             log
             for index, log in enumerate(self._images)

@@ -237,12 +237,12 @@ def test_it_says_what_is_wrong_and_when_it_is_tried_again():
     watch = ThresholdWatch(50, "above")
 
     assert watch.observe_failure(OUTAGE, START).text == (
-        "The balance of the key's default organization is unknown, no event can be fired: answered 503 "
+        "The balance of the key's default organization is unknown, so no event can be fired: answered 503 "
         "(error id a1)."
     )
     assert watch.observe_failure(REFUSED, START, "org-A").text == (
-        "The balance of organization org-A is unknown, no event can be fired: answered 401. Until that is "
-        "mended, the balance is polled less often."
+        "The balance of organization org-A is unknown, so no event can be fired: answered 401. Until that is "
+        "fixed, the balance is polled less often."
     )
 
 

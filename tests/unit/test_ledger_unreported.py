@@ -339,7 +339,7 @@ def test_an_outcome_that_cannot_be_left_is_in_the_log(recorder, task_instance, c
 
     (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
     assert record.message.startswith(
-        "The ledger does not know that the spend a is posted. It will call it unknown"
+        "The ledger does not know that the spend a is posted. The ledger will call the spend unknown"
     )
 
 

@@ -137,17 +137,20 @@ def test_the_texts():
     texts.append(watch.observe_failure(MISSING, START).text)
 
     assert texts == [
-        f"Watching: {USED}. An event is fired when 80 % of the limit are reached.",
+        f"Watching: {USED}. An event is fired when 80 % of the limit is reached.",
         f"An event is fired: the soft limit of 80 % is reached: {USED}.",
         (
             f"Watching: {USED}. The soft limit of 80 % was reached at 2026-11-22 10:01:00 UTC. The next "
             "event is fired when it is reached again, in another period or after a change of the budget."
         ),
         f"Watching: {USED}. It has no soft limit, so no event is fired.",
-        "It is unknown how much of budget images is used, no event can be fired: The ledger is out of reach.",
         (
-            "It is unknown how much of budget images is used, no event can be fired: There is no budget "
-            "'images' in the ledger. Until that is mended, the ledger is read less often."
+            "It is unknown how much of budget images is used, so no event can be fired: The ledger is out of "
+            "reach."
+        ),
+        (
+            "It is unknown how much of budget images is used, so no event can be fired: There is no budget "
+            "'images' in the ledger. Until that is fixed, the ledger is read less often."
         ),
     ]
 

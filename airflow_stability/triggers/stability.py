@@ -243,7 +243,8 @@ class StabilityBalanceTrigger(BaseTrigger):
             reservation=self._reservation(gate, deferral),
         )
         key: int | None = None
-        self._may_fit = self.run_credits is not None  # a run has begun before
+        # Of a run that was paid for in part, the ledger could hold the rest while the gate waits for more.
+        self._may_fit = self.run_credits is not None
         async with contextlib.aclosing(feed):
             async for observation in feed:
                 gate.organization = observation.organization

@@ -73,23 +73,17 @@ def open_ledger(conn_id: str) -> Ledger:
     """Return the ledger of a connection. The connection is read each time, the engine is kept.
 
     :param conn_id: a connection to a database.
+    :raises StabilityConnectionNotFoundError: there is no such connection.
     :raises StabilityConfigurationError: its database cannot hold a ledger, or a provider is missing for it.
-    :raises StabilityLedgerUnavailableError: the connection was not found, or could not be read just now.
+    :raises StabilityTransientError: the connection could not be read just now.
     """
-    try:
-        connection = _read(conn_id)
-    except StabilityError as error:
-        failure = unread_failure(error)
-    else:
-        return ledger_of(connection)
-    raise failure
+    return ledger_of(_read(conn_id))
 
 
 def unread_failure(error: StabilityError) -> StabilityError:
-    """Return the error for a ledger whose connection could not be read.
+    """Return the error of a task whose ledger could not be opened: it waits if that may pass.
 
-    Airflow also says "not found" if it could not reach its own API server or a secrets backend. Such a
-    failure passes. So the ledger then counts as out of reach.
+    Airflow also says "not found" if it could not ask its own API server or a secrets backend.
     """
     if isinstance(error, StabilityConnectionNotFoundError | StabilityTransientError):
         return StabilityLedgerUnavailableError(f"The ledger's connection cannot be read: {error}")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from airflow_stability import metrics
 from airflow_stability.client.recording import POSTED, UNKNOWN, VOID, LedgerSettings, WantedCredits
 from airflow_stability.errors import StabilityError, StabilityLedgerUnavailableError, StabilityTransientError
-from airflow_stability.hooks.ledger import open_ledger
+from airflow_stability.hooks.ledger import open_ledger, unread_failure
 from airflow_stability.hooks.storage import AirflowStorage
 from airflow_stability.hooks.unreported import leave, write_what_was_left
 from airflow_stability.ledger.budgets import Budget
@@ -147,7 +147,7 @@ class LedgerRecorder:
     ) -> str | None:
         """Hold the credits of a run of a task; see the protocol."""
         spender = self._spender(wanted.budget, wanted.organization)
-        ledger = open_ledger(self.ledger_conn_id)
+        ledger = self._open()
         ledger.end_leases()
         write_what_was_left(ledger)
         if (spender.try_number or 0) > 1:
@@ -178,7 +178,7 @@ class LedgerRecorder:
         """Hold credits for the run behind a gate; see the protocol."""
         spender = self._spender(wanted.budget, wanted.organization)
         hold = Hold(uuid.uuid4().hex, spender, wanted.credits, minimum, lease=seconds)
-        return _hold(open_ledger(self.ledger_conn_id), hold, wanted.balance)
+        return _hold(self._open(), hold, wanted.balance)
 
     def end_run(self, *, completed: bool, refused: bool) -> None:
         """Give back what a run has not spent, and wait a while for the ledger if it is out of reach."""
@@ -210,7 +210,7 @@ class LedgerRecorder:
         with self._not_begun(call.key):
             while True:
                 try:
-                    reached = open_ledger(self.ledger_conn_id).begin_call(call, run.hold if run else None)
+                    reached = self._open().begin_call(call, run.hold if run else None)
                     break
                 except StabilityLedgerUnavailableError:
                     if time.monotonic() >= until:
@@ -233,7 +233,7 @@ class LedgerRecorder:
         if (run := self._run) is not None:
             run.calls += 1
         try:
-            open_ledger(self.ledger_conn_id).output_found(address)
+            self._open().output_found(address)
         except StabilityError as error:
             # The call stays unknown, and keeps counting, until somebody settles it.
             _log.warning("The ledger does not know yet that %s was paid for: %s", address, error)
@@ -245,9 +245,16 @@ class LedgerRecorder:
             self.end(run.outputs[address], VOID, reason)
             return
         try:
-            open_ledger(self.ledger_conn_id).not_charged(address, reason)
+            self._open().not_charged(address, reason)
         except StabilityError as error:
             _log.warning("The ledger does not know that %s was not charged: %s", address, error)
+
+    def _open(self) -> Ledger:
+        try:
+            return open_ledger(self.ledger_conn_id)
+        except StabilityError as error:
+            failure = unread_failure(error)
+        raise failure
 
     @property
     def _run(self) -> Run | None:
@@ -284,7 +291,7 @@ class LedgerRecorder:
             while waiting:
                 try:
                     first = waiting[0]
-                    open_ledger(self.ledger_conn_id).end(first.key, first.state, first.reason)
+                    self._open().end(first.key, first.state, first.reason)
                     del waiting[0]
                     continue
                 except StabilityError as error:

@@ -383,6 +383,7 @@ def test_what_was_accepted_and_is_not_charged_ends_as_void_though_the_ledger_was
     assert ended == "void"
 
 
-def test_a_connection_that_airflow_does_not_find_may_be_there_later(monkeypatch):
+def test_a_connection_that_airflow_does_not_find_may_be_there_later(recorder, monkeypatch):
+    monkeypatch.delenv("AIRFLOW_CONN_NO_LEDGER")
     with pytest.raises(StabilityLedgerUnavailableError, match="The ledger's connection cannot be read"):
-        open_ledger("nowhere")
+        recorder.begin_run(WantedCredits(3, None, None, None), itemized=True, hold=None, replays=False)

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from airflow_stability.compat import AIRFLOW_VERSION
 from airflow_stability.errors import StabilityError
 from airflow_stability.hooks.connection import ConnectionExtra
 from airflow_stability.hooks.stability import StabilityHook
+from airflow_stability.ledger.schema import metadata
 from airflow_stability.operators.stability import (
     StabilityAccountOperator,
     StabilityBalanceOperator,
@@ -31,11 +33,12 @@ from airflow_stability.operators.stability import (
 )
 from airflow_stability.sensors.stability import StabilityBalanceSensor
 from tests.conftest import HOME
+from tests.ledgers import LedgerForTests
 from tests.pages import BLOCKS, PAGES, README, ROOT, SHELL, Block
 from tests.versions import OLDEST_OR_NEWEST
 
 #: All other languages that a block may have. A block with an unknown language would not be tested.
-OTHERS = ("python", "json", "console", "text", "promql", "yaml", "ini", "")
+OTHERS = ("python", "json", "sql", "console", "text", "promql", "yaml", "ini", "")
 #: The port of the simulator on the pages. A test uses a free port instead: two test runs may share a machine.
 PORT = "8765"
 
@@ -294,6 +297,30 @@ def test_a_table_of_arguments_has_those_of_the_code_with_their_defaults(section)
             assert rows[name] == "required"
         elif default is not None and "Airflow's" not in rows[name]:
             assert rows[name].lower() == shown(default)
+
+
+def test_the_tables_of_the_ledger_are_described():
+    page = (ROOT / "docs/ledger.md").read_text().partition("## The tables")[2]
+    parts = dict(re.findall(r"### (.*)\n((?:(?!### ).*\n?)*)", page))
+    for table in ("stability_spends", "stability_budgets"):
+        rows = [row.partition("|")[0] for row in re.findall(r"^\| (`.*)", parts[f"`{table}`"], re.MULTILINE)]
+        assert re.findall(r"`(\w+)`", " ".join(rows)) == list(metadata.tables[table].columns.keys())
+    others = dict(re.findall(r"^\| `(\w+)` \|(.*)", parts["Other tables"], re.MULTILINE))
+    assert {*others, "stability_spends", "stability_budgets"} == {*metadata.tables}
+    for table, columns in others.items():
+        assert set(re.findall(r"`(\w+)`", columns)) == {*metadata.tables[table].columns.keys()}
+
+
+@pytest.mark.parametrize("block", blocks("sql"))
+def test_a_block_of_sql_runs(block):
+    ledger = LedgerForTests(time=datetime(2026, 11, 25))
+    ledger.spend("a", 3, dag_id="images")
+    ledger.spend("b", 2, "void", dag_id="images")
+
+    with ledger.database.engine.connect() as connection:
+        found = connection.exec_driver_sql(block.text).all()
+    ledger.database.engine.dispose()
+    assert [tuple(row) for row in found] == [("images", 3.0)]
 
 
 def test_the_table_of_errors_has_every_class_that_is_raised():

@@ -488,6 +488,3 @@ def test_processes_print_the_output_and_nothing_else(way, file):
     made.database.engine.dispose()
     status, out = end_of("ledger check -o json")
     assert (status, json.loads(out)[0]["budgets"][0]["used"]) == (3, 2.5)
-    status, out = end_of("ledger settle a --as void -o json")
-    assert (status, json.loads(out)[0]["settled"]) == (0, "now")
-    assert end_of("spend --by budget -o json") == (0, "[]\n")

@@ -50,7 +50,7 @@ from tests.socks_proxy import SocksProxy
 KEY = "sk-THIS0is0SECRET/0aBcDeFgHiJkLmN+oPqRsTuVwXyZ=0"  # a URL writes some of these in another way
 TIMEOUT = 0.4  # seconds for each piece; a call as a whole may take twice that
 PATIENT = 4.0  # the same, where something else than time is to end the call: machines stand still for a while
-SOON = 2.0  # seconds after which a call held its caller
+SOON = 3.5  # seconds after which a call held its caller
 BUFFERS = 24 * 1024 * 1024  # bytes that may lie in the kernel's buffers between two sockets, generously
 MEMORY = 8 * 1024 * 1024  # bytes that a failing call may hold at a time
 

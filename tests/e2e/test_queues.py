@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 from tests.real_airflow import COMPONENTS, RealAirflow
 
 #: Seconds for the story; it takes less than one minute on two cores.
-LIMIT = 240
+LIMIT = 360
 pytestmark = [
     pytest.mark.timeout(LIMIT + 60),
     pytest.mark.skipif(not EVENT_TRIGGERS_HAVE_QUEUES, reason="Airflow has queues for watchers from 3.4 on"),
@@ -65,6 +65,7 @@ def test_a_triggerer_of_the_queue_runs_watchers_and_gates(airflow):
             lambda: (
                 len(airflow.query("SELECT id FROM trigger WHERE queue = 'credits' AND triggerer_id > 0")) == 3
             ),
+            seconds=240,
         )
         before = len(simulator.requests)
         airflow.wait_for("all have read the balance", lambda: len(simulator.requests) > before + 2)

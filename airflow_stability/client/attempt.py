@@ -157,7 +157,7 @@ class RequestSender:
                     value.encode("latin-1")  # http.client would find it only while sending
             body = prepared.body
             if not isinstance(body, Iterable | None) and not hasattr(body, "read"):  # as would this
-                raise TypeError(f"the body is of type {type(prepared.body).__name__}")
+                raise TypeError(f"the body is of type {type(body).__name__}")
             return prepared
         except Exception as error:  # whatever requests makes of arguments of another type
             reason = clean(str(error) or type(error).__name__, self.secrets)

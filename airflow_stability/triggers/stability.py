@@ -141,7 +141,8 @@ class StabilityBalanceTrigger(BaseTrigger):
         self.unknown_arguments = unknown_arguments
         self._unrendered: str | None = None
         self._holds = False
-        self._may_fit = False
+        # Of a run that was paid for in part, the ledger could hold the rest while the gate waits for more.
+        self._may_fit = run_credits is not None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class and its arguments, as Airflow stores them."""
@@ -243,8 +244,6 @@ class StabilityBalanceTrigger(BaseTrigger):
             reservation=self._reservation(gate, deferral),
         )
         key: int | None = None
-        # Of a run that was paid for in part, the ledger could hold the rest while the gate waits for more.
-        self._may_fit = self.run_credits is not None
         async with contextlib.aclosing(feed):
             async for observation in feed:
                 gate.organization = observation.organization

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -35,3 +37,27 @@ def started_anew(trigger: Any, *, seconds_ago: float, of: float, now: datetime |
     else:
         trigger.timeout_after = ends_at
     return trigger
+
+
+#: The beginning of a script that notes which thread loads a module, once a Finder is in sys.meta_path.
+WHO_LOADS = """
+import asyncio, sys, threading
+
+loaded_by = {}
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        loaded_by[name] = threading.current_thread()
+
+"""
+
+
+def output_of(script: str) -> str:
+    """Run a script in a process of its own, and return what it prints.
+
+    :raises AssertionError: it has failed.
+    """
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

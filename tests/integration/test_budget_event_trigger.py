@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import importlib
 import os
-import subprocess
-import sys
 from datetime import timedelta
 from urllib.parse import quote
 
@@ -18,6 +16,7 @@ from airflow_stability.hooks.ledger import open_ledger
 from airflow_stability.ledger.ledger import Hold, Spender
 from airflow_stability.ledger.schema import budgets, spends
 from tests.integration.test_event_trigger import Store, Watch, airflow_3
+from tests.triggerer import WHO_LOADS, output_of
 
 pytestmark = airflow_3
 CONNECTION = "stability://:sk-KEY@?api_version=v1"
@@ -401,14 +400,6 @@ def test_a_cancelled_one_leaves_nothing_running(ledger):
 
 
 LOADS = """
-import asyncio, sys, threading
-
-loaded_by = {}
-
-class Finder:
-    def find_spec(self, name, path=None, target=None):
-        loaded_by[name] = threading.current_thread()
-
 async def main():
     from airflow_stability.triggers.budget_events import StabilityBudgetEventTrigger
 
@@ -427,8 +418,4 @@ print("loaded by the loop:", [name for name in of_loop if "stability" in name])
 
 
 def test_the_event_loop_loads_nothing_for_a_ledger(ledger):
-    command = [sys.executable, "-W", "ignore", "-c", LOADS]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-
-    assert done.returncode == 0, done.stderr
-    assert "loaded by the loop: []" in done.stdout.splitlines()
+    assert "loaded by the loop: []" in output_of(WHO_LOADS + LOADS).splitlines()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
-import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -17,7 +15,7 @@ from sqlalchemy import select
 from airflow_stability.hooks.ledger import open_ledger
 from airflow_stability.ledger.ledger import Call, Hold, Spender
 from airflow_stability.ledger.schema import spends
-from tests.triggerer import gate_trigger
+from tests.triggerer import WHO_LOADS, gate_trigger, output_of
 from tests.versions import IS_LOWEST
 
 # Airflow 2.11.0 loads all hooks for one of them, and modules of that time use what is deprecated.
@@ -252,14 +250,6 @@ def test_a_trigger_that_starts_anew_holds_nothing_twice(simulator, ledger):
 
 
 LOADS = """
-import asyncio, sys, threading
-
-loaded_by = {}
-
-class Finder:
-    def find_spec(self, name, path=None, target=None):
-        loaded_by[name] = threading.current_thread()
-
 async def main():
     from tests.integration.test_ledger_holds import trigger
 
@@ -274,8 +264,4 @@ print(loaded_by["airflow_stability.triggers.holds"] is threading.main_thread())
 
 
 def test_the_event_loop_loads_nothing_for_a_ledger(simulator, ledger):
-    command = [sys.executable, "-W", "ignore", "-c", LOADS]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-2:] == ["open", "False"]
+    assert output_of(WHO_LOADS + LOADS).split()[-2:] == ["open", "False"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import threading
 from typing import Self
@@ -32,7 +33,7 @@ class DeadHost:
     def calls(self) -> int:
         """How many calls wait for an answer now."""
         with self._lock:
-            return len(self._calls)
+            return self._waiting()
 
     def connection(self, **extra: object) -> str:
         """Return an Airflow connection to the host, as a URI.
@@ -64,8 +65,15 @@ class DeadHost:
             with self._lock:
                 self._calls.add(call)
                 self.all_calls += 1
-                self.most_calls = max(self.most_calls, len(self._calls))
+                self.most_calls = max(self.most_calls, self._waiting())
             threading.Thread(target=self._hold, args=(call,), daemon=True).start()
+
+    def _waiting(self) -> int:
+        """Return the number of calls without those that have hung up, which their threads may not know yet."""
+        poll = select.poll()
+        for call in self._calls:
+            poll.register(call, getattr(select, "POLLRDHUP", 0))  # Linux only
+        return len(self._calls) - len(poll.poll(0))
 
     def _hold(self, call: socket.socket) -> None:
         try:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import sys
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
@@ -42,13 +43,16 @@ TASK_INSTANCE = SimpleNamespace(
     get_first_reschedule_date=lambda context: None,
 )
 
+#: An address that only these tests use: a port may be one on which another test still expects its own server.
+TRAP_HOST = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
+
 
 @pytest.fixture
 def trap(monkeypatch):
     """Stand where the connection points, and where the proxy is by which everything else would go."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server((TRAP_HOST, 0)) as listener:
         for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
-            monkeypatch.setenv(name, f"http://127.0.0.1:{listener.getsockname()[1]}")
+            monkeypatch.setenv(name, f"http://{TRAP_HOST}:{listener.getsockname()[1]}")
         yield listener
         listener.setblocking(False)
         with pytest.raises(BlockingIOError):  # nobody has connected
@@ -60,7 +64,7 @@ def problem(request, trap, monkeypatch):
     """Make the connection, and return the text that says what is wrong with it."""
     connection = {"conn_type": request.param, "login": "airflow", "password": SECRET}
     if request.param != "aws":  # whose host is the default one
-        connection |= {"host": "127.0.0.1", "port": trap.getsockname()[1]}
+        connection |= {"host": TRAP_HOST, "port": trap.getsockname()[1]}
     extra = {"api_version": "v1", "request_timeout": 0.2, "retry_deadline": 0}
     monkeypatch.setenv("AIRFLOW_CONN_FOREIGN", json.dumps(connection | {"extra": extra}))
     has = f"is of the type {request.param!r}" if request.param else "has no type"

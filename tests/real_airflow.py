@@ -324,6 +324,11 @@ class RealAirflow:
             file.flush()
             self.run("connections", "import", "--overwrite", file.name)
 
+    def unpause(self, *dag_ids: str) -> None:
+        """Unpause DAGs, without the seconds that `airflow dags unpause` takes for each."""
+        for dag_id in dag_ids:
+            self.query("UPDATE dag SET is_paused = false WHERE dag_id = :dag_id", dag_id=dag_id)
+
     def query(self, sql: str, **values: object) -> list[Any]:
         """Execute a statement on the database and return its rows, if it has any."""
         import sqlalchemy

@@ -137,8 +137,7 @@ class Cluster:
         airflow.wait_for("all components are healthy", airflow.healthy)
         airflow.wait_for("all DAGs are there", lambda: len(airflow.query("SELECT * FROM dag")) == 3)
         waited_from = time.monotonic()
-        for dag_id in ("gates", "spending"):
-            airflow.run("dags", "unpause", dag_id)
+        airflow.unpause("gates", "spending")
         airflow.wait_for("all wait", self._all_wait, seconds=300)
         self._tell("all wait")
         time.sleep(QUIET)

@@ -60,7 +60,7 @@ class KilledTasks:
     def play(self, airflow: RealAirflow, *, triggerer: str, seconds: float) -> None:
         """Run the DAG to its end. The triggerer is killed while the task of the job waits in it."""
         airflow.connect(self._open_wallets())
-        airflow.run("dags", "unpause", "paid_once")
+        airflow.unpause("paid_once")
         airflow.wait_for("all tasks are there", lambda: len(self._states(airflow)) == len(self.all) + 1)
         airflow.wait_for("the job's task waits", lambda: self._states(airflow)[JOB] == "deferred")
         airflow.kill(triggerer)

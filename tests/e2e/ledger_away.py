@@ -47,7 +47,7 @@ class LedgerAway:
                 "ledger_that_goes_away": self.ledger.connection,
             }
         )
-        airflow.run("dags", "unpause", AWAY)
+        airflow.unpause(AWAY)
 
     def finish(self, airflow: RealAirflow) -> None:
         """Check what the first task has left, and what becomes of it when another one spends.
@@ -62,7 +62,7 @@ class LedgerAway:
         left = f"SELECT value FROM {XCOM} WHERE key = :key AND map_index = 0"
         assert len(airflow.query(left, key=f"stability_spend_{call.spend_key}")) == 1
         self._let_time_pass()
-        airflow.run("dags", "unpause", LATER)
+        airflow.unpause(LATER)
         airflow.wait_for("a later task", lambda: airflow.states(LATER).get(("paint", -1)) == "success")
         assert [row.state for row in self.ledger.rows(spend_key=call.spend_key)] == ["posted"]
         assert self.ledger.credits("posted") == 2 * COST

@@ -165,8 +165,7 @@ class Story:
             "all DAGs are there",
             lambda: {dag_id for (dag_id,) in airflow.query("SELECT dag_id FROM dag")} >= set(dags),
         )
-        for dag_id in dags[:-1]:
-            airflow.run("dags", "unpause", dag_id)
+        airflow.unpause(*dags[:-1])
         airflow.wait_for("gates and stopped wait", self._most_wait, seconds=300)
         if HAS_EVENTS:
             # Airflow sets up those of a DAG that it has read since the DAG was unpaused.
@@ -181,7 +180,7 @@ class Story:
             self._spend(5)
             for dag_id in ("restored", "soft_limit"):
                 airflow.wait_for(f"{dag_id} has run", lambda dag_id=dag_id: self.payloads(dag_id))
-        airflow.run("dags", "unpause", "late")
+        airflow.unpause("late")
         airflow.wait_for("late waits", lambda: self._waiting("late") == set(LATE))
         # With this, what watches has also had the time to remember what it has fired.
         self._wait_for_polls("before the triggerer is killed")

@@ -121,8 +121,7 @@ class Story:
         airflow.wait_for("all components are healthy", airflow.healthy)
         airflow.wait_for("all DAGs are there", lambda: len(airflow.query("SELECT * FROM dag")) == 3)
         airflow.run("pools", "set", "stability", str(POOL_SLOTS), "credits in flight")
-        airflow.run("dags", "unpause", "pooled")
-        airflow.run("dags", "unpause", "outcomes")
+        airflow.unpause("pooled", "outcomes")
         stopped = {
             what: [case.task_id for case in CASES if case.outcome.meanwhile == what]
             for what in ("nothing", "clear", "kill")
@@ -137,7 +136,7 @@ class Story:
         for name in (*stopped["nothing"], *stopped["clear"], MAPPED):
             self._top_up(name)
         self._tell("the table's tasks wait, or have waited")
-        airflow.run("dags", "unpause", "many")
+        airflow.unpause("many")
         # So each of the two gets its share, whichever is quicker; and Airflow does not say which is which.
         airflow.wait_for("a triggerer is full", lambda: FULL in self._triggers().values())
         (self.first,) = self._triggerers()

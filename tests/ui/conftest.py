@@ -97,7 +97,7 @@ class Site:
         airflow.start()
         airflow.wait_for("all components are healthy", airflow.healthy)
         airflow.wait_for("all DAGs are there", lambda: len(airflow.query("SELECT * FROM dag")) == 3)
-        airflow.run("dags", "unpause", "--treat-dag-id-as-regex", "--yes", ".*")
+        airflow.unpause(DAG_ID, OTHER_DAG_ID, BALANCES_DAG_ID)
         airflow.wait_for(
             "all tasks wait",
             lambda: {key for key, state in airflow.states(DAG_ID).items() if state == "deferred"} == WAITING,

@@ -68,8 +68,7 @@ class Recorder:
             "all DAGs are there",
             lambda: {name for (name,) in airflow.query("SELECT dag_id FROM dag")} >= dags,
         )
-        for dag_id in sorted(dags - {"late"}):
-            airflow.run("dags", "unpause", dag_id)
+        airflow.unpause(*sorted(dags - {"late"}))
         tasks = self._wait_for_tasks(WAITING)
         recorded: dict[str, Any] = {"airflow": AIRFLOW, "tasks": tasks}
         if self.has_events:
@@ -81,7 +80,7 @@ class Recorder:
             airflow.wait_for("the watcher remembers", lambda: airflow.query(memory))
             ((key, value),) = airflow.query(memory)
             recorded["watcher"]["memory"] = {"key": key, "value": value}
-        airflow.run("dags", "unpause", "late")
+        airflow.unpause("late")
         tasks |= self._wait_for_tasks({"timed_out"})
         airflow.kill("scheduler")
         airflow.connect({"refused": f"{simulator.connection_uri('sk-unknown')}?api_version=v1"})

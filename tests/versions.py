@@ -34,7 +34,6 @@ STORIES_THAT_DIFFER = {
 TESTS_WITHOUT_AIRFLOW = (
     "test_budget_periods",
     "test_client",
-    "test_client_on_the_wire",
     "test_credits",
     "test_crossing",
     "test_gate",
@@ -47,14 +46,14 @@ TESTS_WITHOUT_AIRFLOW = (
     "test_models",
     "test_responses",
     "test_retry",
-    "test_simulator",
-    "test_simulator_generate",
     "test_simulator_parts",
     "test_validation",
 )
 
-#: Tests that start many processes, which takes seconds for each. CI runs them on the oldest, the newest and
-#: the beta.
+#: These need no Airflow either, and take long. CI runs them on the newest and on the lowest versions.
+TESTS_OF_SOCKETS = ("test_client_on_the_wire", "test_simulator", "test_simulator_generate")
+
+#: Tests that start many processes, which takes seconds for each. CI runs them on the oldest and the newest.
 TESTS_OF_COMMANDS = ("test_cli", "test_cli_ledger", "test_docs", "test_package")
 
 #: Tests whose gates wait for minutes, and that are about Airflow, not about the versions of libraries. CI
@@ -68,9 +67,11 @@ def is_covered_elsewhere(test_file: Path) -> bool:
     if test_file.parent.name == "e2e":
         stories = STORIES_THAT_DIFFER.get(AIRFLOW_VERSION)
         return stories is not None and name not in stories
-    is_between = (3, 0) <= AIRFLOW_VERSION < NEWEST
+    is_newest, is_beta = AIRFLOW_VERSION == NEWEST, AIRFLOW_VERSION > NEWEST
     if name in TESTS_OF_COMMANDS:
-        return is_between or IS_LOWEST
+        return not OLDEST_OR_NEWEST
     if name in LONG_TESTS_OF_AIRFLOW:
         return IS_LOWEST
-    return name in TESTS_WITHOUT_AIRFLOW and (is_between or (OLDEST_OR_NEWEST and AIRFLOW_VERSION != NEWEST))
+    if name in TESTS_OF_SOCKETS:
+        return not (is_newest or IS_LOWEST)
+    return name in TESTS_WITHOUT_AIRFLOW and not (is_newest or is_beta or IS_LOWEST)

@@ -10,10 +10,9 @@ from __future__ import annotations
 import argparse
 import fcntl
 import sys
-from pathlib import Path
 
 from tests.demo.errors import DemoError
-from tests.demo.folders import DEMO
+from tests.demo.folders import DEMO, LOCK_FILE
 from tests.demo.run import run_demo
 from tests.demo.signals import StopSignals
 from tests.demo.terminal import Terminal
@@ -30,18 +29,18 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="leave Airflow's web pages up until Ctrl-C")
     options = parser.parse_args()
     terminal, signals = Terminal(), StopSignals()
-    # The lock is on this file, since the demo's folder is deleted and created anew.
-    with Path(__file__).open() as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            terminal.say("failed", f"Another demo is running in {DEMO}. Stop it first.")
-            return 1
-        try:
+    try:
+        LOCK_FILE.parent.mkdir(exist_ok=True)
+        with LOCK_FILE.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                terminal.say("failed", f"Another demo is running in {DEMO}. Stop it first.")
+                return 1
             return run_demo(terminal, signals, keep=options.keep)
-        except (DemoError, OSError) as error:
-            terminal.say("failed", f"The demo could not prepare or clean up: {error}")
-            return 1
+    except (DemoError, OSError) as error:
+        terminal.say("failed", f"The demo could not prepare or clean up: {error}")
+        return 1
 
 
 if __name__ == "__main__":

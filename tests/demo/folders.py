@@ -1,4 +1,7 @@
-"""The paths of the demo. Everything that it writes is in the folder `.demo` of the repository."""
+"""The paths of the demo. Everything that it writes is in the folder `.demo` of the repository.
+
+Each Airflow has a folder of its own there, so that the demo can run on two of them at the same time.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,12 @@ import json
 import shutil
 from pathlib import Path
 
+from tests.real_airflow import AIRFLOW_VERSION
+
 ROOT = Path(__file__).resolve().parents[2]
-DEMO = ROOT / ".demo"
+DEMO = ROOT / ".demo" / "airflow-{}.{}".format(*AIRFLOW_VERSION)
+#: The lock is on this file, since the demo's folder is deleted and created anew.
+LOCK_FILE = DEMO.with_name(f"{DEMO.name}.lock")
 IMAGES = DEMO / "images"
 LOGS = DEMO / "logs"
 TASK_LOGS = DEMO / "airflow" / "logs"
@@ -20,7 +27,7 @@ def prepare_folder(user: str, password: str) -> None:
     """Empty the demo's folder, and create the file from which Airflow reads the user's password."""
     if DEMO.exists():
         shutil.rmtree(DEMO)
-    DEMO.mkdir()
+    DEMO.mkdir(parents=True)
     PASSWORD_FILE.touch(mode=0o600)
     PASSWORD_FILE.write_text(json.dumps({user: password}))
 

@@ -28,8 +28,8 @@ os.environ.update(
     AIRFLOW__METRICS__TIMER_UNIT_CONSISTENCY="True",
 )
 
-# Half a million objects of Airflow stay to the end. Looking for garbage among them, again and again, took a fifth
-# of the unit tests' processor time.
+# Half a million objects of Airflow stay to the end. Looking for garbage among them, again and again, took a
+# fifth of the unit tests' processor time.
 gc.disable()
 
 #: The files that take longest start first, so that no process is left with one at the end.

@@ -69,7 +69,7 @@ class DeadHost:
             threading.Thread(target=self._hold, args=(call,), daemon=True).start()
 
     def _waiting(self) -> int:
-        """Return the number of calls without those that have hung up, which their threads may not know yet."""
+        """Return the number of calls, without those that have hung up and whose threads have not seen it."""
         poll = select.poll()
         for call in self._calls:
             poll.register(call, getattr(select, "POLLRDHUP", 0))  # Linux only

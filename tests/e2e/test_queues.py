@@ -26,7 +26,7 @@ from airflow.sdk import DAG, Asset, AssetWatcher
 from airflow_stability.sensors.stability import StabilityBalanceSensor
 from airflow_stability.triggers.events import StabilityBalanceEventTrigger
 
-ALL = {"start_date": datetime(2026, 1, 1), "catchup": False, "is_paused_upon_creation": False}
+ALL = {"start_date": datetime(2026, 1, 1), "catchup": False}
 
 trigger = StabilityBalanceEventTrigger(threshold=50, direction="above", poke_interval=1, queue="credits")
 asset = Asset("watched", watchers=[AssetWatcher(name="balance", trigger=trigger)])
@@ -45,7 +45,12 @@ def airflow(tmp_path: Path) -> Iterator[RealAirflow]:
     dags = tmp_path / "dags"
     dags.mkdir()
     (dags / "queues.py").write_text(DAGS)
-    settings = {"triggerer__queues_enabled": True, "dag_processor__min_file_process_interval": 2}
+    settings = {
+        # Tasks that start before the API server answers fail.
+        "core__dags_are_paused_at_creation": True,
+        "triggerer__queues_enabled": True,
+        "dag_processor__min_file_process_interval": 2,
+    }
     airflow = RealAirflow(tmp_path / "airflow", dags, settings=settings, seconds=LIMIT)
     airflow.environment["PYTHONPATH"] = str(ROOT)
     try:
@@ -60,12 +65,14 @@ def test_a_triggerer_of_the_queue_runs_watchers_and_gates(airflow):
         airflow.connect({"stability_default": f"{simulator.connection_uri()}?api_version=v1"})
         airflow.start(*(name for name in COMPONENTS if name != "triggerer"))
         airflow.start("triggerer", options=["--queues", "credits"])
+        airflow.wait_for("all components are healthy", airflow.healthy)
+        airflow.wait_for("both DAGs are there", lambda: len(airflow.query("SELECT * FROM dag")) == 2)
+        airflow.unpause("waiting", "watched")
         airflow.wait_for(
             "all triggers run",
             lambda: (
                 len(airflow.query("SELECT id FROM trigger WHERE queue = 'credits' AND triggerer_id > 0")) == 3
             ),
-            seconds=240,
         )
         before = len(simulator.requests)
         airflow.wait_for("all have read the balance", lambda: len(simulator.requests) > before + 2)

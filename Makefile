@@ -48,12 +48,13 @@ unexport PYTHONPATH AIRFLOW_HOME
 # Without compiled modules each start of an Airflow process takes twice as long.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help venvs demo bench test test-e2e test-cluster test-s3 test-ui screenshots test-all test-between lint format build check-wheel constraints clean
+.PHONY: help venvs demo demos bench test test-e2e test-cluster test-s3 test-ui screenshots test-all test-stories lint format build check-wheel constraints clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo                run the image pipeline on a real Airflow against the simulator"
 	@echo "make demo KEEP=1         the same, and leave Airflow's web pages up"
+	@echo "make demos               the demo on Airflow $(NEWEST), and on the beta if there is one"
 	@echo "make bench               measure the waiting gates beside Airflow's HttpSensor, and write docs/benchmark.md"
 	@echo "make bench ARGS='--gates 1 20 --window 20'   a quick look, which writes nothing; --help lists the options"
 	@echo "make bench ARGS=--load-only   5000 gates on one triggerer, which make bench ends with; writes docs/load.md"
@@ -64,7 +65,7 @@ help:
 	@echo "make test PYTHON=3.13    the same, on another Python"
 	@echo "make test-e2e            gates in a real Airflow, while everything goes wrong"
 	@echo "make test-all            make test and make test-e2e, on every Airflow"
-	@echo "make test-between        of make test-e2e, what differs on the other Airflows than the oldest and the newest"
+	@echo "make test-stories        make test-e2e on every Airflow; between the oldest and the newest, what differs there"
 	@echo "make venvs               install all these Airflows at once: else each is when it is first used"
 	@echo "make test-cluster        gates and spending in a cluster whose parts are killed; installs PostgreSQL and Redis"
 	@echo "make test-s3             object storage on a real S3 server; on Airflow 2.11 and 3.3 only"
@@ -112,10 +113,14 @@ test-ui screenshots: $(VENV)/installed-fab
 	@bash .ci/find-servers $(BIN)/python nginx
 	@CHROMIUM="$$(bash .ci/find-browser)" && export CHROMIUM && $(STORY) tests/ui $(ARGS)
 
-# For CI, on the Airflows between the oldest and the newest, and on a beta: see tests/versions.py. Each on its own,
-# since make may run them side by side.
-BETWEEN := $(filter-out $(OLDEST) $(NEWEST),$(AIRFLOWS))
-test-between: $(BETWEEN:%=test-e2e-%)
+# For CI, on the newest Airflow, and on the beta if there is one. They may run side by side.
+demos: $(sort demo-$(NEWEST) demo-$(lastword $(AIRFLOWS)))
+demo-%:
+	@$(MAKE) --no-print-directory demo AIRFLOW=$*
+
+# For CI: all stories on the newest and the oldest Airflow, and what differs on the others, see tests/versions.py.
+# Make may run the Airflows side by side: those of most stories come first.
+test-stories: $(addprefix test-e2e-,$(NEWEST) $(OLDEST) $(filter-out $(NEWEST) $(OLDEST),$(AIRFLOWS)))
 test-e2e-%:
 	@$(MAKE) --no-print-directory test-e2e AIRFLOW=$* ARGS=--only-what-differs
 
@@ -151,7 +156,7 @@ clean:
 	@.venvs/uv/bin/python -m pip install --quiet --disable-pip-version-check uv
 
 # For CI, which sets all of them up while something else waits: with low priority.
-venvs:
+venvs: $(VENV)/installed
 	@for airflow in $(AIRFLOWS) $(LOWEST); do \
 		nice $(MAKE) --no-print-directory .venvs/airflow-$$airflow/installed AIRFLOW=$$airflow || exit 1; done
 

@@ -56,6 +56,9 @@ TESTS_OF_SOCKETS = ("test_client_on_the_wire", "test_simulator", "test_simulator
 #: Tests that start many processes, which takes seconds for each. CI runs them on the oldest and the newest.
 TESTS_OF_COMMANDS = ("test_cli", "test_cli_ledger", "test_docs", "test_package")
 
+#: Single tests that do so: the marker of `pyproject.toml`.
+STARTS_PYTHON = "starts_python"
+
 #: Tests whose gates wait for minutes, and that are about Airflow, not about the versions of libraries. CI
 #: runs them on all Airflows, but not with the lowest versions of libraries.
 LONG_TESTS_OF_AIRFLOW = ("test_a_minute_of_trouble", "test_decision_table")

@@ -417,5 +417,6 @@ print("loaded by the loop:", [name for name in of_loop if "stability" in name])
 """
 
 
+@pytest.mark.starts_python
 def test_the_event_loop_loads_nothing_for_a_ledger(ledger):
     assert "loaded by the loop: []" in output_of(WHO_LOADS + LOADS).splitlines()

@@ -294,6 +294,7 @@ server.run()
 """
 
 
+@pytest.mark.starts_python
 @pytest.mark.parametrize("how", ["SIGTERM", "return"])
 def test_what_hangs_does_not_hold_a_process(
     auth_manager: AuthManager, monkeypatch: pytest.MonkeyPatch, how: str

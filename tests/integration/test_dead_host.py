@@ -188,6 +188,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.starts_python
 @pytest.mark.parametrize("how", ["SIGTERM", "return"])
 def test_calls_that_hang_do_not_hold_a_process(dead_host, how):
     environment = os.environ | {"AIRFLOW_CONN_DEAD": dead_host.connection(request_timeout=3600)}

@@ -117,6 +117,7 @@ asyncio.run(main())
     return done.stdout.split()
 
 
+@pytest.mark.starts_python
 def test_the_event_loop_loads_no_client(simulator):
     printed = look_in_a_process(
         "loaded_by[name] = threading.current_thread()",
@@ -126,6 +127,7 @@ def test_the_event_loop_loads_no_client(simulator):
     assert printed[-2:] == ["25.0", "False"]
 
 
+@pytest.mark.starts_python
 def test_a_module_that_cannot_be_loaded_at_first_ends_no_feed(simulator):
     printed = look_in_a_process(
         """

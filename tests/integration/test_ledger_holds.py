@@ -263,5 +263,6 @@ print(loaded_by["airflow_stability.triggers.holds"] is threading.main_thread())
 """
 
 
+@pytest.mark.starts_python
 def test_the_event_loop_loads_nothing_for_a_ledger(simulator, ledger):
     assert output_of(WHO_LOADS + LOADS).split()[-2:] == ["open", "False"]

@@ -195,6 +195,7 @@ def test_without_an_earlier_result_a_request_that_does_not_wait_gets_none():
 
 
 @pytest.mark.skipif(not HAS_EXTERNAL_VIEWS, reason="the Credits page needs Airflow 3.1")
+@pytest.mark.starts_python
 def test_without_a_ledger_nothing_of_it_is_loaded():
     script = (
         "import sys\n"

@@ -3,6 +3,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from airflow_stability.compat import HAS_EXTERNAL_VIEWS
 
 LOAD = """
@@ -12,6 +14,7 @@ print([name for name in sys.modules if name.startswith("airflow_stability.page")
 """
 
 
+@pytest.mark.starts_python
 def test_a_process_that_loads_the_plugin_does_not_load_the_page():
     loaded = subprocess.run([sys.executable, "-c", LOAD], capture_output=True, text=True, check=True)
 

@@ -255,7 +255,7 @@ class RealAirflow:
                 self.restarted[name] += 1
                 self.start(name, options=self._options[name])
 
-    def wait_for(self, what: str, look: Callable[[], T | None], *, seconds: float = 120) -> T:
+    def wait_for(self, what: str, look: Callable[[], T | None], *, seconds: float = 240) -> T:
         """Call a function until it returns something true, and return that.
 
         :raises AirflowError: a component has ended, or the time is over.

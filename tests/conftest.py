@@ -39,6 +39,11 @@ LONGEST = (
     *LONG_RUNS,
     "test_feed",
     "test_docs",
+    "test_dag_runs",
+    "test_dead_host",
+    "test_jobs",
+    "test_pacing",
+    "test_event_trigger",
     "test_spend",
     "test_gates",
 )
@@ -77,7 +82,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if item.get_closest_marker(STARTS_PYTHON)]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
-    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> tuple[int, bool]:
+    """Return when a test has its turn. Unit tests, which wait for nothing, fill up the end."""
+    name = item.path.stem
+    return LONGEST.index(name) if name in LONGEST else len(LONGEST), item.path.parent.name == "unit"
 
 
 def pytest_collection_finish() -> None:

@@ -11,7 +11,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -134,9 +134,29 @@ def run_dag(airflow_database: None) -> Callable[..., DagRunResult]:
         make_up_for_dag_test()
 
     def run_dag(dag_id: str, conf: dict[str, Any] | None = None) -> DagRunResult:
-        return DagRunResult(load_dag(dag_id).test(run_conf=conf))
+        with ErrorsOfDagTest() as errors:
+            return DagRunResult(load_dag(dag_id).test(run_conf=conf), errors.found)
 
     return run_dag
+
+
+class ErrorsOfDagTest(logging.Handler):
+    """Collects the errors of ``DAG.test()`` itself within its ``with`` block; they fail a task, too."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if (text := record.getMessage()).startswith("[DAG TEST]"):
+            self.found.append(f"{text}: {record.exc_info and record.exc_info[1]!r}")
+
+    def __enter__(self) -> ErrorsOfDagTest:
+        logging.getLogger().addHandler(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        logging.getLogger().removeHandler(self)
 
 
 def make_up_for_dag_test() -> None:
@@ -194,7 +214,8 @@ def make_up_for_dag_test_of_3_0() -> None:
 class DagRunResult:
     """What a finished DAG run left in Airflow's database."""
 
-    def __init__(self, dag_run: Any) -> None:
+    def __init__(self, dag_run: Any, errors: Sequence[str] = ()) -> None:
+        self.errors = errors
         self.dag_id, self.run_id = dag_run.dag_id, dag_run.run_id
         self.state = str(dag_run.state)
         self.states = {ti.task_id: str(ti.state) for ti in dag_run.get_task_instances()}

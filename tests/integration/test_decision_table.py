@@ -32,7 +32,7 @@ class Table:
         case = Case(outcome, self.mode, flag)
         state, text = case.expected
 
-        assert result.states[case.task_id] == state, FAILURES.get(case.task_id)
+        assert result.states[case.task_id] == state, [FAILURES.get(case.task_id), *result.errors]
         assert result.tries[case.task_id] == (outcome.tries if state == "failed" else 1)
         if state == "failed":
             assert text in FAILURES[case.task_id]

@@ -48,7 +48,7 @@ unexport PYTHONPATH AIRFLOW_HOME
 # Without compiled modules each start of an Airflow process takes twice as long.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help venvs demo demos bench test test-e2e test-cluster test-s3 test-ui screenshots test-all test-stories lint format build check-wheel constraints clean
+.PHONY: help venvs demo demos bench test test-e2e test-cluster test-postgresql servers test-s3 test-ui screenshots test-all test-stories lint format build check-wheel constraints clean
 .DELETE_ON_ERROR:
 
 help:
@@ -68,6 +68,7 @@ help:
 	@echo "make test-stories        make test-e2e on every Airflow; between the oldest and the newest, what differs there"
 	@echo "make venvs               install all these Airflows at once: else each is when it is first used"
 	@echo "make test-cluster        gates and spending in a cluster whose parts are killed; installs PostgreSQL and Redis"
+	@echo "make test-postgresql     many processes use one ledger, whose database crashes; installs both, too"
 	@echo "make test-s3             object storage on a real S3 server; on Airflow 2.11 and 3.3 only"
 	@echo "make test-ui             Airflow 3.3's web pages in a real browser; installs Chromium and nginx if need be"
 	@echo "make screenshots         the same, and put its pictures into docs/images"
@@ -87,8 +88,8 @@ bench: .venvs/bench/installed
 	@$(BIN)/python -m tests.benchmarks $(ARGS)
 
 # What the tests then really have is checked: the Python only if one was asked for.
-test test-e2e test-cluster test-s3 test-ui screenshots: export EXPECTED_AIRFLOW := $(basename $(RELEASE_$(AIRFLOW)))
-test test-e2e test-cluster test-s3 test-ui screenshots: export EXPECTED_PYTHON := $(if $(filter command,$(firstword $(origin PYTHON))),$(PYTHON))
+test test-e2e test-cluster test-postgresql test-s3 test-ui screenshots: export EXPECTED_AIRFLOW := $(basename $(RELEASE_$(AIRFLOW)))
+test test-e2e test-cluster test-postgresql test-s3 test-ui screenshots: export EXPECTED_PYTHON := $(if $(filter command,$(firstword $(origin PYTHON))),$(PYTHON))
 
 # CI sets SECOND_TRY. What failed is remembered for each Airflow.
 PYTEST = $(if $(SECOND_TRY),bash .ci/twice) $(BIN)/python -m pytest -o cache_dir=$(VENV)/pytest-cache
@@ -101,9 +102,15 @@ test: $(VENV)/installed
 test-e2e: $(VENV)/installed $(if $(filter $(AIRFLOW),$(OLDEST) $(NEWEST)),$(VENV)/installed-s3)
 	@$(STORY) --numprocesses=2 tests/e2e $(ARGS)
 
-test-cluster: $(VENV)/installed-cluster
-	@bash .ci/find-servers $(BIN)/python postgresql redis
+test-cluster: servers
 	@$(STORY) tests/cluster $(ARGS)
+
+test-postgresql: servers
+	@$(STORY) tests/postgresql $(ARGS)
+
+# Make may run both of these side by side, but two at a time cannot install packages.
+servers: $(VENV)/installed-cluster
+	@bash .ci/find-servers $(BIN)/python postgresql redis
 
 test-s3: $(VENV)/installed-s3
 	@$(PYTEST) --numprocesses=2 tests/s3 $(ARGS)

@@ -758,14 +758,14 @@ def test_thousands_of_feeds_leak_neither_memory_nor_threads(patient_simulator, n
     before = what_a_poll_leaves()  # of other tests, which may live on in this process
 
     async def main():
-        return await open_and_close(1000), await open_and_close(3000)
+        return await open_and_close(500), await open_and_close(1500)
 
     blocks, blocks_after = asyncio.run(main())
 
     # Each connection has one call at a time.
     assert [each.name for each in threading.enumerate()].count("stability-call") <= len(names)
     # Not even one of the hundreds of blocks of memory that a feed with its client takes.
-    assert blocks_after - blocks < 3000
+    assert blocks_after - blocks < 1500
 
 
 @pytest.mark.parametrize(

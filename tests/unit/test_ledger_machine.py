@@ -1,4 +1,4 @@
-"""The state machine of the ledger on SQLite; tests/cluster has it on PostgreSQL."""
+"""The state machine of the ledger on SQLite; tests/postgresql has it on PostgreSQL."""
 
 from sqlalchemy import create_engine
 from sqlalchemy.pool import StaticPool

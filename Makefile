@@ -48,7 +48,7 @@ unexport PYTHONPATH AIRFLOW_HOME
 # Without compiled modules each start of an Airflow process takes twice as long.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help venvs demo demos bench test test-e2e test-cluster test-postgresql servers test-s3 test-ui screenshots test-all test-stories lint format build check-wheel constraints clean
+.PHONY: help venvs demo demos bench test test-lowest test-e2e test-cluster test-postgresql servers test-s3 test-ui screenshots test-all test-stories lint format build check-wheel constraints clean
 .DELETE_ON_ERROR:
 
 help:
@@ -99,6 +99,10 @@ STORY = $(PYTEST) --numprocesses=0 --show-capture=no
 test: $(VENV)/installed
 	@$(PYTEST) $(ARGS)
 
+# For CI, beside other targets.
+test-lowest:
+	@$(MAKE) --no-print-directory test AIRFLOW=$(LOWEST) ARGS=--only-what-differs
+
 test-e2e: $(VENV)/installed $(if $(filter $(AIRFLOW),$(OLDEST) $(NEWEST)),$(VENV)/installed-s3)
 	@$(STORY) --numprocesses=2 tests/e2e $(ARGS)
 
@@ -120,9 +124,10 @@ test-ui screenshots: $(VENV)/installed-fab
 	@bash .ci/find-servers $(BIN)/python nginx
 	@CHROMIUM="$$(bash .ci/find-browser)" && export CHROMIUM && $(STORY) tests/ui $(ARGS)
 
-# For CI, on the newest Airflow, and on the beta if there is one. They may run side by side.
+# For CI, on the newest Airflow, and on the beta if there is one. They may run side by side, beside what installs the
+# other Airflows.
 demos: $(sort demo-$(NEWEST) demo-$(lastword $(AIRFLOWS)))
-demo-%:
+demo-%: | venvs
 	@$(MAKE) --no-print-directory demo AIRFLOW=$*
 
 # For CI: all stories on the newest and the oldest Airflow, and what differs on the others, see tests/versions.py.
@@ -164,10 +169,10 @@ clean:
 	@python3 -m venv .venvs/uv || { echo "python3 cannot make a venv: install the package python3-venv."; exit 1; }
 	@.venvs/uv/bin/python -m pip install --quiet --disable-pip-version-check uv
 
-# For CI, which sets all of them up while something else waits: with low priority.
+# For CI, which sets all of them up while something else waits.
 venvs: $(VENV)/installed
 	@for airflow in $(AIRFLOWS) $(LOWEST); do \
-		nice $(MAKE) --no-print-directory .venvs/airflow-$$airflow/installed AIRFLOW=$$airflow || exit 1; done
+		$(MAKE) --no-print-directory .venvs/airflow-$$airflow/installed AIRFLOW=$$airflow || exit 1; done
 
 # pip's and uv's other settings (an index, a proxy) are the machine's own and count.
 .venvs/bench/installed: MORE := --group bench

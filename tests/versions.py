@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from airflow_stability.compat import AIRFLOW_VERSION
+from tests.conftest import LONG_RUNS
 
 #: The lowest release that pyproject.toml allows, which is tested for the libraries that came with it.
 IS_LOWEST = version("apache-airflow") == "2.11.0"
@@ -59,10 +60,6 @@ TESTS_OF_COMMANDS = ("test_cli", "test_cli_ledger", "test_docs", "test_package")
 #: Single tests that do so: the marker of `pyproject.toml`.
 STARTS_PYTHON = "starts_python"
 
-#: Tests whose gates wait for minutes, and that are about Airflow, not about the versions of libraries. CI
-#: runs them on all Airflows, but not with the lowest versions of libraries.
-LONG_TESTS_OF_AIRFLOW = ("test_a_minute_of_trouble", "test_decision_table")
-
 
 def is_covered_elsewhere(test_file: Path) -> bool:
     """Tell whether CI leaves out a file of tests on this Airflow, because other Airflows cover it."""
@@ -73,7 +70,7 @@ def is_covered_elsewhere(test_file: Path) -> bool:
     is_newest, is_beta = AIRFLOW_VERSION == NEWEST, AIRFLOW_VERSION > NEWEST
     if name in TESTS_OF_COMMANDS:
         return not OLDEST_OR_NEWEST
-    if name in LONG_TESTS_OF_AIRFLOW:
+    if name in LONG_RUNS:  # these are about Airflow, not about the versions of libraries
         return IS_LOWEST
     if name in TESTS_OF_SOCKETS:
         return not (is_newest or IS_LOWEST)

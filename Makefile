@@ -48,7 +48,7 @@ unexport PYTHONPATH AIRFLOW_HOME
 # Without compiled modules each start of an Airflow process takes twice as long.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help venvs demo demos bench test test-lowest test-e2e test-cluster test-postgresql servers test-s3 test-ui screenshots test-all test-stories lint format build check-wheel constraints clean
+.PHONY: help venvs demo demos bench test test-e2e test-cluster test-postgresql servers test-s3 test-ui screenshots test-all test-stories lint format build check-wheel constraints clean
 .DELETE_ON_ERROR:
 
 help:
@@ -98,10 +98,6 @@ STORY = $(PYTEST) --numprocesses=0 --show-capture=no
 
 test: $(VENV)/installed
 	@$(PYTEST) $(ARGS)
-
-# For CI, beside other targets.
-test-lowest:
-	@$(MAKE) --no-print-directory test AIRFLOW=$(LOWEST) ARGS=--only-what-differs
 
 test-e2e: $(VENV)/installed $(if $(filter $(AIRFLOW),$(OLDEST) $(NEWEST)),$(VENV)/installed-s3)
 	@$(STORY) --numprocesses=2 tests/e2e $(ARGS)

@@ -65,10 +65,10 @@ help:
 	@echo "make test PYTHON=3.13    the same, on another Python"
 	@echo "make test-e2e            gates in a real Airflow, while everything goes wrong"
 	@echo "make test-all            make test and make test-e2e, on every Airflow"
-	@echo "make test-stories        make test-e2e on every Airflow; between the oldest and the newest, what differs there"
+	@echo "make test-stories        make test-e2e on every Airflow: whole on the oldest and the newest, what differs on others"
 	@echo "make venvs               install all these Airflows at once: else each is when it is first used"
 	@echo "make test-cluster        gates and spending in a cluster whose parts are killed; installs PostgreSQL and Redis"
-	@echo "make test-postgresql     many processes use one ledger, whose database crashes; installs both, too"
+	@echo "make test-postgresql     many processes use one ledger, whose database crashes; installs the same"
 	@echo "make test-s3             object storage on a real S3 server; on Airflow 2.11 and 3.3 only"
 	@echo "make test-ui             Airflow 3.3's web pages in a real browser; installs Chromium and nginx if need be"
 	@echo "make screenshots         the same, and put its pictures into docs/images"
@@ -108,7 +108,7 @@ test-cluster: servers
 test-postgresql: servers
 	@$(STORY) tests/postgresql $(ARGS)
 
-# Make may run both of these side by side, but two at a time cannot install packages.
+# Make may run the two targets above side by side. Packages are installed once before both.
 servers: $(VENV)/installed-cluster
 	@bash .ci/find-servers $(BIN)/python postgresql redis
 
@@ -120,8 +120,8 @@ test-ui screenshots: $(VENV)/installed-fab
 	@bash .ci/find-servers $(BIN)/python nginx
 	@CHROMIUM="$$(bash .ci/find-browser)" && export CHROMIUM && $(STORY) tests/ui $(ARGS)
 
-# For CI, on the newest Airflow, and on the beta if there is one. They may run side by side, beside what installs the
-# other Airflows.
+# For CI, on the newest Airflow, and on the beta if there is one. Make may run both side by side. They begin when all
+# Airflows are installed, since CI installs them at the same time.
 demos: $(sort demo-$(NEWEST) demo-$(lastword $(AIRFLOWS)))
 demo-%: | venvs
 	@$(MAKE) --no-print-directory demo AIRFLOW=$*
@@ -131,10 +131,9 @@ demo-%: | venvs
 # many for two cores: Airflow itself misses times then.
 BETWEEN := $(filter-out $(OLDEST) $(NEWEST),$(AIRFLOWS))
 test-stories: $(addprefix test-e2e-,$(NEWEST) $(BETWEEN) $(OLDEST))
-test-e2e-%: AT_A_TIME := 1
-test-e2e-$(NEWEST) test-e2e-$(OLDEST): AT_A_TIME := 2
+$(BETWEEN:%=test-e2e-%): AT_A_TIME := --numprocesses=1
 test-e2e-%:
-	@$(MAKE) --no-print-directory test-e2e AIRFLOW=$* ARGS="--only-what-differs --numprocesses=$(AT_A_TIME)"
+	@$(MAKE) --no-print-directory test-e2e AIRFLOW=$* ARGS="--only-what-differs $(AT_A_TIME)"
 
 test-all:
 	@set -e; for airflow in $(AIRFLOWS); do $(MAKE) --no-print-directory test test-e2e AIRFLOW=$$airflow; done

@@ -91,8 +91,10 @@ def _turn(item: pytest.Item) -> tuple[int, bool]:
     return LONGEST.index(name) if name in LONGEST else len(LONGEST), item.path.parent.name == "unit"
 
 
-def pytest_collection_finish() -> None:
-    gc.freeze()  # no more looking at what is there now
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
+    # What exists by now is never searched for garbage.
+    gc.freeze()
     gc.enable()
 
 

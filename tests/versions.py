@@ -57,7 +57,7 @@ TESTS_OF_SOCKETS = ("test_client_on_the_wire", "test_simulator", "test_simulator
 #: Tests that start many processes, which takes seconds for each. CI runs them on the oldest and the newest.
 TESTS_OF_COMMANDS = ("test_cli", "test_cli_ledger", "test_docs", "test_package")
 
-#: Single tests that do so: the marker of `pyproject.toml`.
+#: The marker of single tests that start a process, in other files. CI runs these on the same two.
 STARTS_PYTHON = "starts_python"
 
 
@@ -67,11 +67,10 @@ def is_covered_elsewhere(test_file: Path) -> bool:
     if test_file.parent.name == "e2e":
         stories = STORIES_THAT_DIFFER.get(AIRFLOW_VERSION)
         return stories is not None and name not in stories
-    is_newest, is_beta = AIRFLOW_VERSION == NEWEST, AIRFLOW_VERSION > NEWEST
     if name in TESTS_OF_COMMANDS:
         return not OLDEST_OR_NEWEST
     if name in LONG_RUNS:  # these are about Airflow, not about the versions of libraries
         return IS_LOWEST
     if name in TESTS_OF_SOCKETS:
-        return not (is_newest or IS_LOWEST)
-    return name in TESTS_WITHOUT_AIRFLOW and not (is_newest or is_beta or IS_LOWEST)
+        return not (AIRFLOW_VERSION == NEWEST or IS_LOWEST)
+    return name in TESTS_WITHOUT_AIRFLOW and not (AIRFLOW_VERSION >= NEWEST or IS_LOWEST)

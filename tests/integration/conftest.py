@@ -214,7 +214,7 @@ def make_up_for_dag_test_of_3_0() -> None:
 class DagRunResult:
     """What a finished DAG run left in Airflow's database."""
 
-    def __init__(self, dag_run: Any, errors: Sequence[str] = ()) -> None:
+    def __init__(self, dag_run: Any, errors: Sequence[str]) -> None:
         self.errors = errors
         self.dag_id, self.run_id = dag_run.dag_id, dag_run.run_id
         self.state = str(dag_run.state)

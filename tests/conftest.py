@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.order import LONG_RUNS, LONGEST
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # Before anything imports Airflow, which reads its environment once: no test may see this machine's settings,
@@ -32,21 +34,6 @@ os.environ.update(
 # fifth of the unit tests' processor time.
 gc.disable()
 
-#: Files whose tests wait for one run that takes a minute or more, most of it waiting.
-LONG_RUNS = ("test_a_minute_of_trouble", "test_decision_table")
-#: The files that take longest start first, so that no process is left with one at the end.
-LONGEST = (
-    *LONG_RUNS,
-    "test_feed",
-    "test_docs",
-    "test_dag_runs",
-    "test_dead_host",
-    "test_jobs",
-    "test_pacing",
-    "test_event_trigger",
-    "test_spend",
-    "test_gates",
-)
 # A proxy of this machine has no part in what goes to loopback.
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
 
@@ -96,6 +83,14 @@ def pytest_runtestloop() -> None:
     # What exists by now is never searched for garbage.
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(autouse=True)
+def _no_api_version_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A server may get a port that another test's server had.
+    from airflow_stability.client import api_versions
+
+    monkeypatch.setattr(api_versions, "first_versions", {})
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from airflow_stability.compat import AIRFLOW_VERSION
-from tests.conftest import LONG_RUNS
+from tests.order import LONG_RUNS
 
 #: The lowest release that pyproject.toml allows, which is tested for the libraries that came with it.
 IS_LOWEST = version("apache-airflow") == "2.11.0"

@@ -9,7 +9,7 @@ from airflow_stability import errors
 from airflow_stability.client.options import API_VERSIONS
 
 # base URL -> the API version to call first there, for all clients of the process.
-_first_version: dict[str, str] = {}
+first_versions: dict[str, str] = {}
 
 _Result = TypeVar("_Result")
 _Error = TypeVar("_Error", bound=errors.StabilityError)
@@ -26,7 +26,7 @@ def call_versions(call: Callable[[str], _Result], base_url: str, api_version: st
     """
     versions: tuple[str, ...] = (api_version,)
     if api_version == "auto":
-        first = _first_version.get(base_url, API_VERSIONS[0])
+        first = first_versions.get(base_url, API_VERSIONS[0])
         versions = (first, *(version for version in API_VERSIONS if version != first))
     refusals: list[errors.StabilityPermanentError] = []
     for version in versions:
@@ -41,12 +41,12 @@ def call_versions(call: Callable[[str], _Result], base_url: str, api_version: st
                 raise
             # Call this version first next time, unless one has answered here before: then the refusal of the
             # other may be about the key.
-            _first_version.setdefault(base_url, version)
+            first_versions.setdefault(base_url, version)
             what = "One API version refused, the other may answer later."
             raise _combined(what, failure, [*refusals, failure]) from None
         else:
             if api_version == "auto":
-                _first_version[base_url] = version
+                first_versions[base_url] = version
             return version, result
     raise refusals[0] if len(refusals) == 1 else _combined_refusals(refusals)
 

@@ -48,7 +48,7 @@ unexport PYTHONPATH AIRFLOW_HOME
 # Without compiled modules each start of an Airflow process takes twice as long.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help venvs demo demos bench test test-e2e test-cluster test-postgresql servers test-s3 test-ui screenshots test-all test-stories lint format build check-wheel constraints clean
+.PHONY: help venvs demo demos bench test test-e2e test-cluster test-postgresql servers test-s3 test-ui screenshots test-all test-versions test-stories lint format build check-wheel constraints clean
 .DELETE_ON_ERROR:
 
 help:
@@ -125,6 +125,12 @@ test-ui screenshots: $(VENV)/installed-fab
 demos: $(sort demo-$(NEWEST) demo-$(lastword $(AIRFLOWS)))
 demo-%: | venvs
 	@$(MAKE) --no-print-directory demo AIRFLOW=$*
+
+# For CI, which runs two of these at a time, with fewer processes each: every process imports Airflow and the tests
+# first, which costs as much as hundreds of tests do. The longest one begins.
+test-versions: $(addprefix test-on-,$(NEWEST) $(filter-out $(NEWEST),$(AIRFLOWS)) $(LOWEST))
+test-on-%:
+	@$(MAKE) --no-print-directory test AIRFLOW=$* ARGS="--only-what-differs --numprocesses=4"
 
 # For CI: all stories on the newest and the oldest Airflow, and what differs on the others, see tests/versions.py.
 # With two jobs, three stories are told at a time: two of the newest Airflow and one of those between. More are too

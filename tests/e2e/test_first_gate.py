@@ -92,7 +92,7 @@ def until(what, look, log):
     give_up = time.monotonic() + PATIENCE
     while not look():
         assert time.monotonic() < give_up, f"{what}: not in time; {last_lines(log)}"
-        time.sleep(0.5)
+        time.sleep(2)  # to look takes processor time, which Airflow needs to go on
 
 
 @pytest.mark.timeout(3 * PATIENCE)

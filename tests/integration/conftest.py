@@ -69,15 +69,11 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def logged(capfd: pytest.CaptureFixture[str]) -> Callable[[], str]:
-    """Return a function that returns what was logged: Airflow 3 writes the log of a trigger to stdout."""
-    said = ""
+    """Return a function that returns what was logged: Airflow 3 writes the log of a trigger to stdout.
 
-    def logged() -> str:
-        nonlocal said
-        said += capfd.readouterr().out
-        return said
-
-    return logged
+    Reading pytest's file this way takes nothing out of it: `readouterr` loses what is written meanwhile.
+    """
+    return lambda: os.pread(1, os.fstat(1).st_size, 0).decode()
 
 
 @pytest.fixture(scope="session")
@@ -114,17 +110,34 @@ def _copy_database(source: Path, target: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def set_connection(airflow_database: None) -> Callable[[str, str], None]:
-    """Return a function that puts a connection, given as a URI, into Airflow's database."""
+def keep_connection(airflow_database: None) -> Callable[[str, str], None]:
+    """Return a function that puts a connection, given as a URI, into Airflow's database for all later tests."""
     from airflow.models import Connection
     from airflow.utils.session import create_session
 
-    def set_connection(conn_id: str, uri: str) -> None:
+    def keep_connection(conn_id: str, uri: str) -> None:
         with create_session() as session:
             session.query(Connection).filter(Connection.conn_id == conn_id).delete()
             session.add(Connection(conn_id=conn_id, uri=uri))
 
-    return set_connection
+    return keep_connection
+
+
+@pytest.fixture
+def set_connection(keep_connection: Callable[[str, str], None]) -> Iterator[Callable[[str, str], None]]:
+    """Return a function that puts a connection, given as a URI, into Airflow's database for this test."""
+    from airflow.models import Connection
+    from airflow.utils.session import create_session
+
+    conn_ids = set()
+
+    def set_connection(conn_id: str, uri: str) -> None:
+        conn_ids.add(conn_id)
+        keep_connection(conn_id, uri)
+
+    yield set_connection
+    with create_session() as session:
+        session.query(Connection).filter(Connection.conn_id.in_(conn_ids)).delete()
 
 
 @pytest.fixture(scope="session")

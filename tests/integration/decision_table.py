@@ -170,11 +170,11 @@ class World:
     """Gives each case an organization, a key, faults and a connection, and changes them while it waits."""
 
     def __init__(
-        self, simulator: StabilitySimulator, set_connection: Callable[[str, str], None], mode: str
+        self, simulator: StabilitySimulator, keep_connection: Callable[[str, str], None], mode: str
     ) -> None:
         self._simulator = simulator
         self._cases = cases(mode)
-        self._set_connection = set_connection
+        self._keep_connection = keep_connection
         self.every_key: list[str] = []
         self._keys = {case.task_id: self._set_up(case) for case in self._cases}
         self._over = threading.Event()
@@ -223,7 +223,7 @@ class World:
         if running:
             os.environ[f"AIRFLOW_CONN_{case.task_id.upper()}"] = uri
         else:
-            self._set_connection(case.task_id, uri)
+            self._keep_connection(case.task_id, uri)
 
     def _change(self) -> None:
         waiting = [case for case in self._cases if case.outcome.then]

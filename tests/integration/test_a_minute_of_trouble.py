@@ -36,7 +36,7 @@ class Gates:
 
 
 @pytest.fixture(scope="module")
-def gates(request, run_dag, set_connection):
+def gates(request, run_dag, keep_connection):
     gates = Gates()
     simulators = {(trouble, mode): StabilitySimulator(credits=25.5) for trouble in TROUBLES for mode in MODES}
     for (trouble, mode), simulator in simulators.items():
@@ -46,7 +46,7 @@ def gates(request, run_dag, set_connection):
             simulator.inject(fault, times=1 if fault.code == 429 else None)
         uri = f"{simulator.connection_uri()}?api_version=v1&request_timeout={REQUEST_TIMEOUT}"
         if mode == "reschedule":
-            set_connection(f"{trouble}-{mode}", uri)
+            keep_connection(f"{trouble}-{mode}", uri)
         else:
             os.environ[f"AIRFLOW_CONN_{trouble}-{mode}".upper()] = uri
         if trouble == "refused":

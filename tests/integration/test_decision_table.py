@@ -13,9 +13,9 @@ from tests.real_airflow import RENDERED_FIELDS_TABLE
 
 
 @pytest.fixture(scope="class")
-def finished(request, run_dag, set_connection):
+def finished(request, run_dag, keep_connection):
     mode = request.cls.mode
-    with StabilitySimulator() as simulator, World(simulator, set_connection, mode) as world:
+    with StabilitySimulator() as simulator, World(simulator, keep_connection, mode) as world:
         result = run_dag(f"decision_table_{mode}")
         return result, world, Written(request.config, FAILURES.values())
 

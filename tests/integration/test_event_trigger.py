@@ -63,16 +63,15 @@ class Watch:
         asked = len(balances(self.simulator))
         await self.until(lambda: len(balances(self.simulator)) >= asked + count)
 
-    async def until(self, condition, *, every=0.01):
+    async def until(self, condition):
         async with asyncio.timeout(10):
             while not condition():
                 assert not self.task.done(), self.task
-                await asyncio.sleep(every)
+                await asyncio.sleep(0.01)
 
     async def says(self, text, logged):
-        """Wait until a text is in the log. It is read rarely: what is written meanwhile is lost."""
-        await asyncio.sleep(0.3)
-        await self.until(lambda: text in logged(), every=0.3)
+        """Wait until a text is in the log."""
+        await self.until(lambda: text in logged())
 
 
 class Store:

@@ -204,27 +204,24 @@ def test_the_wait_for_a_job_ends_and_the_task_reports_it(problem, monkeypatch):
 
 
 @pytest.mark.skipif(AIRFLOW_VERSION < (3, 0), reason="Airflow 2.11 has no asset watchers")
-def test_an_event_trigger_fires_nothing_and_says_why(problem, capfd):
+def test_an_event_trigger_fires_nothing_and_says_why(problem, logged):
     from airflow_stability.triggers.events import StabilityBalanceEventTrigger
 
     trigger = StabilityBalanceEventTrigger(threshold=5, direction="above", poke_interval=0.1, **CONNECTION)
-    logged = ""
 
     async def main():
-        nonlocal logged
         fired = asyncio.ensure_future(anext(aiter(trigger.run())))
         async with asyncio.timeout(20):
-            while "is polled less often" not in logged:
+            while "is polled less often" not in logged():
                 assert not fired.done()
                 await asyncio.sleep(0.02)
-                logged += capfd.readouterr().out
         fired.cancel()
         await asyncio.gather(fired, return_exceptions=True)
 
     asyncio.run(main())
 
-    assert "sent nowhere" in logged
-    assert SECRET not in logged
+    assert "sent nowhere" in logged()
+    assert SECRET not in logged()
 
 
 @pytest.mark.parametrize("command", ["balance", "account"])

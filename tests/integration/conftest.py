@@ -111,7 +111,7 @@ def _copy_database(source: Path, target: Path) -> None:
 
 @pytest.fixture(scope="session")
 def keep_connection(airflow_database: None) -> Callable[[str, str], None]:
-    """Return a function that puts a connection, given as a URI, into Airflow's database for all later tests."""
+    """Return a function that puts a connection, given as a URI, into Airflow's database for good."""
     from airflow.models import Connection
     from airflow.utils.session import create_session
 

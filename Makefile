@@ -126,11 +126,11 @@ demos: $(sort demo-$(NEWEST) demo-$(lastword $(AIRFLOWS)))
 demo-%: | venvs
 	@$(MAKE) --no-print-directory demo AIRFLOW=$*
 
-# For CI, which runs two of these at a time, with fewer processes each: every process imports Airflow and the tests
+# For CI, which runs three of these at a time, with fewer processes each: every process imports Airflow and the tests
 # first, which costs as much as hundreds of tests do. The longest one begins.
 test-versions: $(addprefix test-on-,$(NEWEST) $(filter-out $(NEWEST),$(AIRFLOWS)) $(LOWEST))
 test-on-%:
-	@$(MAKE) --no-print-directory test AIRFLOW=$* ARGS="--only-what-differs --numprocesses=4"
+	@$(MAKE) --no-print-directory test AIRFLOW=$* ARGS="--only-what-differs --numprocesses=2"
 
 # For CI: all stories on the newest and the oldest Airflow, and what differs on the others, see tests/versions.py.
 # With two jobs, three stories are told at a time: two of the newest Airflow and one of those between. More are too

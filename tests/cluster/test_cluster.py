@@ -160,7 +160,6 @@ class Cluster:
             airflow.wait_for(
                 f"what the top-up after {what} pays for has ended",
                 lambda number=number: self._settled(number),
-                seconds=240,
             )
         self.seconds, self.waited = time.monotonic() - self.began, time.monotonic() - waited_from
         self._tell("all have ended")

@@ -204,7 +204,7 @@ class Story:
         for organization in MAPPED:
             wallets.of["mapped"].top_up(TOP_UP, organization)
         self._end_trouble()
-        airflow.wait_for("all gates have ended", self._all_ended, seconds=240)
+        airflow.wait_for("all gates have ended", self._all_ended)
         if HAS_REST_API:
             self.api = RestApi(airflow.url, airflow.token())
             self.api.request_all()

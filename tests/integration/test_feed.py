@@ -7,7 +7,6 @@ import contextlib
 import gc
 import logging
 import re
-import subprocess
 import sys
 import threading
 import time
@@ -28,7 +27,7 @@ from airflow_stability.errors import (
 from airflow_stability.simulator import Fault, RateLimit, StabilitySimulator
 from airflow_stability.triggers.feed import AT_A_TIME, observations
 from airflow_stability.triggers.stability import StabilityBalanceTrigger
-from tests.triggerer import gate_trigger, started_anew
+from tests.triggerer import WHO_LOADS, gate_trigger, output_of, started_anew
 from tests.versions import OLDEST_OR_NEWEST
 
 pytestmark = pytest.mark.usefixtures("connection")
@@ -87,57 +86,39 @@ def test_others_have_their_turn_while_a_thousand_followers_are_told(simulator):
     assert max(told.values()) <= AT_A_TIME
 
 
-def look_in_a_process(find_spec, then=""):
-    """Return what a process prints that looks at the balance once, and whose imports go by way of a finder.
-
-    :param find_spec: the body of the finder's method.
-    :param then: what is done after the look.
-    """
-    code = f"""
-import asyncio, contextlib, sys, threading
-
-loaded_by = {{}}
-
-class Finder:
-    def find_spec(self, name, path=None, target=None):
-        {find_spec}
+LOOKS = """
+import contextlib
 
 async def main():
-    from airflow_stability.triggers.feed import AT_A_TIME, observations
+    from airflow_stability.triggers.feed import observations
 
     sys.meta_path.insert(0, Finder())
     async with contextlib.aclosing(observations("stability_default", None, 1)) as feed:
         print((await anext(feed)).outcome)
 
 asyncio.run(main())
-{then}
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
 
 
 @pytest.mark.starts_python
 def test_the_event_loop_loads_no_client(simulator):
-    printed = look_in_a_process(
-        "loaded_by[name] = threading.current_thread()",
-        then='print(loaded_by["airflow_stability.client"] is threading.main_thread())',
-    )
+    by_loop = 'print(loaded_by["airflow_stability.client"] is threading.main_thread())'
 
-    assert printed[-2:] == ["25.0", "False"]
+    assert output_of(WHO_LOADS + LOOKS + by_loop).split()[-2:] == ["25.0", "False"]
+
+
+FAILS_ONCE = """
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "airflow_stability.hooks.connection":
+            sys.meta_path.remove(self)
+            raise ImportError(name)
+"""
 
 
 @pytest.mark.starts_python
 def test_a_module_that_cannot_be_loaded_at_first_ends_no_feed(simulator):
-    printed = look_in_a_process(
-        """
-        if name == "airflow_stability.hooks.connection":
-            sys.meta_path.remove(self)
-            raise ImportError(name)
-        """
-    )
-
-    assert printed[-1:] == ["25.0"]
+    assert output_of(WHO_LOADS + FAILS_ONCE + LOOKS).split()[-1:] == ["25.0"]
 
 
 def test_the_smallest_interval_counts_for_all(simulator):

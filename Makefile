@@ -91,8 +91,8 @@ bench: .venvs/bench/installed
 test test-e2e test-cluster test-postgresql test-s3 test-ui screenshots: export EXPECTED_AIRFLOW := $(basename $(RELEASE_$(AIRFLOW)))
 test test-e2e test-cluster test-postgresql test-s3 test-ui screenshots: export EXPECTED_PYTHON := $(if $(filter command,$(firstword $(origin PYTHON))),$(PYTHON))
 
-# CI sets SECOND_TRY. What failed is remembered for each Airflow.
-PYTEST = $(if $(SECOND_TRY),bash .ci/twice) $(BIN)/python -m pytest -o cache_dir=$(VENV)/pytest-cache
+# CI sets SECOND_TRY. What failed is remembered for each target and Airflow.
+PYTEST = $(if $(SECOND_TRY),bash .ci/twice) $(BIN)/python -m pytest -o cache_dir=$(VENV)/pytest-cache/$@
 # Of a real Airflow, whose logs are too long to be shown.
 STORY = $(PYTEST) --numprocesses=0 --show-capture=no
 
@@ -120,19 +120,20 @@ test-ui screenshots: $(VENV)/installed-fab
 	@bash .ci/find-servers $(BIN)/python nginx
 	@CHROMIUM="$$(bash .ci/find-browser)" && export CHROMIUM && $(STORY) tests/ui $(ARGS)
 
-# For CI, on the newest Airflow, and on the beta if there is one. Make may run both side by side. They begin when all
-# Airflows are installed, since CI installs them at the same time.
+# The targets below are for CI, and make may run their parts side by side. These begin when all Airflows are installed.
+
+# The demo, on the newest Airflow, and on the beta if there is one.
 demos: $(sort demo-$(NEWEST) demo-$(lastword $(AIRFLOWS)))
 demo-%: | venvs
 	@$(MAKE) --no-print-directory demo AIRFLOW=$*
 
-# For CI, which runs three of these at a time, with fewer processes each: every process imports Airflow and the tests
-# first, which costs as much as hundreds of tests do. The longest one begins.
+# The tests on each Airflow, in fewer processes than usual: every process imports Airflow and the tests first, which
+# costs as much as hundreds of tests do. The longest one begins.
 test-versions: $(addprefix test-on-,$(NEWEST) $(filter-out $(NEWEST),$(AIRFLOWS)) $(LOWEST))
-test-on-%:
+test-on-%: | venvs
 	@$(MAKE) --no-print-directory test AIRFLOW=$* ARGS="--only-what-differs --numprocesses=2"
 
-# For CI: all stories on the newest and the oldest Airflow, and what differs on the others, see tests/versions.py.
+# All stories on the newest and the oldest Airflow, and what differs on the others, see tests/versions.py.
 # With two jobs, three stories are told at a time: two of the newest Airflow and one of those between. More are too
 # many for two cores: Airflow itself misses times then.
 BETWEEN := $(filter-out $(OLDEST) $(NEWEST),$(AIRFLOWS))
@@ -172,7 +173,7 @@ clean:
 	@python3 -m venv .venvs/uv || { echo "python3 cannot make a venv: install the package python3-venv."; exit 1; }
 	@.venvs/uv/bin/python -m pip install --quiet --disable-pip-version-check uv
 
-# For CI, which sets all of them up while something else waits.
+# All of them, for CI.
 venvs: $(VENV)/installed
 	@for airflow in $(AIRFLOWS) $(LOWEST); do \
 		$(MAKE) --no-print-directory .venvs/airflow-$$airflow/installed AIRFLOW=$$airflow || exit 1; done

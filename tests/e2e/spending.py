@@ -16,6 +16,8 @@ IMAGE_PATH = "/v2beta/stable-image/generate/core"
 #: What an image costs.
 COST = 3
 POKE_INTERVAL = 3.0
+#: Of those that wait for long, by reschedule, too: each look there takes the processor time of a task.
+LONG_POKE_INTERVAL = 8.0
 #: Airflow's own retries that every task here has, and its time between two: who may use them, does so soon.
 RETRIES, RETRY_DELAY = 2, 0.5
 #: Enough for everything but what is to time out.
@@ -93,7 +95,15 @@ class Outcome:
 
 OUTCOMES = (
     Outcome("enough", "success", 1, (1, 1)),
-    Outcome("topped_up", "success", 1, (1, 1), credits=POOR, meanwhile="nothing"),
+    Outcome(
+        "topped_up",
+        "success",
+        1,
+        (1, 1),
+        credits=POOR,
+        meanwhile="nothing",
+        poke_interval=LONG_POKE_INTERVAL,
+    ),
     Outcome(
         "timeout",
         "failed",
@@ -103,9 +113,16 @@ OUTCOMES = (
         credits=POOR,
         wait_timeout=DEADLINE,
     ),
-    # A triggerer is killed, and the scheduler. By reschedule those two wait for longer at a time, so that
-    # they do not run just then.
-    Outcome("killed", "success", 1, (1, 1), credits=POOR, meanwhile="kill", poke_interval=8.0),
+    # A triggerer is killed, and the scheduler. By reschedule those two do not run just then.
+    Outcome(
+        "killed",
+        "success",
+        1,
+        (1, 1),
+        credits=POOR,
+        meanwhile="kill",
+        poke_interval=LONG_POKE_INTERVAL,
+    ),
     # What is cleared begins anew, with a try of its own.
     Outcome("cleared", "success", 1, (1, 1), credits=POOR, meanwhile="clear", tries=2, poke_interval=15.0),
     Outcome(

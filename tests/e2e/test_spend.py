@@ -27,9 +27,9 @@ from tests.e2e.spending import (
     COST,
     IMAGE_PATH,
     IMAGES,
+    LONG_POKE_INTERVAL,
     MANY,
     MAPPED,
-    POKE_INTERVAL,
     POOL_SLOTS,
     POOLED,
     POOLED_TASKS,
@@ -414,7 +414,7 @@ def test_a_task_that_waits_by_reschedule_looks_once_an_interval(name, story):
 
     # The scheduler minds the time that a task was rescheduled to.
     assert len(looks) > tasks
-    assert len(looks) <= tasks * ((looks[-1] - looks[0]) / POKE_INTERVAL + 2)
+    assert len(looks) <= tasks * ((looks[-1] - looks[0]) / LONG_POKE_INTERVAL + 2)
 
 
 def test_a_pool_limits_the_credits_in_flight(story):

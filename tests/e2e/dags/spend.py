@@ -16,6 +16,7 @@ from tests.e2e.spending import (
     COST,
     IMAGE_PATH,
     IMAGES,
+    LONG_POKE_INTERVAL,
     MANY,
     MAPPED,
     MODES,
@@ -162,7 +163,9 @@ with DAG("outcomes", default_args={"priority_weight": 10}, **ONCE):
         else:
             task.stability(**arguments)(function)()
 
-    @task.stability(task_id=MAPPED, stability_conn_id=MAPPED, deferrable=False, **COMMON)
+    rarely = COMMON | {"poke_interval": LONG_POKE_INTERVAL}
+
+    @task.stability(task_id=MAPPED, stability_conn_id=MAPPED, deferrable=False, **rarely)
     def paint_mapped(prompt, client):
         post(client, prompt)
 

@@ -39,6 +39,9 @@ COMPONENTS = (
     if AIRFLOW_VERSION < (3, 0)
     else ("scheduler", "dag-processor", "triggerer", "api-server")
 )
+#: The first request about a task takes the API server five seconds of processor time, since it makes its
+#: routes then. On a busy machine, workers give up before that. A request for this path makes them, too.
+READY_FOR_WORKERS = "/execution/health"
 #: The provider's commands, which Airflow knows from 3.2 on.
 STABILITY = ("airflow", "stability") if AIRFLOW_VERSION >= (3, 2) else ("airflow_stability",)
 #: Where XComs and rendered arguments are.
@@ -300,6 +303,7 @@ class RealAirflow:
         if "api-server" not in COMPONENTS:
             return True
         with contextlib.suppress(URLError, OSError, ValueError):
+            self._get(READY_FOR_WORKERS, seconds=60)
             health = self._get("/api/v2/monitor/health", seconds=5)
             return all(
                 (health.get(name.replace("-", "_")) or {}).get("status") == "healthy"

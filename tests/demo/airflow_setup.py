@@ -17,7 +17,7 @@ from tests.demo.signals import StopSignals
 from tests.demo.task_log import TaskLog
 from tests.demo.terminal import Terminal
 from tests.demo.time_zone import search_path
-from tests.real_airflow import COMPONENTS, STABILITY, RealAirflow, descendants
+from tests.real_airflow import COMPONENTS, READY_FOR_WORKERS, STABILITY, RealAirflow, descendants
 
 USER = "admin"
 SETTINGS = {
@@ -91,7 +91,7 @@ class DemoAirflow:
         self.wait_for("Creating Airflow's database", lambda: self.real.finished("db-migrate", migrate))
         self._say(f"database created; starting {', '.join(COMPONENTS)}")
         self.real.start()
-        self.wait_for("Starting the api-server", lambda: self.api.get("/api/v2/monitor/health"))
+        self.wait_for("Starting the api-server", lambda: self.api.get(READY_FOR_WORKERS))
         self._say(f"api-server is ready at {self.api.url}")
         self.api.log_in()
         healthy: set[str] = set()

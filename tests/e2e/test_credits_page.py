@@ -21,7 +21,14 @@ from airflow_stability.compat import AIRFLOW_VERSION, HAS_EXTERNAL_VIEWS
 from airflow_stability.simulator import Fault, StabilitySimulator
 from tests.conftest import ROOT
 from tests.leaks import Search
-from tests.real_airflow import RENDERED_FIELDS_TABLE, XCOM, XCOM_TABLE, RealAirflow, of_tasks
+from tests.real_airflow import (
+    READY_FOR_WORKERS,
+    RENDERED_FIELDS_TABLE,
+    XCOM,
+    XCOM_TABLE,
+    RealAirflow,
+    of_tasks,
+)
 from tests.rest_api import RestApi
 
 #: Seconds for the story; it takes less than one minute on two cores.
@@ -192,7 +199,7 @@ class Story:
 
     def _answers(self) -> bool:
         try:
-            return requests.get(f"{self.url}/api/v2/monitor/health", timeout=5).ok
+            return requests.get(f"{self.url}{READY_FOR_WORKERS}", timeout=60).ok
         except requests.ConnectionError:
             return False
 

@@ -8,10 +8,15 @@ import socket
 import time
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 KEY = "sk-THIS0is0SECRET0aBcDeFgH"
 
 _numbers = itertools.count()
+
+# How long an example takes, or its making, tells how busy the machine is.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)

@@ -1210,7 +1210,7 @@ bodies = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     status=st.one_of(
         st.sampled_from([200, 301, 400, 401, 402, 403, 404, 429, 500, 503]), st.integers(100, 999)

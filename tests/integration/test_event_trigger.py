@@ -64,7 +64,8 @@ class Watch:
         await self.until(lambda: len(balances(self.simulator)) >= asked + count)
 
     async def until(self, condition):
-        async with asyncio.timeout(10):
+        # On a busy machine, the first poll of a process alone has taken ten seconds.
+        async with asyncio.timeout(30):
             while not condition():
                 assert not self.task.done(), self.task
                 await asyncio.sleep(0.01)

@@ -65,6 +65,7 @@ help:
 	@echo "make test PYTHON=3.13    the same, on another Python"
 	@echo "make test-e2e            gates in a real Airflow, while everything goes wrong"
 	@echo "make test-all            make test and make test-e2e, on every Airflow"
+	@echo "make test-versions       make test on every Airflow, without what another one covers"
 	@echo "make test-stories        make test-e2e on every Airflow: whole on the oldest and the newest, what differs on others"
 	@echo "make venvs               install all these Airflows at once: else each is when it is first used"
 	@echo "make test-cluster        gates and spending in a cluster whose parts are killed; installs PostgreSQL and Redis"

@@ -121,7 +121,8 @@ test-ui screenshots: $(VENV)/installed-fab
 	@bash .ci/find-servers $(BIN)/python nginx
 	@CHROMIUM="$$(bash .ci/find-browser)" && export CHROMIUM && $(STORY) tests/ui $(ARGS)
 
-# The targets below are for CI, and make may run their parts side by side. These begin when all Airflows are installed.
+# The next three targets are for CI, and make may run their parts side by side. Demos and tests begin when all Airflows
+# are installed, so that no two parts install the same one.
 
 # The demo, on the newest Airflow, and on the beta if there is one.
 demos: $(sort demo-$(NEWEST) demo-$(lastword $(AIRFLOWS)))
@@ -129,7 +130,7 @@ demo-%: | venvs
 	@$(MAKE) --no-print-directory demo AIRFLOW=$*
 
 # The tests on each Airflow, in fewer processes than usual: every process imports Airflow and the tests first, which
-# costs as much as hundreds of tests do. The longest one begins.
+# costs as much as hundreds of tests do. The tests that take longest start first.
 test-versions: $(addprefix test-on-,$(NEWEST) $(filter-out $(NEWEST),$(AIRFLOWS)) $(LOWEST))
 test-on-%: | venvs
 	@$(MAKE) --no-print-directory test AIRFLOW=$* ARGS="--only-what-differs --numprocesses=2"

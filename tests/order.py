@@ -1,4 +1,4 @@
-"""Which test files start first. Nothing here imports Airflow, or tests that do."""
+"""Which test files start first. `conftest.py` needs it before it may import Airflow: import nothing here."""
 
 from __future__ import annotations
 

@@ -296,7 +296,7 @@ class RealAirflow:
     # Its state
 
     def healthy(self) -> bool:
-        """Return whether its components report that they are healthy.
+        """Return whether all components report that they are healthy, and tasks may start.
 
         Airflow 2.11 runs here without its web server, and so has no report: then it is always True.
         """

@@ -22,7 +22,6 @@ from airflow_stability.simulator import Fault, StabilitySimulator
 from tests.conftest import ROOT
 from tests.leaks import Search
 from tests.real_airflow import (
-    READY_FOR_WORKERS,
     RENDERED_FIELDS_TABLE,
     XCOM,
     XCOM_TABLE,
@@ -96,7 +95,7 @@ class Story:
 
     def __init__(self, airflow: RealAirflow, simulator: StabilitySimulator) -> None:
         self.airflow, self.simulator = airflow, simulator
-        self.url = f"{airflow.url}{PATH}"
+        self.url = airflow.url
         self.keys = {}
         for name in ("wallet", "outage", "locked", "hanging", "from_environment"):
             organizations = [f"org-{name}"] + ([HOSTILE_ORGANIZATION] if name == "wallet" else [])
@@ -124,7 +123,7 @@ class Story:
             hostile=HOSTILE_CONNECTION,
         )
         airflow.start()
-        airflow.wait_for("the API server answers", self._answers)
+        airflow.wait_for("all components are healthy", airflow.healthy)
         for user in USERS:
             answer = requests.post(
                 f"{self.url}/auth/token", json={"username": user, "password": f"{user}-password"}, timeout=10
@@ -197,12 +196,6 @@ class Story:
         self.simulator.inject(Fault.hang(), times=None, key=self.keys["hanging"])
         self.calls_before = {name: self.calls(name) for name in self.keys}
 
-    def _answers(self) -> bool:
-        try:
-            return requests.get(f"{self.url}{READY_FOR_WORKERS}", timeout=60).ok
-        except requests.ConnectionError:
-            return False
-
     def _run(self, dag_id: str, run_id: str) -> None:
         dag = f"{self.url}/api/v2/dags/{dag_id}"
         headers = {"Authorization": f"Bearer {self.tokens['admin']}"}
@@ -263,10 +256,11 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     }
     with StabilitySimulator() as simulator:
         airflow = RealAirflow(folder, dags, settings=settings, seconds=LIMIT)
+        airflow.url += PATH
         airflow.environment |= {
             "PYTHONPATH": str(ROOT),
-            "AIRFLOW__API__BASE_URL": f"{airflow.url}{PATH}",
-            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{airflow.url}{PATH}/execution/",
+            "AIRFLOW__API__BASE_URL": airflow.url,
+            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{airflow.url}/execution/",
         }
         try:
             story = Story(airflow, simulator)

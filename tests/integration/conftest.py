@@ -112,32 +112,32 @@ def _copy_database(source: Path, target: Path) -> None:
 @pytest.fixture(scope="session")
 def keep_connection(airflow_database: None) -> Callable[[str, str], None]:
     """Return a function that puts a connection, given as a URI, into Airflow's database for good."""
-    from airflow.models import Connection
-    from airflow.utils.session import create_session
-
-    def keep_connection(conn_id: str, uri: str) -> None:
-        with create_session() as session:
-            session.query(Connection).filter(Connection.conn_id == conn_id).delete()
-            session.add(Connection(conn_id=conn_id, uri=uri))
-
-    return keep_connection
+    return _put_connection
 
 
 @pytest.fixture
-def set_connection(keep_connection: Callable[[str, str], None]) -> Iterator[Callable[[str, str], None]]:
+def set_connection(airflow_database: None) -> Iterator[Callable[[str, str], None]]:
     """Return a function that puts a connection, given as a URI, into Airflow's database for this test."""
-    from airflow.models import Connection
-    from airflow.utils.session import create_session
-
     conn_ids = set()
 
     def set_connection(conn_id: str, uri: str) -> None:
         conn_ids.add(conn_id)
-        keep_connection(conn_id, uri)
+        _put_connection(conn_id, uri)
 
     yield set_connection
+    for conn_id in conn_ids:
+        _put_connection(conn_id, None)
+
+
+def _put_connection(conn_id: str, uri: str | None) -> None:
+    """Put a connection into Airflow's database, instead of one with this id; None only deletes that."""
+    from airflow.models import Connection
+    from airflow.utils.session import create_session
+
     with create_session() as session:
-        session.query(Connection).filter(Connection.conn_id.in_(conn_ids)).delete()
+        session.query(Connection).filter(Connection.conn_id == conn_id).delete()
+        if uri is not None:
+            session.add(Connection(conn_id=conn_id, uri=uri))
 
 
 @pytest.fixture(scope="session")

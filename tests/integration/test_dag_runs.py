@@ -185,9 +185,9 @@ def test_operators_take_templates_and_push_plain_json(simulator, run_dag):
 
 
 @pytest.fixture
-def logged(caplog, capfd):
+def logged(caplog, logged):
     """Return a function that returns what was logged: Airflow 3 writes the log of a task to stdout."""
-    return lambda: caplog.text + capfd.readouterr().out
+    return lambda: caplog.text + logged()
 
 
 def test_execution_timeout_is_not_taken_for_the_sensors_own_timeout(simulator, run_dag, logged):

@@ -66,9 +66,9 @@ def _wallets(simulator, connection, monkeypatch):
 
 
 @pytest.fixture
-def logged(caplog, capfd):
+def logged(caplog, logged):
     """Return a function that returns what was logged: Airflow 3 writes the log of a trigger to stdout."""
-    return lambda: caplog.text if AIRFLOW_VERSION < (3, 0) else capfd.readouterr().out
+    return (lambda: caplog.text) if AIRFLOW_VERSION < (3, 0) else logged
 
 
 @pytest.fixture(scope="module")

@@ -155,13 +155,13 @@ def test_the_rest_of_a_run_holds_what_it_still_has_to_pay(simulator, ledger):
 def test_a_text_says_that_the_budget_was_the_reason(simulator, ledger):
     ledger.set_budget("images", 4, "total")
     ledger.hold([Hold("other", Spender("stability_default", budget="images"), 2)])
-    with Triggerer({0: trigger(budget="images", timeout=1, waited=0)}) as triggerer:
+    with Triggerer({0: trigger(budget="images", timeout=4, waited=0)}) as triggerer:
         until(lambda: triggerer.events)
 
     event = triggerer.events[0]
     assert (event["verdict"], event["hold"]) == ("timeout", None)
     assert event["text"] == (
-        "Timed out after 1 s: budget images: 2 of 4 credits used or held, does not renew, and this task "
+        "Timed out after 4 s: budget images: 2 of 4 credits used or held, does not renew, and this task "
         "needs 3."
     )
 

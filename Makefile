@@ -48,7 +48,7 @@ unexport PYTHONPATH AIRFLOW_HOME
 # Without compiled modules each start of an Airflow process takes twice as long.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help venvs demo demos bench test test-e2e test-cluster test-postgresql servers test-s3 test-ui screenshots test-all test-versions test-stories lint format build check-wheel constraints clean
+.PHONY: help venvs demo demos bench test test-e2e test-cluster test-postgresql servers test-s3 test-ui screenshots browser test-all test-versions test-stories lint format build check-wheel constraints clean
 .DELETE_ON_ERROR:
 
 help:
@@ -109,7 +109,7 @@ test-cluster: servers
 test-postgresql: servers
 	@$(STORY) tests/postgresql $(ARGS)
 
-# Make may run the two targets above side by side. Packages are installed once before both.
+# What the two targets above, which make may run side by side, share.
 servers: $(VENV)/installed-cluster
 	@bash .ci/find-servers $(BIN)/python postgresql redis
 
@@ -117,9 +117,13 @@ test-s3: $(VENV)/installed-s3
 	@$(PYTEST) --numprocesses=2 tests/s3 $(ARGS)
 
 screenshots: export SCREENSHOTS := docs/images
-test-ui screenshots: $(VENV)/installed-fab
-	@bash .ci/find-servers $(BIN)/python nginx
+test-ui screenshots: browser
 	@CHROMIUM="$$(bash .ci/find-browser)" && export CHROMIUM && $(STORY) tests/ui $(ARGS)
+
+# What the two targets above need.
+browser: $(VENV)/installed-fab
+	@bash .ci/find-servers $(BIN)/python nginx
+	@bash .ci/find-browser >/dev/null
 
 # The next three targets are for CI, and make may run their parts side by side. Demos and tests begin when all Airflows
 # are installed, so that no two parts install the same one.
@@ -131,7 +135,7 @@ demo-%: | venvs
 
 # The tests on each Airflow, in fewer processes than usual: every process imports Airflow and the tests first, which
 # costs as much as hundreds of tests do. The tests that take longest start first.
-test-versions: $(addprefix test-on-,$(NEWEST) $(filter-out $(NEWEST),$(AIRFLOWS)) $(LOWEST))
+test-versions: $(addprefix test-on-,$(NEWEST) $(lastword $(AIRFLOWS)) $(AIRFLOWS) $(LOWEST))
 test-on-%: | venvs
 	@$(MAKE) --no-print-directory test AIRFLOW=$* ARGS="--only-what-differs --numprocesses=2"
 

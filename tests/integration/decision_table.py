@@ -25,8 +25,8 @@ FAILS = {"none": "failed", "soft_fail": "failed", "never_fail": "skipped", "sile
 MINIMUM = 8
 POKE_INTERVAL = 0.2
 TIMEOUT = 0.6
-#: A trigger that times out while a thread of it reads the connection would leave that thread to `DAG.test()`, which
-#: in Airflow 3 has one line to the supervisor for all that runs in its process.
+#: A trigger that times out while a thread of it reads the connection would leave that thread to `DAG.test()`,
+#: which in Airflow 3 has one line to the supervisor for all that runs in its process.
 LEAST_TIMEOUT_OF_TRIGGER = 1.5
 #: For those who are locked out for a second and must still come to an end that is not the timeout.
 LONG_TIMEOUT = 300.0

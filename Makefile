@@ -48,7 +48,7 @@ unexport PYTHONPATH AIRFLOW_HOME
 # Without compiled modules each start of an Airflow process takes twice as long.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help venvs demo demos bench test test-e2e test-cluster test-postgresql servers test-s3 test-ui screenshots browser test-all test-versions test-stories lint format build check-wheel constraints clean
+.PHONY: help venvs demo demos bench test test-e2e test-cluster test-postgresql test-s3 test-ui screenshots test-all servers test-versions test-stories lint format build check-wheel constraints clean
 .DELETE_ON_ERROR:
 
 help:
@@ -103,30 +103,29 @@ test: $(VENV)/installed
 test-e2e: $(VENV)/installed $(if $(filter $(AIRFLOW),$(OLDEST) $(NEWEST)),$(VENV)/installed-s3)
 	@$(STORY) --numprocesses=2 tests/e2e $(ARGS)
 
-test-cluster: servers
+test-cluster: $(VENV)/installed-cluster
+	@bash .ci/find-servers $(BIN)/python postgresql redis
 	@$(STORY) tests/cluster $(ARGS)
 
-test-postgresql: servers
+test-postgresql: $(VENV)/installed-cluster
+	@bash .ci/find-servers $(BIN)/python postgresql
 	@$(STORY) tests/postgresql $(ARGS)
-
-# What the two targets above, which make may run side by side, share.
-servers: $(VENV)/installed-cluster
-	@bash .ci/find-servers $(BIN)/python postgresql redis
 
 test-s3: $(VENV)/installed-s3
 	@$(PYTEST) --numprocesses=2 tests/s3 $(ARGS)
 
 screenshots: export SCREENSHOTS := docs/images
-test-ui screenshots: browser
+test-ui screenshots: $(VENV)/installed-fab
+	@bash .ci/find-servers $(BIN)/python nginx
 	@CHROMIUM="$$(bash .ci/find-browser)" && export CHROMIUM && $(STORY) tests/ui $(ARGS)
 
-# What the two targets above need.
-browser: $(VENV)/installed-fab
-	@bash .ci/find-servers $(BIN)/python nginx
-	@bash .ci/find-browser >/dev/null
-
-# The next three targets are for CI, and make may run their parts side by side. Demos and tests begin when all Airflows
+# The next four targets are for CI, and make may run their parts side by side. Demos and tests begin when all Airflows
 # are installed, so that no two parts install the same one.
+
+# What the tests with servers and with a browser install when they are run alone.
+servers: $(VENV)/installed-cluster $(VENV)/installed-fab
+	@bash .ci/find-servers $(BIN)/python postgresql redis nginx
+	@bash .ci/find-browser >/dev/null
 
 # The demo, on the newest Airflow, and on the beta if there is one.
 demos: $(sort demo-$(NEWEST) demo-$(lastword $(AIRFLOWS)))

@@ -25,9 +25,6 @@ FAILS = {"none": "failed", "soft_fail": "failed", "never_fail": "skipped", "sile
 MINIMUM = 8
 POKE_INTERVAL = 0.2
 TIMEOUT = 0.6
-#: A trigger that times out while a thread of it reads the connection would leave that thread to `DAG.test()`,
-#: which in Airflow 3 has one line to the supervisor for all that runs in its process.
-LEAST_TIMEOUT_OF_TRIGGER = 1.5
 #: For those who are locked out for a second and must still come to an end that is not the timeout.
 LONG_TIMEOUT = 300.0
 
@@ -150,12 +147,6 @@ class Case:
     def task_id(self) -> str:
         """Its task, its connection and its user in the simulator have this name."""
         return f"{self.outcome.name}-{self.mode}-{self.flag}"
-
-    @property
-    def timeout(self) -> float:
-        """The sensor's timeout."""
-        least = LEAST_TIMEOUT_OF_TRIGGER if self.mode == "deferrable" else 0.0
-        return max(self.outcome.timeout, least)
 
     @property
     def expected(self) -> tuple[str, str]:

@@ -28,7 +28,7 @@ for mode in MODES:
                 mode="poke" if mode == "deferrable" else mode,
                 deferrable=mode == "deferrable",
                 poke_interval=POKE_INTERVAL,
-                timeout=case.timeout,
+                timeout=case.outcome.timeout,
                 # A timeout or a failure that will not pass must not use this retry.
                 retries=1,
                 retry_delay=timedelta(0),

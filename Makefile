@@ -122,10 +122,9 @@ test-ui screenshots: $(VENV)/installed-fab
 # The next four targets are for CI, and make may run their parts side by side. Demos and tests begin when all Airflows
 # are installed, so that no two parts install the same one.
 
-# What the tests with servers and with a browser install when they are run alone.
-servers: $(VENV)/installed-cluster $(VENV)/installed-fab
-	@bash .ci/find-servers $(BIN)/python postgresql redis nginx
-	@bash .ci/find-browser >/dev/null
+# What the cluster and PostgreSQL's tests install when they are run alone.
+servers: $(VENV)/installed-cluster
+	@bash .ci/find-servers $(BIN)/python postgresql redis
 
 # The demo, on the newest Airflow, and on the beta if there is one.
 demos: $(sort demo-$(NEWEST) demo-$(lastword $(AIRFLOWS)))

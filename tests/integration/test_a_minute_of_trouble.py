@@ -18,6 +18,9 @@ from tests.integration.conftest import let_thread_execute_operators
 from tests.integration.trouble import LASTS, POKE_INTERVAL, REQUEST_TIMEOUT, TIMEOUT, TROUBLES
 from tests.integration.written import PASSWORDS, Written
 
+#: Seconds for a run that takes one minute on an idle machine.
+pytestmark = pytest.mark.timeout(600)
+
 MODES = ("poke", "reschedule")
 LOCK_OUT = 60.0
 #: Seconds that the start of a rescheduled task may take on a machine that runs other tests beside it.

@@ -11,6 +11,9 @@ from tests.integration.decision_table import FAILURES, FLAGS, OUTCOMES, Case, Wo
 from tests.integration.written import PASSWORDS, Written
 from tests.real_airflow import RENDERED_FIELDS_TABLE
 
+#: Seconds for a run that takes one minute on an idle machine.
+pytestmark = pytest.mark.timeout(600)
+
 
 @pytest.fixture(scope="class")
 def finished(request, run_dag, keep_connection):

@@ -145,8 +145,6 @@ def run_dag(airflow_database: None) -> Callable[..., DagRunResult]:
     """Return a function that runs a DAG of the DAG folder to its end in this process."""
     if (3, 0) <= AIRFLOW_VERSION < (3, 3):
         make_up_for_dag_test()
-    if AIRFLOW_VERSION >= (3, 0):
-        let_triggers_of_dag_test_leave_nothing_behind()
 
     def run_dag(dag_id: str, conf: dict[str, Any] | None = None) -> DagRunResult:
         with ErrorsOfDagTest() as errors:
@@ -224,27 +222,6 @@ def make_up_for_dag_test_of_3_0() -> None:
             structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
         ],
     )
-
-
-def let_triggers_of_dag_test_leave_nothing_behind() -> None:
-    """Let the task after a trigger begin when no thread reads a connection for the trigger any more.
-
-    In ``DAG.test()``, tasks and triggers share one variable with the line to their supervisor. Such a thread
-    would put the line of its trigger back while the task runs, and Airflow would not learn how the task ends.
-    """
-    from airflow.sdk.definitions import dag
-    from asgiref.sync import SyncToAsync
-
-    run_trigger = dag._run_inline_trigger
-
-    def run_trigger_to_its_end(*arguments: Any) -> Any:
-        try:
-            return run_trigger(*arguments)
-        finally:
-            # The one thread in which asgiref makes calls, one after another.
-            SyncToAsync.single_thread_executor.submit(lambda: None).result()
-
-    dag._run_inline_trigger = run_trigger_to_its_end
 
 
 class DagRunResult:

@@ -76,7 +76,7 @@ def hold_expected_credits(
         return gate.observe_hold_failure(errors.StabilityConfigurationError(text), now)
     if not gate.expected_credits:
         return decision
-    from airflow_stability.client.recording import WantedCredits  # a DAG file needs none of it
+    from airflow_stability.client.spend_recorder import WantedCredits  # a DAG file needs none of it
 
     # If the balance is too low, the ledger checks the budget first, and then refuses the hold.
     is_open = decision.verdict is Verdict.OPEN

@@ -15,7 +15,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from sqlalchemy import func, select
 
 from airflow_stability.errors import StabilityBudgetExhaustedError
-from airflow_stability.hooks.unreported import write_what_was_left
+from airflow_stability.hooks.unreported_spends import write_what_was_left
 from airflow_stability.ledger.budgets import COUNTING
 from airflow_stability.ledger.database import Database
 from airflow_stability.ledger.ledger import Call, Hold, Ledger, Reading, Spender

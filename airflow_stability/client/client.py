@@ -17,9 +17,9 @@ from airflow_stability.client.api_key import check_api_key, fingerprint
 from airflow_stability.client.api_versions import call_versions
 from airflow_stability.client.attempt import ANY_ENDPOINT, SAFE_METHODS, USER_ENDPOINT, RequestSender
 from airflow_stability.client.models import Account, Balance
-from airflow_stability.client.recording import LedgerSettings, Recorder, model_of, recorded
 from airflow_stability.client.responses import parse_response
 from airflow_stability.client.retry import build_retrying
+from airflow_stability.client.spend_recorder import LedgerSettings, Recorder, model_of, recorded
 from airflow_stability.errors import StabilityConfigurationError
 from airflow_stability.validation import DEFAULT_REQUEST_TIMEOUT, DEFAULT_RETRY_DEADLINE
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     # Loaded with the first call of generate().
     from upath import UPath
 
+    from airflow_stability.client.durable_folder import Storage
     from airflow_stability.client.generate import Generation
-    from airflow_stability.client.storage import Storage
 
 DEFAULT_BASE_URL = "https://api.stability.ai"
 DEFAULT_CLIENT_ID = "airflow-provider-stability"

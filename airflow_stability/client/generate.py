@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
+from airflow_stability.client.durable_folder import Folder, Marker, Storage, after_paying, before_paying
 from airflow_stability.client.responses import clean
-from airflow_stability.client.storage import Folder, Marker, Storage, after_paying, before_paying
 from airflow_stability.errors import (
     StabilityConfigurationError,
     StabilityContentFilteredError,

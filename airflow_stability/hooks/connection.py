@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from airflow_stability import metrics
 from airflow_stability.client.client import DEFAULT_BASE_URL, DEFAULT_CLIENT_ID, StabilityClient
-from airflow_stability.client.recording import LedgerSettings
+from airflow_stability.client.spend_recorder import LedgerSettings
 from airflow_stability.compat import AirflowNotFoundException
 from airflow_stability.errors import (
     StabilityConfigurationError,
@@ -27,8 +27,8 @@ from airflow_stability.hooks.stability import StabilityHook
 from airflow_stability.validation import DEFAULT_REQUEST_TIMEOUT, DEFAULT_RETRY_DEADLINE, safe_repr
 
 if TYPE_CHECKING:
-    from airflow_stability.client.recording import Recorder
-    from airflow_stability.client.storage import Storage
+    from airflow_stability.client.durable_folder import Storage
+    from airflow_stability.client.spend_recorder import Recorder
     from airflow_stability.compat import Connection
 
 
@@ -167,7 +167,7 @@ def _ledger(fields: ConnectionExtra) -> LedgerSettings | None:
 
 def _recorder(conn_id: str, fields: ConnectionExtra, ledger: LedgerSettings) -> Callable[[], Recorder]:
     def make() -> Recorder:
-        from airflow_stability.hooks.recorder import LedgerRecorder
+        from airflow_stability.hooks.spend_recorder import LedgerRecorder
 
         return LedgerRecorder(
             ledger,
@@ -180,7 +180,7 @@ def _recorder(conn_id: str, fields: ConnectionExtra, ledger: LedgerSettings) -> 
 
 
 def _storage() -> Storage:
-    from airflow_stability.hooks.storage import AirflowStorage
+    from airflow_stability.hooks.durable_folder import AirflowStorage
 
     return AirflowStorage()
 

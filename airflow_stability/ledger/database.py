@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from airflow_stability.errors import StabilityConfigurationError, StabilityLedgerUnavailableError
 from airflow_stability.ledger import schema
-from airflow_stability.ledger.watchdog import Watchdog
+from airflow_stability.ledger.postgresql_watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
 

@@ -310,7 +310,7 @@ class StabilitySpendOperator(PythonOperator):
             if budget is None:
                 return None
             raise AirflowFailException(wording.no_ledger_text(budget, self.stability_conn_id))
-        from airflow_stability.client.recording import WantedCredits  # a DAG file needs none of it
+        from airflow_stability.client.spend_recorder import WantedCredits  # a DAG file needs none of it
 
         gate, answered = spending.gate, True
         # A job is paid for: its result is fetched even if the budget has nothing left for further calls.

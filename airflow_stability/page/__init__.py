@@ -9,7 +9,7 @@ The modules, each of which imports only those above it:
     waiting_tasks  tasks that wait, and which of them a user sees (no Airflow)
     background     each user's page, made in threads of its own (no Airflow)
     queries        what Airflow's database knows: waiting tasks, and balances that tasks have read
-    ledger_part    what ledgers say: who spent what, budgets, and what somebody else spent
+    ledgers        what ledgers say: who spent what, budgets, and what somebody else spent
     permissions    which connections and DAGs a user may see
     app            the page itself, a FastAPI app that Airflow mounts
 """

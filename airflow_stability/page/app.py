@@ -34,7 +34,7 @@ from airflow_stability.page.balance_cache import (
     CachedConnection,
 )
 from airflow_stability.page.burn_rate import downsample, estimate_burn_rate, merge_readings
-from airflow_stability.page.ledger_part import Ledgers
+from airflow_stability.page.ledgers import Ledgers
 from airflow_stability.page.permissions import visible_connections, visible_dags
 from airflow_stability.page.plot import plot
 from airflow_stability.page.queries import HISTORY, QueryResult, query_database

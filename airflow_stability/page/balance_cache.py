@@ -41,7 +41,7 @@ from airflow_stability.rules.wording import organization_label
 
 if TYPE_CHECKING:
     from airflow_stability.client import StabilityClient
-    from airflow_stability.client.recording import LedgerSettings
+    from airflow_stability.client.spend_recorder import LedgerSettings
 
 #: A balance is not requested again before it is this old.
 MAX_AGE_SECONDS = 60.0

@@ -16,7 +16,7 @@ from airflow_stability.hooks.stability import StabilityHook
 from airflow_stability.rules.budget_periods import END
 from airflow_stability.rules.credits import from_microcredits
 from airflow_stability.rules.soft_limit import SoftLimitWatch
-from airflow_stability.triggers.watching import WatcherTrigger, WatchStore
+from airflow_stability.triggers.watcher_base import WatcherTrigger, WatchStore
 from airflow_stability.validation import check_budget_name, in_utc
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class StabilityBudgetEventTrigger(WatcherTrigger):
         return functools.partial(self._events, watch, WatchStore(self, watch, key))
 
     async def _events(self, watch: SoftLimitWatch, store: WatchStore) -> AsyncGenerator[TriggerEvent, None]:
-        ledgers = await asyncio.to_thread(importlib.import_module, "airflow_stability.triggers.ledgers")
+        ledgers = await asyncio.to_thread(importlib.import_module, "airflow_stability.triggers.ledger")
         while True:
             interval = self.poke_interval
             try:

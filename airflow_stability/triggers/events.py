@@ -17,7 +17,7 @@ from airflow_stability.errors import StabilityError
 from airflow_stability.hooks.stability import StabilityHook
 from airflow_stability.rules.crossing import CrossingDecision, Direction, ThresholdWatch
 from airflow_stability.triggers.feed import Observation, observations
-from airflow_stability.triggers.watching import WatcherTrigger, WatchStore
+from airflow_stability.triggers.watcher_base import WatcherTrigger, WatchStore
 from airflow_stability.validation import check_organization
 
 

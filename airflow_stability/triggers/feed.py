@@ -20,7 +20,8 @@ What must not happen in a triggerer, and how it is prevented:
   loop's side, and the thread makes only the HTTP call.
 - The feed's task starts with an empty context. With the caller's context, everything that it logs would go
   into the log of the task whose trigger came first.
-- Calls that hang delay no trigger but those that wait for them: see :mod:`airflow_stability.triggers.calls`.
+- Calls that hang delay no trigger but those that wait for them: see
+  :mod:`airflow_stability.triggers.http_calls`.
 - All other triggers wait while the loop is busy. So the loop loads no module here, and does not serve a
   thousand followers in one turn.
 """
@@ -49,7 +50,7 @@ from airflow_stability.errors import (
 from airflow_stability.rules.credits import total
 from airflow_stability.rules.crossing import WatchedWallet
 from airflow_stability.rules.pacing import Pacer, Reservation
-from airflow_stability.triggers import calls, shared_connection
+from airflow_stability.triggers import http_calls, shared_connection
 from airflow_stability.triggers.shared_connection import (
     FeedClient,
     SharedConnection,
@@ -61,9 +62,9 @@ from airflow_stability.triggers.shared_connection import (
 if TYPE_CHECKING:
     # At run time it is loaded in a thread, with the first feed.
     from airflow_stability.client import StabilityClient
-    from airflow_stability.client.recording import LedgerSettings
-    from airflow_stability.triggers.holds import HoldQueue
+    from airflow_stability.client.spend_recorder import LedgerSettings
     from airflow_stability.triggers.jobs import JobPolls
+    from airflow_stability.triggers.ledger_holds import HoldQueue
 
 #: Followers that are served in one turn of the loop, over all feeds of the process. A follower that goes on
 #: waiting takes about ten microseconds, one that ends a millisecond.
@@ -181,7 +182,7 @@ class LoopState:
         self.serving = asyncio.Lock()
         #: The credits to hold in ledgers, by the connection of the ledger.
         self.holds: dict[str, HoldQueue] = {}
-        self._late_calls = asyncio.Semaphore(calls.MAX_LATE_CALLS)
+        self._late_calls = asyncio.Semaphore(http_calls.MAX_LATE_CALLS)
         self._prepared: Future[None] | None = None
 
     async def prepare(self) -> None:
@@ -208,7 +209,7 @@ class LoopState:
     def connection(self, stability_conn_id: str) -> SharedConnection:
         """Return what is known of a connection."""
         if stability_conn_id not in self.connections:
-            its_calls = calls.Calls(self._late_calls, ended=self._forget_unused)
+            its_calls = http_calls.Calls(self._late_calls, ended=self._forget_unused)
             connection = SharedConnection(stability_conn_id, self.keys, its_calls)
             self.connections[stability_conn_id] = connection
         return self.connections[stability_conn_id]
@@ -413,7 +414,7 @@ class Feed:
                 return None
             return await self._observe(run)
 
-    async def _observe(self, run: calls.Run) -> Observation | None:
+    async def _observe(self, run: http_calls.Run) -> Observation | None:
         outcome: float | StabilityError
         shares: Mapping[_Follower, float] = {}
         wallet: WatchedWallet | None = None
@@ -465,7 +466,7 @@ class Feed:
         self.pacer.waiting.update(self._withheld or {})
         self._withheld = None
 
-    async def _read_balance(self, run: calls.Run, began: float) -> float | None:
+    async def _read_balance(self, run: http_calls.Run, began: float) -> float | None:
         """Request the balance, and once more if the failure is permanent and the connection has changed."""
         await self._connection.read(since=began - min(self._intervals.values()))
         read_at = self._connection.read_at
@@ -481,7 +482,7 @@ class Feed:
                 raise
             return await self._call(run)
 
-    async def _call(self, run: calls.Run) -> float | None:
+    async def _call(self, run: http_calls.Run) -> float | None:
         """Call the API; return None if a lock-out began or the last follower left meanwhile."""
         client = self._client.get()
         self._observed_organization = self._organization or client.organization
@@ -491,7 +492,7 @@ class Feed:
         self._requested_at = self._loop.time()
         try:
             with metrics.timed_call(self._connection.conn_id, self._observed_organization):
-                balance = await run(client.get_balance, self._organization, seconds=calls.POLL_SECONDS)
+                balance = await run(client.get_balance, self._organization, seconds=http_calls.POLL_SECONDS)
         except StabilityTimeoutError:
             self._client.close()  # the call may still use it
             raise
@@ -508,7 +509,7 @@ class Feed:
         """
         return self._observed_organization is None and not self._state.gates.issuperset(self._intervals)
 
-    async def _request_account(self, run: calls.Run, client: StabilityClient, *, watched: bool) -> None:
+    async def _request_account(self, run: http_calls.Run, client: StabilityClient, *, watched: bool) -> None:
         """Find out the key's default organization, if it matters whose credits it has."""
         key, now = self._shared_key, self._loop.time()
         if self._is_paced:
@@ -518,7 +519,7 @@ class Feed:
         if now < key.request_account_at or self._connection.seconds_locked_out():
             return
         key.request_account_at = now + shared_connection.ACCOUNT_SECONDS  # no other feed requests it, too
-        left = (self._requested_at or now) + calls.POLL_SECONDS - now
+        left = (self._requested_at or now) + http_calls.POLL_SECONDS - now
         try:
             account = await run(client.get_account, seconds=left)
         except StabilityPermanentError:

@@ -24,7 +24,7 @@ from airflow_stability.errors import (
 )
 from airflow_stability.rules.gate import GRACE
 from airflow_stability.rules.wording import job_timeout_text
-from airflow_stability.triggers import calls
+from airflow_stability.triggers import http_calls
 from airflow_stability.triggers.feed import LoopState, loop_state
 from airflow_stability.triggers.shared_connection import FeedClient, SharedConnection
 from airflow_stability.triggers.stability import Deferral
@@ -178,14 +178,14 @@ class JobPolls:
                 client = self._client.get()
                 # Without an end of its own, a request would go on when nobody waits for it any more. It may
                 # take twice its timeout in all.
-                timeout = min(client.request_timeout, (calls.POLL_SECONDS + 1) / 2)
+                timeout = min(client.request_timeout, (http_calls.POLL_SECONDS + 1) / 2)
                 ask = functools.partial(
                     client.request, "GET", path, timeout=timeout, headers={"Accept": "*/*"}
                 )
                 if self._connection.seconds_locked_out():  # it began before this turn
                     return None
                 # The result is read and dropped here, since the API has no other way to ask.
-                response = await run(ask, seconds=calls.POLL_SECONDS)
+                response = await run(ask, seconds=http_calls.POLL_SECONDS)
             self._refused_since.pop(path, None)
             return None if response.status_code == 202 else "The job is finished."
         except (StabilityAuthenticationError, StabilityPermissionError) as error:

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 from airflow_stability.compat import read_connection
 from airflow_stability.rules.crossing import WatchedWallet
 from airflow_stability.rules.lockout import Lockout
-from airflow_stability.triggers import calls
+from airflow_stability.triggers import http_calls
 
 if TYPE_CHECKING:
     # At run time they are loaded with the first poll, because a DAG file loads the triggers with the sensor.
     from airflow_stability.client import StabilityClient
-    from airflow_stability.client.recording import LedgerSettings
+    from airflow_stability.client.spend_recorder import LedgerSettings
     from airflow_stability.compat import Connection
 
 
@@ -105,7 +105,7 @@ class SharedConnection:
     """
 
     def __init__(
-        self, conn_id: str, keys: dict[tuple[str, bytes], SharedKey], its_calls: calls.Calls
+        self, conn_id: str, keys: dict[tuple[str, bytes], SharedKey], its_calls: http_calls.Calls
     ) -> None:
         self.conn_id = conn_id
         self.calls = its_calls
@@ -191,7 +191,7 @@ class SharedConnection:
         assert self._connection is not None  # not in a variable, which a traceback could show
         client = client_from_connection(self._connection, retry_deadline=0)
         # The call itself ends a second after nobody waits for it any more.
-        client.max_attempt_seconds = calls.POLL_SECONDS + 1
+        client.max_attempt_seconds = http_calls.POLL_SECONDS + 1
         key = client.base_url, client.key_fingerprint
         self._shared_key = self._keys.setdefault(key, SharedKey(*key))
         left = self._handed_over.seconds_left(asyncio.get_running_loop().time())

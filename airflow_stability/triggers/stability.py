@@ -281,7 +281,7 @@ class StabilityBalanceTrigger(BaseTrigger):
             return decision
         is_open = decision.verdict is Verdict.OPEN
         # It loads SQLAlchemy, and the loop must load no module.
-        holds = await asyncio.to_thread(importlib.import_module, "airflow_stability.triggers.holds")
+        holds = await asyncio.to_thread(importlib.import_module, "airflow_stability.triggers.ledger_holds")
         try:
             obstacle = await holds.hold_credits(
                 self,

@@ -15,7 +15,7 @@ import pytest
 
 from airflow_stability import daemon_threads
 from airflow_stability.errors import StabilityTimeoutError
-from airflow_stability.triggers import calls
+from airflow_stability.triggers import http_calls
 from airflow_stability.triggers.feed import observations
 from tests.dead_host import DeadHost
 
@@ -100,8 +100,8 @@ def test_twenty_connections_that_hang_delay_no_other(simulator, dead_host, conne
 
 @pytest.mark.parametrize("drip", [None, 0.05], ids=["says-nothing", "drips"])
 def test_a_poll_ends_whatever_the_request_timeout_is(connect, monkeypatch, drip):
-    assert calls.POLL_SECONDS == 20
-    monkeypatch.setattr(calls, "POLL_SECONDS", 0.5)
+    assert http_calls.POLL_SECONDS == 20
+    monkeypatch.setattr(http_calls, "POLL_SECONDS", 0.5)
 
     async def main():
         async with following("dead", organizations=1) as found:
@@ -118,7 +118,7 @@ def test_a_poll_ends_whatever_the_request_timeout_is(connect, monkeypatch, drip)
 
 
 def test_a_name_server_that_hangs_ends_no_call_but_its_polls_and_no_third_call_begins(monkeypatch):
-    monkeypatch.setattr(calls, "POLL_SECONDS", 0.5)
+    monkeypatch.setattr(http_calls, "POLL_SECONDS", 0.5)
     monkeypatch.setenv("AIRFLOW_CONN_DEAD", "stability://:sk-KEY@dead.example")
     answered, lookups = threading.Event(), []
 
@@ -145,8 +145,8 @@ def test_a_name_server_that_hangs_ends_no_call_but_its_polls_and_no_third_call_b
 
 
 def test_connections_that_hang_have_few_threads_in_all(simulator, dead_host, connect, monkeypatch):
-    monkeypatch.setattr(calls, "POLL_SECONDS", 0.3)
-    monkeypatch.setattr(calls, "MAX_LATE_CALLS", 3)
+    monkeypatch.setattr(http_calls, "POLL_SECONDS", 0.3)
+    monkeypatch.setattr(http_calls, "MAX_LATE_CALLS", 3)
     for number in range(6):
         connect(f"dead_{number}", dead_host)
 

@@ -15,7 +15,7 @@ from airflow_stability.client import StabilityClient
 from airflow_stability.deferral import DeferralEvent
 from airflow_stability.errors import StabilityAuthenticationError, StabilityJobPendingError
 from airflow_stability.simulator import Fault, RateLimit, StabilitySimulator
-from airflow_stability.triggers import calls, jobs
+from airflow_stability.triggers import http_calls, jobs
 from airflow_stability.triggers.feed import loop_state, observations
 from airflow_stability.triggers.jobs import StabilityJobTrigger
 from tests.dead_host import DeadHost
@@ -214,7 +214,7 @@ def test_a_rotated_key_does_not_wait_for_the_end_of_the_old_ones_lock_out(simula
 
 @pytest.mark.parametrize("drip", [None, 0.05], ids=["says-nothing", "drips"])
 def test_a_request_that_hangs_ends_whatever_the_request_timeout_is(monkeypatch, drip):
-    monkeypatch.setattr(calls, "POLL_SECONDS", 0.5)
+    monkeypatch.setattr(http_calls, "POLL_SECONDS", 0.5)
     trigger = StabilityJobTrigger(
         stability_conn_id="dead", job_id="job", result_path="/v2beta/results/job", timeout=60.0
     )

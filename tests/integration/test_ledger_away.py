@@ -11,7 +11,7 @@ from sqlalchemy import select, update
 from airflow_stability.compat import TaskDeferred
 from airflow_stability.deferral import DeferralEvent
 from airflow_stability.errors import StabilityPaymentRequiredError
-from airflow_stability.hooks import recorder
+from airflow_stability.hooks import spend_recorder
 from airflow_stability.hooks.ledger import open_ledger
 from airflow_stability.ledger.ledger import Hold, Spender
 from airflow_stability.ledger.schema import spends
@@ -77,8 +77,8 @@ def opened(tmp_path_factory):
     """Open a ledger; return it, and the simulator of the connection with this ledger."""
     folder = tmp_path_factory.mktemp("ledger")
     with StabilitySimulator(credits=100.0) as simulator, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recorder, "PATIENCE", 0.1)
-        patch.setattr(recorder, "PAUSE", 0.1)
+        patch.setattr(spend_recorder, "PATIENCE", 0.1)
+        patch.setattr(spend_recorder, "PAUSE", 0.1)
         there = f"sqlite:///{quote(str(folder / 'ledger.db'))}"
         options = "api_version=v1&ledger_conn_id=the_ledger&budget=team"
         connections = {

@@ -259,7 +259,7 @@ async def main():
         print(event.payload["verdict"])
 
 asyncio.run(main())
-print(loaded_by["airflow_stability.triggers.holds"] is threading.main_thread())
+print(loaded_by["airflow_stability.triggers.ledger_holds"] is threading.main_thread())
 """
 
 

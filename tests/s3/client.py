@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from airflow_stability.compat import AIRFLOW_VERSION
-from airflow_stability.hooks.unreported import is_there
+from airflow_stability.hooks.unreported_spends import is_there
 
 if AIRFLOW_VERSION >= (3, 0):
     from airflow.sdk import ObjectStoragePath

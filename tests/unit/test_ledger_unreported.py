@@ -10,14 +10,14 @@ import fsspec
 import pytest
 from sqlalchemy import event, select
 
-from airflow_stability.client.recording import LedgerSettings, WantedCredits
-from airflow_stability.client.storage import Folder
+from airflow_stability.client.durable_folder import Folder
+from airflow_stability.client.spend_recorder import LedgerSettings, WantedCredits
 from airflow_stability.errors import StabilityLedgerUnavailableError
-from airflow_stability.hooks import unreported
+from airflow_stability.hooks import unreported_spends
+from airflow_stability.hooks.durable_folder import AirflowStorage
 from airflow_stability.hooks.ledger import open_ledger
-from airflow_stability.hooks.recorder import PATIENCE, PAUSE, LedgerRecorder
-from airflow_stability.hooks.storage import AirflowStorage
-from airflow_stability.hooks.unreported import is_there, write_what_was_left
+from airflow_stability.hooks.spend_recorder import PATIENCE, PAUSE, LedgerRecorder
+from airflow_stability.hooks.unreported_spends import is_there, write_what_was_left
 from airflow_stability.ledger.ledger import Call, Spender
 from airflow_stability.ledger.schema import spends
 from tests.versions import IS_LOWEST
@@ -139,7 +139,7 @@ def test_an_output_that_either_of_two_calls_may_have_made_settles_neither(ledger
 
 @pytest.mark.parametrize(
     ("outputs", "finding"),
-    [((), unreported.NOTHING_LEFT), (TimeoutError(), "Its output could not be looked for.")],
+    [((), unreported_spends.NOTHING_LEFT), (TimeoutError(), "Its output could not be looked for.")],
 )
 def test_without_a_finding_each_is_looked_into_twice(ledger, outputs, finding):
     call(ledger, "a", "/images/a.png")
@@ -220,7 +220,7 @@ def test_a_task_looks_for_no_more_than_some_seconds(ledger, clock):
 
     def slow(spend):
         asked.append(spend.spend_key)
-        clock.sleep(unreported.SECONDS)
+        clock.sleep(unreported_spends.SECONDS)
 
     write_what_was_left(ledger, slow, lambda output: False)
 
@@ -284,7 +284,7 @@ def test_an_output_is_found_by_the_address_that_a_call_wrote_down(tmp_path, file
 
 def test_a_storage_that_hangs_is_given_up(tmp_path, monkeypatch):
     ends = threading.Event()
-    monkeypatch.setattr(unreported, "SECONDS", 0.05)
+    monkeypatch.setattr(unreported_spends, "SECONDS", 0.05)
     local = type(fsspec.filesystem("file"))
     monkeypatch.setattr(local, "exists", lambda self, path: ends.wait(20))
 
@@ -310,7 +310,7 @@ class TaskInstance:
 @pytest.fixture
 def task_instance(clock, monkeypatch):
     made = TaskInstance(clock)
-    monkeypatch.setattr(unreported, "get_current_context", lambda: {"ti": made})
+    monkeypatch.setattr(unreported_spends, "get_current_context", lambda: {"ti": made})
     return made
 
 

@@ -105,8 +105,8 @@ def test_a_task_without_generate_loads_none_of_it():
     loaded = set(done.stdout.splitlines()[-1].split())
 
     assert "airflow_stability.client.client" in loaded
-    parts = ("client.generate", "client.storage", "hooks.storage", "triggers.jobs", "prices")
-    parts += ("ledger", "hooks.ledger", "hooks.recorder", "triggers.ledgers")
+    parts = ("client.generate", "client.durable_folder", "hooks.durable_folder", "triggers.jobs", "prices")
+    parts += ("ledger", "hooks.ledger", "hooks.spend_recorder", "triggers.ledger")
     assert not loaded & {f"airflow_stability.{part}" for part in parts}
 
 

@@ -9,11 +9,11 @@ from datetime import date, datetime, timedelta
 
 import pytest
 
-from airflow_stability.client.recording import LedgerSettings
+from airflow_stability.client.spend_recorder import LedgerSettings
 from airflow_stability.compat import HAS_EXTERNAL_VIEWS
-from airflow_stability.page import ledger_part, shared_read
+from airflow_stability.page import ledgers, shared_read
 from airflow_stability.page.balance_cache import CachedBalance, CachedConnection
-from airflow_stability.page.ledger_part import LedgerPart, LedgerRead, read_all
+from airflow_stability.page.ledgers import LedgerPart, LedgerRead, read_all
 from airflow_stability.page.plot import bars
 from airflow_stability.page.shared_read import SharedRead
 from airflow_stability.page.waiting_tasks import WaitingTask, Wallet
@@ -109,7 +109,7 @@ def test_a_budget_is_nearly_used_up_from_its_soft_limit_on_and_used_up_at_its_li
 
 
 def test_dags_that_spent_less_are_summed_up_and_so_are_those_that_she_may_not_read(ledger, monkeypatch):
-    monkeypatch.setattr(ledger_part, "MAX_SHOWN_DAGS", 2)
+    monkeypatch.setattr(ledgers, "MAX_SHOWN_DAGS", 2)
     for number, dag_id in enumerate(["a", "b", "c", "d", "e", None], 1):
         ledger.spend(str(number), number, "unknown" if dag_id in ("a", "d") else "posted", dag_id=dag_id)
     dags = content(ledger, dag_ids="abc")["dags"]
@@ -124,7 +124,7 @@ def test_dags_that_spent_less_are_summed_up_and_so_are_those_that_she_may_not_re
 
 
 def test_the_auth_manager_is_asked_about_the_dags_that_spent_most(ledger, monkeypatch):
-    monkeypatch.setattr(ledger_part, "MAX_ASKED_DAGS", 3)
+    monkeypatch.setattr(ledgers, "MAX_ASKED_DAGS", 3)
     for number, dag_id in enumerate("abcde", 1):
         ledger.spend(str(number), number, dag_id=dag_id)
     part = LedgerPart("ledger", CONNECTIONS, read_all(ledger), None)
@@ -206,4 +206,4 @@ def test_without_a_ledger_nothing_of_it_is_loaded():
     )
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
 
-    assert done.stdout.splitlines()[-1] == "airflow_stability.page.ledger_part"
+    assert done.stdout.splitlines()[-1] == "airflow_stability.page.ledgers"

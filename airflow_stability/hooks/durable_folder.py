@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from airflow_stability.client.storage import Storage
+from airflow_stability.client.durable_folder import Storage
 from airflow_stability.compat import ObjectStoragePath, get_current_context
 
 

@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from airflow_stability.client.recording import POSTED, UNKNOWN, VOID
-from airflow_stability.client.storage import Folder
+from airflow_stability.client.durable_folder import Folder
+from airflow_stability.client.spend_recorder import POSTED, UNKNOWN, VOID
 from airflow_stability.compat import get_current_context, xcom_of
 from airflow_stability.daemon_threads import start_in_thread
-from airflow_stability.hooks.storage import AirflowStorage
+from airflow_stability.hooks.durable_folder import AirflowStorage
 from airflow_stability.ledger.ledger import NOTHING_LEFT, Ledger, Unreported
 
 _log = logging.getLogger(__name__)

@@ -13,11 +13,11 @@ import functools
 from typing import TYPE_CHECKING, NamedTuple
 
 from airflow_stability.errors import StabilityError
-from airflow_stability.hooks.recorder import obstacle_to, report_budgets
-from airflow_stability.hooks.storage import facts_of
+from airflow_stability.hooks.durable_folder import facts_of
+from airflow_stability.hooks.spend_recorder import obstacle_to, report_budgets
 from airflow_stability.ledger.ledger import START_SECONDS, Hold, Reading, Spender
 from airflow_stability.triggers.feed import Observation, loop_state
-from airflow_stability.triggers.ledgers import failure_of, open_ledger, run_in_thread
+from airflow_stability.triggers.ledger import failure_of, open_ledger, run_in_thread
 
 if TYPE_CHECKING:
     from airflow_stability.rules.gate import Gate

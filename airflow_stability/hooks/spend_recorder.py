@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from airflow_stability import metrics
-from airflow_stability.client.recording import POSTED, UNKNOWN, VOID, LedgerSettings, WantedCredits
+from airflow_stability.client.spend_recorder import POSTED, UNKNOWN, VOID, LedgerSettings, WantedCredits
 from airflow_stability.errors import StabilityError, StabilityLedgerUnavailableError, StabilityTransientError
+from airflow_stability.hooks.durable_folder import AirflowStorage
 from airflow_stability.hooks.ledger import open_ledger, unread_failure
-from airflow_stability.hooks.storage import AirflowStorage
-from airflow_stability.hooks.unreported import leave, write_what_was_left
+from airflow_stability.hooks.unreported_spends import leave, write_what_was_left
 from airflow_stability.ledger.budgets import Budget
 from airflow_stability.ledger.ledger import LEASE_SECONDS, Call, Hold, HoldResult, Ledger, Reading, Spender
 from airflow_stability.prices import price_if_known
@@ -119,7 +119,7 @@ def _hold(ledger: Ledger, hold: Hold, balance: tuple[float, float] | None) -> st
 
 
 class LedgerRecorder:
-    """Writes down the calls of a client: a :class:`~airflow_stability.client.recording.Recorder`.
+    """Writes down the calls of a client: a :class:`~airflow_stability.client.spend_recorder.Recorder`.
 
     :param ledger: the ledger. It is opened when there is something to write.
     :param conn_id: the Stability connection.

@@ -133,6 +133,8 @@ if not TYPE_CHECKING:
     BaseHook, BaseSensorOperator = __getattr__("BaseHook"), __getattr__("BaseSensorOperator")
 
 _Operator = TypeVar("_Operator", bound="BaseOperator")
+_Argument = TypeVar("_Argument")
+_Result = TypeVar("_Result")
 
 
 def execute_as(base: type[_Operator], operator: _Operator, context: Context) -> Any:
@@ -433,23 +435,42 @@ def stats() -> Any:
 async def read_connection(conn_id: str) -> Connection:
     """Read a connection on an event loop, such as a triggerer's.
 
-    From 3.1 on, Airflow has an asynchronous call. Before, the synchronous call goes through asgiref, which
-    Airflow installs. Called directly, it blocks the loop, or fails outside the trigger's own asyncio task.
-
-    ``DAG.test()`` runs triggers without a triggerer. There the asynchronous call finds no connection of
-    Airflow's database, because it cannot ask for one. The synchronous call can.
+    From 3.1 on, Airflow has an asynchronous call. In ``DAG.test()``, which runs triggers without a triggerer,
+    that call finds no connection of Airflow's database, because it cannot ask for one. The synchronous call
+    can.
     """
     if TYPE_CHECKING or AIRFLOW_VERSION >= (3, 1):
         try:
             return await BaseHook.aget_connection(conn_id)
         except __getattr__("AirflowNotFoundException"):
-            from airflow.sdk.execution_time import task_runner
+            if _in_triggerer():
+                raise  # there is no such connection
+    return await call_in_thread(BaseHook.get_connection, conn_id)
 
-            if hasattr(getattr(task_runner, "SUPERVISOR_COMMS", None), "asend"):
-                raise  # in a triggerer: there is no such connection
+
+async def call_in_thread(function: Callable[[_Argument], _Result], argument: _Argument) -> _Result:
+    """Call a synchronous function that asks Airflow, such as for a connection, on an event loop.
+
+    In a triggerer, the call goes through asgiref, which Airflow installs: Airflow leads the question back to
+    the loop. Called directly, the function blocks the loop, or fails outside the trigger's own asyncio task.
+
+    From Airflow 3.1 on, ``DAG.test()`` runs a trigger in ``asyncio.run()``, which waits at its end for
+    asyncio's own threads only. Airflow has one global for whom its process asks. A thread that ends later
+    sets it back to the trigger's, and what the resumed task says of its end is lost: "None is not a valid
+    TerminalStateNonSuccess".
+    """
+    if AIRFLOW_VERSION >= (3, 1) and not _in_triggerer():
+        return await asyncio.to_thread(function, argument)
     from asgiref.sync import sync_to_async
 
-    return await sync_to_async(BaseHook.get_connection)(conn_id)
+    return await sync_to_async(function)(argument)
+
+
+def _in_triggerer() -> bool:
+    """Tell whether Airflow 3 runs a triggerer in this process. ``DAG.test()`` has no asynchronous calls."""
+    from airflow.sdk.execution_time import task_runner
+
+    return hasattr(getattr(task_runner, "SUPERVISOR_COMMS", None), "asend")
 
 
 def read_connections_as_a_command() -> None:

@@ -91,7 +91,9 @@ def unread_failure(error: StabilityError) -> StabilityError:
 
 
 def ledger_of(connection: Connection) -> Ledger:
-    """Return the ledger of a connection that has been read. In a triggerer, use ``sync_to_async``.
+    """Return the ledger of a connection that has been read.
+
+    On an event loop, use :func:`~airflow_stability.compat.call_in_thread`.
 
     :raises StabilityConfigurationError: see :func:`open_ledger`.
     """

@@ -10,9 +10,7 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from asgiref.sync import sync_to_async
-
-from airflow_stability.compat import read_connection
+from airflow_stability.compat import call_in_thread, read_connection
 from airflow_stability.daemon_threads import start_in_thread
 from airflow_stability.errors import StabilityError, StabilityLedgerUnavailableError
 from airflow_stability.hooks.connection import reading_failure
@@ -56,7 +54,7 @@ async def open_ledger(conn_id: str) -> Ledger:
         failure = unread_failure(error)
     else:
         # The database's own hook asks Airflow to mask secrets. That must not happen in a thread of ours.
-        return await sync_to_async(ledger_of)(connection)
+        return await call_in_thread(ledger_of, connection)
     raise failure
 
 

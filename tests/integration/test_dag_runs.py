@@ -63,6 +63,31 @@ def test_an_image_of_the_pipeline_that_cannot_be_paid_waits_and_is_made_in_the_s
     assert looks() > 4  # without waiting: the gate's, one for each image, the report's
 
 
+@pytest.mark.skipif(AIRFLOW_VERSION < (3, 1), reason="its triggers read the connection in another way")
+def test_a_trigger_that_ends_while_it_reads_its_connection_does_not_hide_how_its_task_ends(
+    simulator, run_dag, monkeypatch
+):
+    from airflow.sdk.execution_time import task_runner
+    from airflow.sdk.execution_time.supervisor import InProcessTestSupervisor
+
+    handle, reads = InProcessTestSupervisor._handle_request, []
+
+    def answer_when_the_task_has_resumed(self, msg, *args, **kwargs):
+        if threading.current_thread() is not threading.main_thread():
+            reads.append(msg)
+            give_up = time.monotonic() + 0.5
+            while not hasattr(task_runner, "SUPERVISOR_COMMS") and time.monotonic() < give_up:
+                time.sleep(0.001)
+        return handle(self, msg, *args, **kwargs)
+
+    run_dag("times_out_in_trigger")  # the first task of a process takes seconds, all of its time
+    monkeypatch.setattr(InProcessTestSupervisor, "_handle_request", answer_when_the_task_has_resumed)
+    result = run_dag("times_out_in_trigger")
+
+    assert len(reads) > 1
+    assert result.states == {"gate": "skipped"}, result.errors
+
+
 def test_the_object_storage_example_makes_an_image_below_a_url(simulator, run_dag, tmp_path):
     result = run_dag("stability_object_storage", {"folder": tmp_path.as_uri()})
 

@@ -13,7 +13,7 @@ from itertools import pairwise
 import pytest
 
 from airflow_stability.sensors.stability import StabilityBalanceSensor
-from airflow_stability.simulator import StabilitySimulator
+from airflow_stability.simulator import Fault, StabilitySimulator
 from tests.integration.conftest import let_thread_execute_operators
 from tests.integration.trouble import LASTS, POKE_INTERVAL, REQUEST_TIMEOUT, TIMEOUT, TROUBLES
 from tests.integration.written import PASSWORDS, Written
@@ -45,23 +45,30 @@ def gates(request, run_dag, keep_connection):
     for (trouble, mode), simulator in simulators.items():
         simulator.start()
         gates.keys.append(simulator.api_key)
-        if fault := TROUBLES[trouble]:
-            simulator.inject(fault, times=1 if fault.code == 429 else None)
+        fault = TROUBLES[trouble] or Fault.status(503)
+        simulator.inject(fault, times=1 if fault.code == 429 else None)
         uri = f"{simulator.connection_uri()}?api_version=v1&request_timeout={REQUEST_TIMEOUT}"
         if mode == "reschedule":
             keep_connection(f"{trouble}-{mode}", uri)
         else:
             os.environ[f"AIRFLOW_CONN_{trouble}-{mode}".upper()] = uri
-        if trouble == "refused":
-            simulator.stop()
 
-    def heal():
+    def wait_for_a_call_of_each(*modes):
+        give_up = time.monotonic() + 240
+        these = [simulator for (_, mode), simulator in simulators.items() if mode in modes]
+        while not all(each.requests for each in these) and time.monotonic() < give_up:
+            time.sleep(0.05)
+
+    def last_and_heal():
+        wait_for_a_call_of_each(*MODES)
+        for mode in MODES:
+            simulators["refused", mode].stop()
+        time.sleep(LASTS)
         for (trouble, mode), simulator in simulators.items():
             gates.healed_at[f"{trouble}-{mode}"] = time.monotonic()
+            simulator.clear_faults()
             if trouble == "refused":
                 simulator.start()
-            else:
-                simulator.clear_faults()
 
     def poke(trouble):
         let_thread_execute_operators()
@@ -73,11 +80,12 @@ def gates(request, run_dag, keep_connection):
             timeout=TIMEOUT,
         ).execute({})
 
-    healing = threading.Timer(LASTS, heal)
-    threads = [healing, *(threading.Thread(target=poke, args=(trouble,)) for trouble in TROUBLES)]
+    lasting = threading.Thread(target=last_and_heal)
+    threads = [lasting, *(threading.Thread(target=poke, args=(trouble,)) for trouble in TROUBLES)]
     for thread in threads:
         thread.start()
-    time.sleep(1)  # they have read their connections before Airflow runs tasks in this process
+    # Airflow runs tasks in this process then, and only one thread may ask it for a connection.
+    wait_for_a_call_of_each("poke")
     result = run_dag("a_minute_of_trouble")
     for thread in threads:
         thread.join()
@@ -105,10 +113,10 @@ def test_a_gate_lives_through_a_minute_of(trouble, mode, gates):
     else:
         # One attempt a poll: no two calls closer than the interval, and no more than fit into the time.
         assert all(later - earlier >= POKE_INTERVAL * 0.99 for earlier, later in pairwise(calls))
-        assert len(calls) <= LASTS / POKE_INTERVAL + 2
+        lasted = gates.healed_at[name] - calls[0]
+        assert len(calls) <= lasted / POKE_INTERVAL + 2
         if trouble != "refused":
             # It goes on asking at its interval. One with pauses that double would have asked five times.
-            lasted = gates.healed_at[name] - calls[0]
             assert len(calls) >= lasted / (POKE_INTERVAL + 2 * REQUEST_TIMEOUT + BUSY)
         # The one that succeeded: a call that hung when the trouble ended was answered then.
         assert calls[-1] >= gates.healed_at[name] - REQUEST_TIMEOUT

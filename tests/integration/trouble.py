@@ -9,7 +9,7 @@ POKE_INTERVAL = 3.0
 TIMEOUT = 180.0
 REQUEST_TIMEOUT = 2
 
-#: Refused connections are no fault of an answer: nothing listens.
+#: Refused connections are no fault of an answer: after a first call, nothing listens.
 TROUBLES: dict[str, Fault | None] = {
     "outage": Fault.status(503),
     "refused": None,

@@ -251,9 +251,9 @@ a DAG run of its own. [Another page](load.md) shows what thousands of gates cost
 
 - The contenders take turns on one machine, with one Airflow, one database and one server that counts
   requests. Airflow has a scheduler, a dag-processor, an api-server, a triggerer and LocalExecutor with
-  {result["parallelism"]} workers. Its modules are compiled. The triggerer is restarted for each line of the
-  table. The settings that matter are Airflow's defaults with two exceptions: the limits on runs are higher
-  than the number of gates, and a worker checks every second whether its task has ended.
+  {result["parallelism"]} workers. Its Python modules were compiled before. The triggerer is restarted for
+  each line of the table. The settings that matter are Airflow's defaults with two exceptions: the limits
+  on runs are higher than the number of gates, and a worker checks every second whether its task has ended.
 - The server is this package's simulator, without a rate limit. The real limit is 150 requests in 10
   seconds. More than 75 gates that each poll every {INTERVAL} s would exceed it, and their key would be locked
   out.
